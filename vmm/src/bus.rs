@@ -1,0 +1,118 @@
+//! Which device answers at an address. Ports and MMIO use the same type.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Result, ensure};
+
+/// What a vCPU needs to know of a device.
+///
+/// `read` and `write` are called on a vCPU's thread, one at a time for each device, and may not
+/// block for long. `offset` is from the start of the device's range and the access never
+/// leaves it; `data` has 1, 2, 4 or 8 bytes.
+pub trait BusDevice: Send {
+    /// Fills `data` with what the guest reads. It is all ones before the call.
+    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Takes what the guest writes.
+    fn write(&mut self, offset: u64, data: &[u8]);
+    /// Starts the device's own threads, if it has any to start.
+    fn resume(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Stops the device's own threads; the vCPUs have stopped before.
+    fn pause(&mut self) {}
+}
+
+/// A device on a bus and, where it has one, with the thread that feeds it.
+pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+
+/// Locks `device`. A thread that panicked ends the process, so a poisoned lock is never seen.
+pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Devices by address. Does not change once the machine is built.
+#[derive(Default)]
+pub struct Bus {
+    /// Sorted by address, without overlaps.
+    devices: Vec<(Range<u64>, SharedDevice)>,
+}
+
+impl Bus {
+    /// Puts `device` at `range`. Fails if something is there already.
+    pub fn insert(&mut self, range: Range<u64>, device: SharedDevice) -> Result<()> {
+        let index = self.devices.partition_point(|(other, _)| other.start < range.start);
+        let overlaps = |other: Option<&(Range<u64>, SharedDevice)>| {
+            other.is_some_and(|(other, _)| other.start < range.end && range.start < other.end)
+        };
+        ensure!(
+            !overlaps(index.checked_sub(1).and_then(|before| self.devices.get(before)))
+                && !overlaps(self.devices.get(index)),
+            "two devices at {range:#x?}"
+        );
+        self.devices.insert(index, (range, device));
+        Ok(())
+    }
+
+    /// The guest reads: nobody there means all ones, as on a real bus.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            lock(device).read(offset, data);
+        }
+    }
+
+    /// The guest writes: nobody there means that nothing happens.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((offset, device)) = self.find(address, data.len()) {
+            lock(device).write(offset, data);
+        }
+    }
+
+    /// All devices, in the order of their addresses.
+    pub fn devices(&self) -> impl Iterator<Item = &SharedDevice> {
+        self.devices.iter().map(|(_, device)| device)
+    }
+
+    fn find(&self, address: u64, len: usize) -> Option<(u64, &SharedDevice)> {
+        let after = self.devices.partition_point(|(range, _)| range.start <= address);
+        let (range, device) = self.devices.get(after.checked_sub(1)?)?;
+        let fits = address.checked_add(len as u64)? <= range.end;
+        fits.then(|| (address - range.start, device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo(u8);
+    impl BusDevice for Echo {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(self.0 + offset as u8);
+        }
+        fn write(&mut self, _: u64, data: &[u8]) {
+            self.0 = data[0];
+        }
+    }
+
+    #[test]
+    fn accesses_reach_the_device_whose_range_holds_all_of_them() {
+        let mut bus = Bus::default();
+        bus.insert(0x20..0x28, Arc::new(Mutex::new(Echo(1)))).unwrap();
+        bus.insert(0x10..0x14, Arc::new(Mutex::new(Echo(0)))).unwrap();
+        bus.insert(0x13..0x15, Arc::new(Mutex::new(Echo(0)))).unwrap_err();
+        bus.insert(0x1f..0x21, Arc::new(Mutex::new(Echo(0)))).unwrap_err();
+        let read = |address, len| {
+            let mut data = vec![0; len];
+            bus.read(address, &mut data);
+            data
+        };
+        assert_eq!(read(0x22, 2), [3, 3]);
+        assert_eq!(read(0x12, 4), [0xff; 4], "leaves the range");
+        assert_eq!(read(0x0f, 1), [0xff], "nobody there");
+        assert_eq!(read(u64::MAX, 8), [0xff; 8]);
+        bus.write(0x10, &[9]);
+        assert_eq!(read(0x10, 1), [9]);
+    }
+}

@@ -1,0 +1,221 @@
+//! The command line: flags and sub-commands, and how a configuration file adds to them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
+use log::LevelFilter;
+
+use crate::config::MachineConfig;
+
+/// Exit code of an internal error.
+pub const EXIT_INTERNAL: u8 = 1;
+/// Exit code of a command line or configuration file that cannot be.
+pub const EXIT_USAGE: u8 = 2;
+/// Exit code when a file or the host does not let the machine start.
+pub const EXIT_CANNOT_START: u8 = 3;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  the guest powered off
+    1  internal error
+    2  the command line or configuration file is wrong
+    3  the machine cannot start: a file is unfit or the host lacks something
+    4  the guest rebooted, with --no-reboot
+    5  triple fault in the guest
+    6  kernel panic in the guest
+    7  --timeout is over
+    8  stopped by a signal, the guest did not power off in time
+    9  Ctrl-A x
+
+SIGTERM, SIGINT and SIGHUP press the power button; a guest that has not powered off after 5 s,
+or a second signal, ends the hard way.";
+
+const EXAMPLES: &str = "\
+Examples:
+    tinyvmm --kernel bzImage --initrd initrd.img
+    tinyvmm --cpus 2 --mem 512M --kernel bzImage --disk root.img
+    tinyvmm --config vm.toml --mem 1G --print-config";
+
+/// Boots a Linux kernel in a virtual machine on KVM.
+#[derive(Parser, Debug)]
+#[command(
+    name = "tinyvmm",
+    version,
+    long_about = "Boots a Linux kernel in a virtual machine on KVM, with CPUs, memory, a serial \
+                  console on this terminal, and disks.",
+    args_conflicts_with_subcommands = true,
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
+)]
+pub struct Cli {
+    /// Anything but booting a machine.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineConfig,
+
+    /// Read flags from a TOML file, e.g. `cpus = 2` or `disk = ["root.img,readonly"]`
+    ///
+    /// Keys are the names of the flags of this page; flags given here win over the file.
+    #[arg(long, value_name = "FILE", help_heading = "Program", value_hint = clap::ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    /// Print the machine that would be run, as a configuration file, and exit
+    #[arg(long, help_heading = "Program")]
+    pub print_config: bool,
+
+    /// Which messages of tinyvmm's own go to stderr: off, error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Program")]
+    pub log_level: LevelFilter,
+}
+
+/// What else tinyvmm does.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Say whether this host can run machines, and what to do if not
+    ///
+    /// Exit code 0: ready; 1: limited; 2: unusable.
+    Doctor {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell to complete in
+        shell: Shell,
+    },
+    /// Print this manual as a man page
+    Man,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Do it.
+    Run(Box<Cli>),
+    /// Only show this text (help, version).
+    Shown(String),
+}
+
+/// Parses `argv`, the program's name first, and the configuration file that it names.
+/// Errors are one line.
+pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
+    let matches = match Cli::command().try_get_matches_from(&argv) {
+        Ok(matches) => matches,
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            return Ok(Invocation::Shown(e.to_string()));
+        }
+        Err(e) => return Err(one_line(&e)),
+    };
+    let Some(file) = matches.get_one::<PathBuf>("config") else {
+        return Ok(Invocation::Run(Box::new(cli(&matches)?)));
+    };
+    let named = || format!("configuration file {}", file.display());
+    let from_file = flags_of_file(file, &matches).with_context(named)?;
+    let program = argv.first().cloned().unwrap_or_default();
+    // Once alone, so that the file's own errors are told with its name.
+    let alone = std::iter::once(&program).chain(&from_file);
+    Cli::command().try_get_matches_from(alone).map_err(|e| one_line(&e)).with_context(named)?;
+    let merged = std::iter::once(&program).chain(&from_file).chain(argv.get(1..).unwrap_or(&[]));
+    let matches = Cli::command().try_get_matches_from(merged).map_err(|e| one_line(&e))?;
+    Ok(Invocation::Run(Box::new(cli(&matches)?)))
+}
+
+fn cli(matches: &ArgMatches) -> Result<Cli> {
+    Cli::from_arg_matches(matches).map_err(|e| one_line(&e))
+}
+
+/// The flags that `file` stands for, without those that the command line gives itself.
+fn flags_of_file(file: &Path, given: &ArgMatches) -> Result<Vec<OsString>> {
+    let text = std::fs::read_to_string(file).context("cannot read it")?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| toml_error(&text, &e))?;
+    let command = Cli::command();
+    let known: Vec<&Arg> = command.get_arguments().filter(|a| is_key(a)).collect();
+    let mut flags = Vec::new();
+    for (key, value) in &table {
+        let Some(arg) = known.iter().find(|arg| arg.get_long() == Some(key)) else {
+            return Err(unknown_key(key, &known));
+        };
+        if given.value_source(arg.get_id().as_str()) != Some(ValueSource::CommandLine) {
+            push_flags(&mut flags, key, value, arg)?;
+        }
+    }
+    Ok(flags)
+}
+
+fn is_key(arg: &Arg) -> bool {
+    arg.get_long()
+        .is_some_and(|long| !["config", "print-config", "help", "version"].contains(&long))
+}
+
+fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &Arg) -> Result<()> {
+    let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
+    let is_list = matches!(arg.get_action(), ArgAction::Append);
+    match value {
+        toml::Value::Boolean(on) if is_switch => {
+            flags.extend(on.then(|| format!("--{key}").into()));
+        }
+        _ if is_switch => bail!("{key} is a switch: say true or false"),
+        toml::Value::String(text) => flags.push(format!("--{key}={text}").into()),
+        toml::Value::Integer(number) => flags.push(format!("--{key}={number}").into()),
+        toml::Value::Array(items) if is_list => {
+            for item in items {
+                let text = item.as_str().ok_or_else(|| anyhow!("{key}: say a list of strings"))?;
+                flags.push(format!("--{key}={text}").into());
+            }
+        }
+        other => bail!("{key} cannot be a {}: say a string", other.type_str()),
+    }
+    Ok(())
+}
+
+fn unknown_key(key: &str, known: &[&Arg]) -> anyhow::Error {
+    let names = known.iter().filter_map(|arg| arg.get_long());
+    let nearest = names.min_by_key(|name| strsim::damerau_levenshtein(name, key));
+    anyhow!("there is no key '{key}', the nearest is '{}'", nearest.unwrap_or_default())
+}
+
+fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let start = error.span().map_or(0, |span| span.start);
+    let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
+    anyhow!("line {line}: {}", error.message().replace('\n', ", "))
+}
+
+/// clap's message without its usage lines, which `--help` shows better.
+fn one_line(error: &clap::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let told: Vec<&str> = told
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+        .map(|line| line.trim_start_matches("error: "))
+        .collect();
+    anyhow!("{} (see tinyvmm --help)", told.join("; "))
+}
+
+/// The machine as a configuration file that would make it again.
+pub fn print_config(machine: &MachineConfig) -> Result<String> {
+    Ok(toml::to_string(machine)?)
+}
+
+/// The completion script for `shell`.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tinyvmm", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// The manual page, in roff.
+pub fn man_page() -> String {
+    let mut page = Vec::new();
+    // Writing to a Vec cannot fail.
+    let _ = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    String::from_utf8_lossy(&page).into_owned()
+}

@@ -1,0 +1,133 @@
+//! How many processors, and how they are arranged.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A processor topology. `count() == sockets * cores * threads`, all at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpus {
+    /// Processor packages.
+    pub sockets: u32,
+    /// Cores in each socket.
+    pub cores: u32,
+    /// Threads in each core.
+    pub threads: u32,
+}
+
+impl Cpus {
+    /// One socket with `cores` cores of one thread each.
+    pub const fn cores(cores: u32) -> Self {
+        Self { sockets: 1, cores, threads: 1 }
+    }
+
+    /// Number of virtual CPUs.
+    pub const fn count(self) -> u32 {
+        self.sockets * self.cores * self.threads
+    }
+
+    /// Bits of an APIC id that number the threads of a core.
+    pub const fn thread_bits(self) -> u32 {
+        self.threads.next_power_of_two().trailing_zeros()
+    }
+
+    /// Bits of an APIC id below the socket's number.
+    pub const fn socket_shift(self) -> u32 {
+        self.thread_bits() + self.cores.next_power_of_two().trailing_zeros()
+    }
+
+    /// APIC id of the `index`-th CPU: each level has a bit field of its own (Intel SDM volume 3,
+    /// 9.9.1), so that ids have gaps where a level is not a power of two.
+    pub const fn apic_id(self, index: u32) -> u32 {
+        let thread = index % self.threads;
+        let core = index / self.threads % self.cores;
+        let socket = index / self.threads / self.cores;
+        socket << self.socket_shift() | core << self.thread_bits() | thread
+    }
+}
+
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let number = |text: &str| match text.parse::<u32>() {
+            Ok(0) => Err("at least 1 is needed".to_owned()),
+            Ok(n) if n <= 1 << 16 => Ok(n),
+            _ => Err(format!("'{text}' is not a number of CPUs")),
+        };
+        let count = number(parts.next().unwrap_or_default())?;
+        let (mut sockets, mut cores, mut threads) = (None, None, None);
+        for part in parts {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            let field = match key {
+                "sockets" => &mut sockets,
+                "cores" => &mut cores,
+                "threads" => &mut threads,
+                _ => return Err(format!("'{key}' is not one of sockets, cores, threads")),
+            };
+            *field = Some(number(value)?);
+        }
+        let threads = threads.unwrap_or(match (sockets, cores) {
+            (Some(s), Some(c)) => count / s.saturating_mul(c).clamp(1, count),
+            _ => 1,
+        });
+        let sockets = sockets.unwrap_or(match cores {
+            Some(c) => count / c.saturating_mul(threads).clamp(1, count),
+            None => 1,
+        });
+        let cores = cores.unwrap_or(count / sockets.saturating_mul(threads).clamp(1, count));
+        let product: u64 = [sockets, cores, threads].map(u64::from).iter().product();
+        if product != u64::from(count) {
+            return Err(format!(
+                "{sockets} sockets of {cores} cores of {threads} threads are not {count} CPUs"
+            ));
+        }
+        Ok(Self { sockets, cores, threads })
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { sockets, cores, threads } = self;
+        write!(f, "{}", self.count())?;
+        match self {
+            Self { sockets: 1, threads: 1, .. } => Ok(()),
+            _ => write!(f, ",sockets={sockets},cores={cores},threads={threads}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_left_out_are_worked_out() {
+        for (text, sockets, cores, threads) in [
+            ("4", 1, 4, 1),
+            ("4,sockets=1,cores=2,threads=2", 1, 2, 2),
+            ("8,threads=2", 1, 4, 2),
+            ("8,sockets=2", 2, 4, 1),
+            ("8,cores=2", 4, 2, 1),
+            ("8,sockets=2,cores=2", 2, 2, 2),
+        ] {
+            let cpus: Cpus = text.parse().unwrap();
+            assert_eq!(cpus, Cpus { sockets, cores, threads }, "{text}");
+            assert_eq!(cpus.to_string().parse(), Ok(cpus));
+        }
+        for text in ["", "0", "x", "4,cores=3", "4,legs=2", "4,cores=0", "4,cores", "70000"] {
+            text.parse::<Cpus>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn apic_ids_number_each_level_in_its_own_bits() {
+        let ids = |text: &str| {
+            let cpus: Cpus = text.parse().unwrap();
+            (0..cpus.count()).map(|i| cpus.apic_id(i)).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("4"), [0, 1, 2, 3]);
+        assert_eq!(ids("6,sockets=2,cores=3"), [0, 1, 2, 4, 5, 6]);
+        assert_eq!(ids("8,sockets=2,cores=2,threads=2"), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+}

@@ -1,0 +1,204 @@
+//! What a machine is made of. Flags, a file or a test fill it in; only the builder reads it.
+
+mod cpus;
+mod disk;
+mod size;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use clap::{Args, ValueHint};
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+pub use cpus::Cpus;
+pub use disk::DiskConfig;
+pub use size::Size;
+
+use crate::layout;
+
+/// A machine: its processors, memory, kernel and devices.
+///
+/// Each field is a flag of the command line and a key of the configuration file.
+#[derive(Args, Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Machine")]
+pub struct MachineConfig {
+    /// Virtual CPUs: a count, or a count and how they are arranged
+    ///
+    /// `4` is one socket of four cores. `4,sockets=1,cores=2,threads=2` is what lscpu shows
+    /// in the guest; parts that are left out are worked out from the rest.
+    #[arg(long, value_name = "N[,sockets=S][,cores=C][,threads=T]", default_value = "1")]
+    #[serde(serialize_with = "as_text")]
+    pub cpus: Cpus,
+
+    /// Memory of the guest, with K, M, G or T (powers of 1024; KiB and so on mean the same)
+    ///
+    /// From 16M. Memory that the guest does not touch costs the host nothing.
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    #[serde(serialize_with = "as_text")]
+    pub mem: Size,
+
+    /// Take guest memory from the host's hugetlb pool, 2 MiB pages, all of it at start
+    #[arg(long)]
+    pub hugepages: bool,
+
+    /// Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk for the kernel
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line, appended to the default one
+    ///
+    /// The default is `console=ttyS0 panic=-1`, and `root=/dev/vda rw` (or `ro`) when there is
+    /// a disk and no initrd.
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Use --cmdline as the whole command line, untouched
+    #[arg(long)]
+    pub cmdline_only: bool,
+
+    /// Disk: a raw image file or block device. May be given several times
+    ///
+    /// `readonly` refuses writes and lets other machines read the same file. `direct` goes
+    /// around the host's page cache (O_DIRECT). `id` is the serial number that the guest sees,
+    /// at most 20 bytes.
+    #[arg(long, value_name = "FILE[,readonly][,direct][,id=NAME]")]
+    #[serde(serialize_with = "each_as_text")]
+    pub disk: Vec<DiskConfig>,
+
+    /// Where the serial console goes
+    ///
+    /// `stdio` is this terminal (Ctrl-A h shows the keys), `off` is nowhere, anything else is a
+    /// file that is written anew.
+    #[arg(long, value_name = "stdio|FILE|off", default_value = "stdio")]
+    #[serde(serialize_with = "as_text")]
+    pub console: ConsoleConfig,
+
+    /// Identity of the machine, in its SMBIOS tables [default: random]
+    #[arg(long, value_name = "UUID")]
+    #[serde(serialize_with = "opt_as_text")]
+    pub uuid: Option<Uuid>,
+
+    /// Stop the machine after this time: `30s`, `5m`, `1h 30m`
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[serde(serialize_with = "as_duration")]
+    pub timeout: Option<Duration>,
+
+    /// End when the guest reboots, instead of starting it again
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+impl MachineConfig {
+    /// Least guest memory, in bytes: below it no Linux starts.
+    pub const MIN_MEM: u64 = 16 * layout::MIB;
+    /// What the kernel is told when `--cmdline-only` is not given.
+    pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
+
+    /// Checks what can be checked without looking at the host.
+    pub fn validate(&self) -> Result<()> {
+        if self.kernel.is_none() {
+            bail!("no kernel: name a bzImage or vmlinux with --kernel FILE");
+        }
+        ensure!(
+            self.cmdline.is_some() || !self.cmdline_only,
+            "--cmdline-only: there is no command line, add --cmdline STRING"
+        );
+        let mem = self.mem.bytes();
+        ensure!(mem >= Self::MIN_MEM, "--mem {}: too little, the least is 16M", self.mem);
+        let page = if self.hugepages { 2 << 20 } else { 4096 };
+        ensure!(
+            mem.is_multiple_of(page),
+            "--mem {}: not a multiple of {} bytes, say a whole number of M",
+            self.mem,
+            page
+        );
+        let max_disks = layout::MAX_VIRTIO - 1; // the random number generator takes one
+        ensure!(
+            self.disk.len() <= max_disks,
+            "--disk: {} disks, at most {max_disks} can be had",
+            self.disk.len()
+        );
+        Ok(())
+    }
+
+    /// The kernel's command line: the defaults and what the user added to them.
+    pub fn kernel_cmdline(&self) -> String {
+        let given = self.cmdline.as_deref().unwrap_or_default();
+        if self.cmdline_only {
+            return given.to_owned();
+        }
+        let mut line = Self::DEFAULT_CMDLINE.to_owned();
+        if let (Some(disk), None) = (self.disk.first(), &self.initrd) {
+            line += if disk.readonly { " root=/dev/vda ro" } else { " root=/dev/vda rw" };
+        }
+        if !given.is_empty() {
+            line = line + " " + given;
+        }
+        line
+    }
+}
+
+/// Where the serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsoleConfig {
+    /// Standard input and output.
+    Stdio,
+    /// Output to this file; no input.
+    File(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+impl FromStr for ConsoleConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "off" => Ok(Self::Off),
+            "" => Err("say stdio, off or a file".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+impl fmt::Display for ConsoleConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Stdio => f.write_str("stdio"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Off => f.write_str("off"),
+        }
+    }
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn opt_as_text<S: Serializer>(
+    value: &Option<impl fmt::Display>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+fn each_as_text<S: Serializer>(
+    values: &[impl fmt::Display],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
+}
+
+fn as_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.map(|d| humantime::format_duration(d).to_string()).serialize(serializer)
+}

@@ -1,0 +1,7 @@
+//! Devices that are not virtio: what a PC has on its I/O ports.
+
+pub mod console;
+pub mod power;
+pub mod rtc;
+pub mod serial;
+pub mod terminal;

@@ -1,0 +1,97 @@
+//! How a guest ends itself: ACPI sleep and reset registers, the i8042 reset line, pvpanic.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::bus::BusDevice;
+use crate::event::{Event, EventSender, Halt};
+
+/// SLP_TYP of S5, as the DSDT's `_S5_` tells it.
+pub const SLEEP_TYPE_S5: u8 = 5;
+/// What the FADT tells to write to the reset register.
+pub const RESET_VALUE: u8 = 1;
+/// SLP_EN of the sleep control register (ACPI 6.5, 4.8.3.7); SLP_TYP is below it.
+const SLEEP_ENABLE: u8 = 1 << 5;
+/// The i8042 command that pulses the CPU's reset line.
+const PULSE_RESET: u8 = 0xfe;
+/// pvpanic's events (QEMU docs/specs/pvpanic): panicked, crash kernel loaded.
+const PVPANIC_EVENTS: u8 = 0b11;
+
+/// Whether this boot's kernel has panicked. A reset that follows is the panic's.
+#[derive(Clone, Default)]
+pub struct PanicFlag(Arc<AtomicBool>);
+
+impl PanicFlag {
+    /// The kernel has panicked.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// How a reset has to be told.
+    pub fn explain(&self, halt: Halt) -> Halt {
+        if self.0.load(Ordering::Relaxed) { Halt::Panic } else { halt }
+    }
+}
+
+/// ACPI sleep control (offset 0), sleep status (1) and reset (2) registers.
+pub struct Power {
+    /// Whom to tell.
+    pub events: EventSender,
+}
+
+impl BusDevice for Power {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let halt = match (offset, data) {
+            (0, [value]) if *value == SLEEP_ENABLE | SLEEP_TYPE_S5 << 2 => Halt::PowerOff,
+            (2, [RESET_VALUE]) => Halt::Reset,
+            _ => return,
+        };
+        self.events.send(Event::Halt(halt));
+    }
+}
+
+/// Port 0x64 of a keyboard controller that only knows how to reset the machine.
+pub struct I8042 {
+    /// Whom to tell.
+    pub events: EventSender,
+}
+
+impl BusDevice for I8042 {
+    /// Input buffer empty: the guest's reboot code waits for that.
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        if data == [PULSE_RESET] {
+            self.events.send(Event::Halt(Halt::Reset));
+        }
+    }
+}
+
+/// The port to which a guest's pvpanic driver tells a panic.
+pub struct Pvpanic {
+    /// Set by a panic: what the kernel then does is told as such.
+    pub panicked: PanicFlag,
+    /// Whom to tell.
+    pub events: EventSender,
+}
+
+impl BusDevice for Pvpanic {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(PVPANIC_EVENTS);
+    }
+
+    fn write(&mut self, _offset: u64, data: &[u8]) {
+        if let [event] = data
+            && event & 1 != 0
+        {
+            self.panicked.set();
+            self.events.send(Event::Halt(Halt::Panic));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! A disk's file or block device on the host: opened, locked, read, written, punched.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget, statx};
+
+use crate::config::DiskConfig;
+use crate::virtio::buffers::Buffers;
+
+/// The unit of virtio-blk's addresses, in bytes.
+pub const SECTOR: u64 = 512;
+/// Alignment that every device's O_DIRECT takes.
+const DIRECT_ALIGN: usize = 4096;
+/// Most bytes copied at a time where a guest's buffers do not suit O_DIRECT.
+const BOUNCE: usize = 128 << 10;
+
+/// An open disk image. Its format is raw: contents are never looked at.
+pub struct DiskImage {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    readonly: bool,
+    direct: bool,
+    block_size: u32,
+}
+
+impl DiskImage {
+    /// Opens and locks what `config` names: for one writer, or for any number of readers.
+    pub fn open(config: &DiskConfig) -> Result<Self> {
+        Self::open_unnamed(config).with_context(|| format!("disk {}", config.path.display()))
+    }
+
+    fn open_unnamed(config: &DiskConfig) -> Result<Self> {
+        let flags = libc::O_CLOEXEC | if config.direct { libc::O_DIRECT } else { 0 };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!config.readonly)
+            .custom_flags(flags)
+            .open(&config.path)
+            .map_err(|error| explain_open(&error, config))?;
+        let kind = file.metadata()?.file_type();
+        ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
+        lock(&file, config.readonly)?;
+        let len = file.seek(SeekFrom::End(0)).context("cannot tell its size")?;
+        let block_size = match (config.direct, kind.is_block_device()) {
+            (false, _) => SECTOR as u32,
+            (true, true) => ioctl_blksszget(&file).context("cannot tell its block size")?,
+            (true, false) => direct_unit(&file),
+        };
+        let unit = u64::from(block_size);
+        ensure!(
+            len > 0 && len.is_multiple_of(unit),
+            "its size of {len} bytes is not a positive multiple of {unit}: \
+             use truncate -s %{unit} on it"
+        );
+        let (readonly, direct) = (config.readonly, config.direct);
+        Ok(Self { file, path: config.path.clone(), len, readonly, direct, block_size })
+    }
+
+    /// Size in bytes, a multiple of the block size.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: a disk has at least one block.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Smallest unit of I/O, in bytes: the guest's logical block size.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Whether writes have to be refused.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+
+    /// Where it is, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads into all of `data` from `offset`.
+    pub fn read(&self, mut data: Buffers, offset: u64) -> io::Result<()> {
+        match data.clone().read_from_file(&self.file, offset) {
+            Err(error) if self.wants_bounce(&error) => {
+                bounce(&mut data, offset, |piece, at, part| {
+                    self.file.read_exact_at(piece, at)?;
+                    part.copy_from(piece);
+                    Ok(())
+                })
+            }
+            result => result,
+        }
+    }
+
+    /// Writes all of `data` at `offset`.
+    pub fn write(&self, mut data: Buffers, offset: u64) -> io::Result<()> {
+        match data.clone().write_to_file(&self.file, offset) {
+            Err(error) if self.wants_bounce(&error) => {
+                bounce(&mut data, offset, |piece, at, part| {
+                    part.copy_to(piece);
+                    self.file.write_all_at(piece, at)
+                })
+            }
+            result => result,
+        }
+    }
+
+    /// O_DIRECT refuses guest buffers that are not aligned with EINVAL (open(2)).
+    fn wants_bounce(&self, error: &io::Error) -> bool {
+        self.direct && error.raw_os_error() == Some(libc::EINVAL)
+    }
+
+    /// Makes what was written survive a crash of the host.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Makes `len` bytes at `offset` read as zeroes and gives their space back.
+    pub fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.file, flags, offset, len)?)
+    }
+}
+
+/// Does I/O in aligned pieces: `io` gets a piece, its offset and its part of `data`.
+fn bounce(
+    data: &mut Buffers,
+    mut offset: u64,
+    mut io: impl FnMut(&mut [u8], u64, &Buffers) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut space = vec![0u8; BOUNCE + DIRECT_ALIGN];
+    let start = space.as_ptr().align_offset(DIRECT_ALIGN);
+    while !data.is_empty() {
+        let part = data.take(BOUNCE);
+        let piece = &mut space[start..start + part.len()];
+        io(piece, offset, &part)?;
+        offset += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// The unit of O_DIRECT on a file, as far as its file system tells (since Linux 6.1).
+fn direct_unit(file: &File) -> u32 {
+    let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let unit = told.map_or(0, |told| told.stx_dio_offset_align);
+    if unit >= SECTOR as u32 { unit } else { DIRECT_ALIGN as u32 }
+}
+
+fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::EACCES | libc::EROFS | libc::EPERM) if !config.readonly => {
+            anyhow!("cannot open it for writing ({error}): add ,readonly or change its permissions")
+        }
+        Some(libc::EINVAL) if config.direct => {
+            anyhow!("its file system has no direct I/O: leave ,direct out")
+        }
+        _ => anyhow!("cannot open it: {error}"),
+    }
+}
+
+fn lock(file: &File, readonly: bool) -> Result<()> {
+    let locked = if readonly { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => bail!(
+            "in use by another machine{}",
+            if readonly { " that writes to it" } else { ": stop that one, or use a copy" }
+        ),
+        Err(TryLockError::Error(error)) => bail!("cannot lock it: {error}"),
+    }
+}

@@ -1,0 +1,115 @@
+//! What this host's KVM is and can do.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use kvm_ioctls::{Cap, Kvm};
+use vmm_sys_util::errno;
+
+use crate::config::{MachineConfig, Size};
+use crate::layout;
+
+/// How KVM runs guest code here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvmKind {
+    /// Intel VT-x.
+    Vmx,
+    /// AMD-V.
+    Svm,
+    /// Guest kernel code is interpreted (kvm_pvm): hand-made guests run, stock kernels do not.
+    Interpreting,
+    /// None of the known modules.
+    Unknown,
+}
+
+impl KvmKind {
+    /// What the kernel's loaded modules say.
+    pub fn detect() -> Self {
+        let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
+        if loaded("kvm_pvm") {
+            Self::Interpreting
+        } else if loaded("kvm_intel") {
+            Self::Vmx
+        } else if loaded("kvm_amd") {
+            Self::Svm
+        } else {
+            Self::Unknown
+        }
+    }
+
+    /// Whether unmodified kernels can boot.
+    pub fn runs_stock_kernels(self) -> bool {
+        self != Self::Interpreting
+    }
+}
+
+/// Capabilities that tinyvmm cannot do without, with their names in the KVM API.
+pub const REQUIRED: [(Cap, &str); 7] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// Opens `/dev/kvm` and checks that it is a KVM that machines can be built on.
+pub fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(explain_open)?;
+    let version = kvm.get_api_version();
+    ensure!(version == 12, "/dev/kvm has API version {version}, not 12: update the host's kernel");
+    for (cap, name) in REQUIRED {
+        ensure!(kvm.check_extension(cap), "/dev/kvm lacks {name}: update the host's kernel");
+    }
+    Ok(kvm)
+}
+
+fn explain_open(error: errno::Error) -> anyhow::Error {
+    match error.errno() {
+        libc::ENOENT => anyhow!(
+            "no /dev/kvm: enable virtualization in the firmware and load kvm_intel or kvm_amd"
+        ),
+        libc::EACCES => anyhow!(
+            "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER, then log in \
+             again); `tinyvmm doctor` knows more"
+        ),
+        _ => anyhow!("cannot open /dev/kvm ({error}): see `tinyvmm doctor`"),
+    }
+}
+
+/// Refuses, with the number that can be had, a machine that KVM here cannot make.
+pub fn check(kvm: &Kvm, config: &MachineConfig) -> Result<()> {
+    let cpus = config.cpus;
+    let most = max_cpus(kvm);
+    ensure!(cpus.count() <= most, "--cpus {cpus}: this host allows at most {most}");
+    let highest = cpus.apic_id(cpus.count() - 1);
+    // 255 is the broadcast id of the 8-bit ids that interrupts are routed with.
+    let ids = u32::try_from(kvm.get_max_vcpu_id()).unwrap_or(0).min(255);
+    if highest >= ids {
+        bail!(
+            "--cpus {cpus}: needs APIC ids up to {highest} and there are {ids}; \
+             use powers of two for cores and threads, or fewer CPUs"
+        );
+    }
+    let most = max_mem(kvm)?;
+    ensure!(config.mem <= most, "--mem {}: this host allows at most {most}", config.mem);
+    Ok(())
+}
+
+/// The most virtual CPUs that a machine can have here.
+pub fn max_cpus(kvm: &Kvm) -> u32 {
+    u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(255)
+}
+
+/// The most guest memory that can be addressed here, and that one KVM slot can hold.
+fn max_mem(kvm: &Kvm) -> Result<Size> {
+    // KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h) is 2^31 - 1 pages.
+    const SLOT: u64 = 4 << 40;
+    let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
+    let cpuid = cpuid.context("cannot read what CPUs KVM supports")?;
+    let leaf = cpuid.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
+    let bits = leaf.map_or(36, |leaf| (leaf.eax & 0xff).clamp(36, 52));
+    let addressable = (1u64 << bits) - (layout::GAP_END - layout::GAP_START);
+    Ok(Size::new(addressable.min(SLOT)))
+}

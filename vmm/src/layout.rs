@@ -1,0 +1,108 @@
+//! Every guest physical address, I/O port and GSI, in one place.
+//!
+//! RAM starts at 0 and, past 3 GiB, continues at 4 GiB: the gap holds the MMIO windows.
+
+use std::ops::Range;
+
+/// One mebibyte, in bytes.
+pub const MIB: u64 = 1 << 20;
+/// One gibibyte, in bytes.
+pub const GIB: u64 = 1 << 30;
+
+/// Boot GDT.
+pub const GDT: u64 = 0x500;
+/// PVH `hvm_start_info`, its module list and memory map (one page).
+pub const PVH_START_INFO: u64 = 0x6000;
+/// Linux zero page, `struct boot_params` (one page).
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Boot page tables: PML4, PDPT and four page directories that map the first 4 GiB.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// End of the boot page tables.
+pub const PAGE_TABLES_END: u64 = PAGE_TABLES + 6 * 0x1000;
+/// `struct setup_data` that carries the random seed.
+pub const SETUP_DATA: u64 = 0x1_0000;
+/// Kernel command line, zero-terminated.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Room for the command line, in bytes, with its terminator.
+pub const CMDLINE_ROOM: u64 = 0x1_0000;
+/// End of the RAM below 640 KiB that the guest may use; a PC keeps its EBDA above.
+pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// ACPI tables, the RSDP first: firmware looks for it from here on (ACPI 6.5, 5.2.5.1).
+pub const ACPI: Range<u64> = 0xe_0000..0xf_0000;
+/// SMBIOS entry point and table, searched for here (SMBIOS 3.7, 5.2.2).
+pub const SMBIOS: Range<u64> = 0xf_0000..0x10_0000;
+/// The first address that a kernel may be loaded at.
+pub const KERNEL_MIN: u64 = MIB;
+
+/// Where RAM stops below 4 GiB.
+pub const GAP_START: u64 = 3 * GIB;
+/// Where RAM continues.
+pub const GAP_END: u64 = 4 * GIB;
+/// First virtio-mmio window.
+pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Size of one virtio-mmio window and the distance to the next.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// IOAPIC registers, where KVM puts them.
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// Local APIC registers, where KVM puts them.
+pub const LAPIC: u32 = 0xfee0_0000;
+/// Identity-mapped page table that KVM needs for real mode on some Intel CPUs.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages of TSS that KVM needs on the same CPUs.
+pub const KVM_TSS: u64 = KVM_IDENTITY_MAP + 0x1000;
+
+/// CMOS RTC: index and data port.
+pub const RTC_PORTS: Range<u64> = 0x70..0x72;
+/// The one i8042 port that exists: writing 0xfe to it resets the machine.
+pub const I8042_PORTS: Range<u64> = 0x64..0x65;
+/// First serial port (COM1).
+pub const SERIAL_PORTS: Range<u64> = 0x3f8..0x400;
+/// pvpanic, at QEMU's address (QEMU docs/specs/pvpanic).
+pub const PVPANIC_PORTS: Range<u64> = 0x505..0x506;
+/// ACPI sleep control, sleep status and reset registers, a byte each.
+pub const POWER_PORTS: Range<u64> = 0x600..0x603;
+
+/// GSI of COM1.
+pub const SERIAL_GSI: u32 = 4;
+/// GSI of the ACPI generic event device, which carries the power button.
+pub const EVENT_GSI: u32 = 9;
+/// GSI of the first virtio device; one each.
+pub const VIRTIO_GSI: u32 = 10;
+/// Input pins of KVM's IOAPIC.
+pub const IOAPIC_PINS: u32 = 24;
+/// How many virtio devices there can be: a GSI for each.
+pub const MAX_VIRTIO: usize = (IOAPIC_PINS - VIRTIO_GSI) as usize;
+
+const _: () = {
+    assert!(GDT + 0x100 <= PVH_START_INFO);
+    assert!(PVH_START_INFO + 0x1000 <= ZERO_PAGE);
+    assert!(ZERO_PAGE + 0x1000 <= PAGE_TABLES);
+    assert!(PAGE_TABLES_END <= SETUP_DATA);
+    assert!(SETUP_DATA + 0x1000 <= CMDLINE);
+    assert!(CMDLINE + CMDLINE_ROOM <= LOW_RAM_END);
+    assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end <= KERNEL_MIN);
+    assert!(GAP_START <= VIRTIO_MMIO);
+    assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= IOAPIC as u64);
+    assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);
+    assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
+};
+
+/// Guest physical ranges of RAM for a machine with `size` bytes of it.
+pub fn ram_ranges(size: u64) -> Vec<Range<u64>> {
+    let low = 0..size.min(GAP_START);
+    let mut ranges = vec![low];
+    if size > GAP_START {
+        ranges.push(GAP_END..GAP_END + size - GAP_START);
+    }
+    ranges
+}
+
+/// Base of the `index`-th virtio-mmio window.
+pub fn virtio_mmio(index: usize) -> u64 {
+    VIRTIO_MMIO + index as u64 * VIRTIO_MMIO_SIZE
+}
+
+/// GSI of the `index`-th virtio device; `index` is below [`MAX_VIRTIO`].
+pub fn virtio_gsi(index: usize) -> u32 {
+    VIRTIO_GSI + index as u32
+}

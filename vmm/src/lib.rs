@@ -1,0 +1,22 @@
+//! tinyvmm: a tiny Type-2 hypervisor on KVM.
+//!
+//! ARCHITECTURE.md has the map. In short: [`cli`] makes a [`config::MachineConfig`], [`run`]
+//! builds a [`machine::Machine`] from it, starts it and waits for its end.
+
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod devices;
+pub mod disk_image;
+pub mod doctor;
+pub mod event;
+pub mod host;
+pub mod layout;
+pub mod logger;
+pub mod machine;
+pub mod memory;
+pub mod run;
+pub mod vcpu;
+pub mod virtio;
+pub mod worker;
+pub mod x86_64;

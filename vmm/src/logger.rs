@@ -1,0 +1,30 @@
+//! tinyvmm's own messages: to stderr, a line each.
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        // Libraries log what a guest does wrong; a guest must not fill the host's logs.
+        let ours =
+            metadata.target().starts_with("tinyvmm") || log::max_level() >= LevelFilter::Debug;
+        ours && metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record) {
+        if self.enabled(record.metadata()) {
+            let level = record.level().as_str().to_ascii_lowercase();
+            eprintln!("tinyvmm: {level}: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Shows messages up to `level` from now on.
+pub fn init(level: LevelFilter) {
+    // Fails only when called twice, which changes nothing.
+    let _ = log::set_logger(&Stderr);
+    log::set_max_level(level);
+}

@@ -1,0 +1,55 @@
+//! The `tinyvmm` command: parse, dispatch, one line on an error, exit code.
+
+use std::process::ExitCode;
+
+use tinyvmm::cli::{self, Command, Invocation};
+use tinyvmm::event::Halt;
+use tinyvmm::{doctor, logger, run};
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os().collect()) {
+        Ok(Invocation::Run(cli)) => cli,
+        Ok(Invocation::Shown(text)) => return show(&text),
+        Err(error) => return fail(&error, cli::EXIT_USAGE),
+    };
+    logger::init(cli.log_level);
+    match cli.command {
+        Some(Command::Doctor { json }) => return doctor::main(json),
+        Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
+        Some(Command::Man) => return show(&cli::man_page()),
+        None => {}
+    }
+    if cli.print_config {
+        return match cli::print_config(&cli.machine) {
+            Ok(text) => show(&text),
+            Err(error) => fail(&error, cli::EXIT_INTERNAL),
+        };
+    }
+    if let Err(error) = cli.machine.validate() {
+        return fail(&error, cli::EXIT_USAGE);
+    }
+    match run::run(&cli.machine) {
+        Ok(halt) => end(&halt),
+        Err(error) => fail(&error, cli::EXIT_CANNOT_START),
+    }
+}
+
+/// One line that says how the machine ended; nothing for a plain power-off.
+fn end(halt: &Halt) -> ExitCode {
+    if *halt != Halt::PowerOff {
+        eprintln!("tinyvmm: {halt}");
+    }
+    ExitCode::from(halt.exit_code())
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("tinyvmm: {error:#}");
+    ExitCode::from(code)
+}
+
+/// A reader that has gone away (`tinyvmm --help | head -1`) is not an error.
+fn show(text: &str) -> ExitCode {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,128 @@
+//! Guest RAM: anonymous host memory, mapped into the guest and given back.
+
+use std::ptr;
+
+use anyhow::{Context, Result, anyhow};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
+
+use crate::layout;
+
+/// All RAM of a guest. Cloning shares it. It is touched through volatile accessors only.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
+/// With `hugepages` they come from the hugetlb pool and are taken at once.
+///
+/// The mapping lives until the process ends: a machine that resets uses it again.
+pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
+    let mut regions = Vec::new();
+    for range in layout::ram_ranges(size) {
+        let len = usize::try_from(range.end - range.start)?;
+        let host = map(len, hugepages).with_context(|| explain_failure(size, hugepages))?;
+        // SAFETY: `map` returned `len` fresh bytes that nothing else refers to and that are
+        // never unmapped, as `build_raw` asks.
+        let region = unsafe {
+            MmapRegion::build_raw(host, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
+        }?;
+        regions.push(
+            GuestRegionMmap::new(region, GuestAddress(range.start))
+                .ok_or_else(|| anyhow!("RAM does not fit the guest's address space"))?,
+        );
+    }
+    Ok(GuestRam::from_regions(regions)?)
+}
+
+fn explain_failure(size: u64, hugepages: bool) -> String {
+    let mib = size >> 20;
+    if !hugepages {
+        return format!("cannot reserve {mib} MiB of guest RAM: ask for less with --mem");
+    }
+    let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    let free = std::fs::read_to_string(pool).unwrap_or_else(|_| "0".into());
+    format!(
+        "--hugepages needs {} free 2 MiB pages and there are {}: write more to \
+         /proc/sys/vm/nr_hugepages or leave --hugepages out",
+        size.div_ceil(HUGE_PAGE as u64),
+        free.trim()
+    )
+}
+
+/// Maps `len` anonymous bytes at a multiple of 2 MiB.
+fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    if hugepages {
+        // Populated now, so that a pool that is too small is an error here and not a SIGBUS later.
+        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB | MapFlags::POPULATE;
+        let rounded = len.next_multiple_of(HUGE_PAGE);
+        // SAFETY: a new anonymous mapping wherever the kernel likes.
+        let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), rounded, prot, flags) }?;
+        return Ok(host.cast());
+    }
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: as above. The slack lets us choose an aligned start; untouched, it costs nothing.
+    let host =
+        unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len + HUGE_PAGE, prot, flags) }?;
+    let aligned = host.map_addr(|addr| addr.next_multiple_of(HUGE_PAGE));
+    for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
+        // SAFETY: advice on our own fresh mapping, which changes no contents.
+        if let Err(error) = unsafe { rustix::mm::madvise(aligned, len, advice) } {
+            log::debug!("guest RAM: madvise {advice:?}: {error}");
+        }
+    }
+    Ok(aligned.cast())
+}
+
+/// Makes `ram` the guest's memory, one KVM slot for each region.
+pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
+    for (slot, region) in ram.iter().enumerate() {
+        let slot = kvm_userspace_memory_region {
+            slot: u32::try_from(slot)?,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is a mapping of ours that lives as long as the process.
+        unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
+            format!("KVM cannot map {} MiB of guest RAM: ask for less", slot.memory_size >> 20)
+        })?;
+    }
+    Ok(())
+}
+
+/// Gives all pages back to the host; the guest's RAM reads as zero afterwards.
+pub fn discard(ram: &GuestRam) -> Result<()> {
+    for region in ram.iter() {
+        let len = usize::try_from(region.len())?;
+        // SAFETY: guest RAM is only touched through volatile accessors, which may find it zero
+        // at any time.
+        unsafe { rustix::mm::madvise(region.as_ptr().cast(), len, Advice::LinuxDontNeed) }
+            .context("cannot discard guest RAM")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn ram_is_aligned_split_at_the_gap_and_zero_again_after_discard() {
+        let ram = allocate(layout::GAP_START + 2 * layout::MIB, false).unwrap();
+        assert!(ram.iter().all(|r| (r.as_ptr() as usize).is_multiple_of(HUGE_PAGE)));
+        assert!(ram.check_address(GuestAddress(layout::GAP_START)).is_none());
+        let high = GuestAddress(layout::GAP_END + 4096);
+        ram.write_obj(7u64, high).unwrap();
+        discard(&ram).unwrap();
+        assert_eq!(ram.read_obj::<u64>(high).unwrap(), 0);
+    }
+}

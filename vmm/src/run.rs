@@ -1,0 +1,58 @@
+//! The thread that owns the machine: builds it, waits for its end, starts it again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::config::MachineConfig;
+use crate::devices::console::Console;
+use crate::event::{Event, Events, Halt};
+use crate::machine::{Machine, RunningMachine};
+use crate::{host, memory};
+
+/// How long a guest has to power off once its power button was pressed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the machine until it ends for good, and returns why.
+pub fn run(config: &MachineConfig) -> Result<Halt> {
+    host::check(&host::open_kvm()?, config)?;
+    let events = Events::new()?;
+    let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
+    let mut console = Console::new(config.console.clone())?;
+    let deadline = config.timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let running = Machine::build(config, &ram, console, events.sender())?.start()?;
+        let halt = wait_for_end(&events, &running, deadline)?;
+        let machine = running.stop()?;
+        if halt != Halt::Reset || config.no_reboot {
+            return Ok(halt);
+        }
+        log::info!("the guest rebooted: starting it again");
+        console = machine.into_console();
+        memory::discard(&ram)?;
+        events.forget_halts();
+    }
+}
+
+/// Waits for the machine's end, or brings it about.
+fn wait_for_end(
+    events: &Events,
+    running: &RunningMachine,
+    deadline: Option<Instant>,
+) -> Result<Halt> {
+    let mut grace: Option<Instant> = None;
+    loop {
+        let until = [deadline, grace].into_iter().flatten().min();
+        match events.wait(until) {
+            Some(Event::Halt(halt)) => return Ok(halt),
+            Some(Event::StopRequest) if grace.is_some() => return Ok(Halt::Stopped),
+            Some(Event::StopRequest) => {
+                log::info!("pressing the guest's power button");
+                running.press_power_button()?;
+                grace = Some(Instant::now() + GRACE);
+            }
+            None if grace.is_some_and(|grace| Instant::now() >= grace) => return Ok(Halt::Stopped),
+            None => return Ok(Halt::Timeout),
+        }
+    }
+}

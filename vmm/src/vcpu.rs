@@ -1,0 +1,111 @@
+//! The run loop: a CPU runs until it exits, and the exit goes to a bus.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::Bus;
+use crate::devices::power::PanicFlag;
+use crate::event::{Event, EventSender, Halt};
+use crate::worker::{StopFlag, Work};
+
+/// The address spaces that all CPUs of a machine share.
+#[derive(Clone)]
+pub struct Buses {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped registers.
+    pub mmio: Arc<Bus>,
+}
+
+/// A virtual CPU.
+pub struct Vcpu {
+    /// Its file descriptor.
+    pub fd: VcpuFd,
+    /// 0 is the boot CPU.
+    pub index: u32,
+    /// Where its exits go.
+    pub buses: Buses,
+    /// Whom to tell that the machine is at its end.
+    pub events: EventSender,
+    /// Whether the guest's kernel has panicked.
+    pub panicked: PanicFlag,
+}
+
+impl Work for Vcpu {
+    fn name(&self) -> String {
+        format!("vcpu{}", self.index)
+    }
+
+    fn run(&mut self, stop: &StopFlag) {
+        while !stop.is_set() {
+            if let Some(halt) = self.run_once() {
+                return self.events.send(Event::Halt(self.panicked.explain(halt)));
+            }
+        }
+    }
+}
+
+impl Vcpu {
+    /// Runs until the next exit. Returns the machine's end, if that was it.
+    fn run_once(&mut self) -> Option<Halt> {
+        let internal = |what: String| Some(Halt::Internal(what));
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if let [_] = data {
+                    self.buses.ports.write(port.into(), data);
+                } else {
+                    let data = data.to_vec();
+                    self.write_ports(port, &data);
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                // More bytes than a port is wide: a string instruction reads byte after byte.
+                let size = if data.len() > 4 { 1 } else { data.len().max(1) };
+                data.chunks_mut(size).for_each(|data| self.buses.ports.read(port.into(), data));
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => self.buses.mmio.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => self.buses.mmio.write(address, data),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Shutdown) => return Some(Halt::TripleFault),
+            Ok(VcpuExit::SystemEvent(kind, _)) => match kind {
+                KVM_SYSTEM_EVENT_SHUTDOWN => return Some(Halt::PowerOff),
+                KVM_SYSTEM_EVENT_RESET => return Some(Halt::Reset),
+                KVM_SYSTEM_EVENT_CRASH => return Some(Halt::Panic),
+                _ => {}
+            },
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return internal(format!(
+                    "KVM cannot enter the guest, hardware reason {reason:#x}"
+                ));
+            }
+            Ok(VcpuExit::InternalError) => {
+                let run = self.fd.get_kvm_run();
+                // SAFETY: KVM filled in this member of the union: the exit reason says so.
+                let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+                let at = self.fd.get_regs().map_or(0, |regs| regs.rip);
+                return internal(format!("KVM cannot go on (suberror {suberror}) at {at:#x}"));
+            }
+            Ok(other) => return internal(format!("unexpected KVM exit {other:?}")),
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
+            Err(error) => return internal(format!("KVM_RUN on CPU {}: {error}", self.index)),
+        }
+        None
+    }
+
+    /// One instruction's output to `port`: one access, or many by a string instruction.
+    fn write_ports(&mut self, port: u16, data: &[u8]) {
+        let size = access_size(self.fd.get_kvm_run());
+        data.chunks(size).for_each(|data| self.buses.ports.write(port.into(), data));
+    }
+}
+
+/// Bytes in each access of the port exit that `run` tells of.
+fn access_size(run: &kvm_run) -> usize {
+    // SAFETY: KVM filled in this member of the union: the exit was one of port I/O.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    io.size.max(1).into()
+}

@@ -1,0 +1,222 @@
+//! virtio-blk on a raw image file or block device (virtio 1.2, 5.2).
+
+use std::io;
+
+use anyhow::{Result, ensure};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::VirtioDevice;
+use super::buffers::Buffers;
+use super::queue::{Chain, Virtqueue};
+use crate::config::DiskConfig;
+use crate::disk_image::{DiskImage, SECTOR};
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 256;
+/// Data buffers of a request: what a queue holds, less header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// More queues than this gain nothing: one thread serves them all.
+const MAX_QUEUES: u16 = 4;
+/// Ranges in one discard or write-zeroes request, and sectors in one range.
+const MAX_RANGES: u32 = 16;
+const MAX_RANGE_SECTORS: u32 = 1 << 22;
+
+/// A request's answer if it is not OK.
+enum Refusal {
+    Io(io::Error),
+    /// What the driver asks for is not in the disk, or not allowed.
+    Invalid,
+    Unsupported,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A disk.
+pub struct Block {
+    image: DiskImage,
+    name: String,
+    id: [u8; DiskConfig::MAX_ID],
+    queues: u16,
+    /// The driver does not flush: each write has to be safe when it is answered.
+    write_through: bool,
+    /// An I/O error has been told; the guest sees all of them.
+    error_told: bool,
+}
+
+impl Block {
+    /// The `index`-th disk, backed by `image`, for a machine with `cpus` CPUs.
+    pub fn new(image: DiskImage, index: usize, id: Option<&str>, cpus: u32) -> Self {
+        let name = format!("disk{index}");
+        let mut padded = [0; DiskConfig::MAX_ID];
+        let id = id.unwrap_or(&name).bytes();
+        padded.iter_mut().zip(id).for_each(|(to, from)| *to = from);
+        let queues = u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
+        Self { image, name, id: padded, queues, write_through: true, error_told: false }
+    }
+
+    fn serve(&mut self, chain: &mut Chain) -> Result<Option<u32>> {
+        let status = chain.writable.take_last_byte();
+        ensure!(status.is_some(), "a request without room for its status");
+        let room = chain.writable.len();
+        let (code, written) = match self.execute(chain) {
+            Ok(()) => (VIRTIO_BLK_S_OK, room - chain.writable.len()),
+            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+            Err(Refusal::Invalid) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(Refusal::Io(error)) => {
+                if !std::mem::replace(&mut self.error_told, true) {
+                    log::error!("{}: {}: {error}", self.name, self.image.path().display());
+                }
+                (VIRTIO_BLK_S_IOERR, 0)
+            }
+        };
+        if let Some(status) = status {
+            status.copy_from(&[code as u8]);
+        }
+        Ok(Some(u32::try_from(written)?.saturating_add(1)))
+    }
+
+    /// Does what `chain` asks for. What it takes of `chain.writable` it has filled.
+    fn execute(&mut self, chain: &mut Chain) -> Result<(), Refusal> {
+        let header: [u8; 16] = chain.readable.read_array().ok_or(Refusal::Invalid)?;
+        let (kind, sector) = (le32(&header, 0), le64(&header, 8));
+        match kind {
+            VIRTIO_BLK_T_IN => {
+                let data = chain.writable.take(usize::MAX);
+                let offset = self.range(sector, data.len() as u64)?;
+                Ok(self.image.read(data, offset)?)
+            }
+            VIRTIO_BLK_T_OUT => {
+                self.writable()?;
+                let data = chain.readable.take(usize::MAX);
+                let offset = self.range(sector, data.len() as u64)?;
+                self.image.write(data, offset)?;
+                self.sync_if_write_through()
+            }
+            VIRTIO_BLK_T_FLUSH => Ok(self.image.sync()?),
+            VIRTIO_BLK_T_GET_ID => {
+                let room = chain.writable.take(self.id.len());
+                room.copy_from(&self.id);
+                Ok(())
+            }
+            VIRTIO_BLK_T_DISCARD => self.punch(&mut chain.readable, 0),
+            VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.punch(&mut chain.readable, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP)
+            }
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    fn writable(&self) -> Result<(), Refusal> {
+        if self.image.readonly() { Err(Refusal::Invalid) } else { Ok(()) }
+    }
+
+    /// Offset in the image of `len` bytes at `sector`, if the disk has them.
+    fn range(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+        let offset = sector.checked_mul(SECTOR).ok_or(Refusal::Invalid)?;
+        let end = offset.checked_add(len).ok_or(Refusal::Invalid)?;
+        let fits = len.is_multiple_of(SECTOR) && end <= self.image.len();
+        if fits { Ok(offset) } else { Err(Refusal::Invalid) }
+    }
+
+    /// Discards or zeroes ranges: both punch holes, which read as zeroes and take no space.
+    fn punch(&mut self, ranges: &mut Buffers, allowed_flags: u32) -> Result<(), Refusal> {
+        self.writable()?;
+        if ranges.len() > MAX_RANGES as usize * 16 {
+            return Err(Refusal::Invalid);
+        }
+        while !ranges.is_empty() {
+            let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
+            let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
+            if flags & !allowed_flags != 0 {
+                return Err(Refusal::Unsupported);
+            }
+            if count > MAX_RANGE_SECTORS {
+                return Err(Refusal::Invalid);
+            }
+            let len = u64::from(count) * SECTOR;
+            let offset = self.range(sector, len)?;
+            self.image.punch_hole(offset, len).map_err(|error| match error.kind() {
+                io::ErrorKind::Unsupported => Refusal::Unsupported,
+                _ => Refusal::Io(error),
+            })?;
+        }
+        self.sync_if_write_through()
+    }
+
+    fn sync_if_write_through(&self) -> Result<(), Refusal> {
+        if self.write_through { Ok(self.image.sync()?) } else { Ok(()) }
+    }
+}
+
+fn le32(bytes: &[u8; 16], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn le64(bytes: &[u8; 16], at: usize) -> u64 {
+    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
+}
+
+impl VirtioDevice for Block {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; self.queues.into()]
+    }
+
+    fn features(&self) -> u64 {
+        let mut features =
+            1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+        if self.queues > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
+        features
+            | if self.image.readonly() {
+                1 << VIRTIO_BLK_F_RO
+            } else {
+                1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            }
+    }
+
+    /// `struct virtio_blk_config` (5.2.4).
+    fn config(&self) -> Vec<u8> {
+        let block = self.image.block_size();
+        let mut config = (self.image.len() / SECTOR).to_le_bytes().to_vec();
+        config.extend(0u32.to_le_bytes()); // size_max: not offered
+        config.extend(SEG_MAX.to_le_bytes());
+        config.extend([0; 4]); // geometry: not offered
+        config.extend(block.to_le_bytes());
+        config.extend([0; 10]); // topology and writeback: not offered
+        config.extend(self.queues.to_le_bytes());
+        let alignment = block / SECTOR as u32;
+        for field in [MAX_RANGE_SECTORS, MAX_RANGES, alignment, MAX_RANGE_SECTORS, MAX_RANGES] {
+            config.extend(field.to_le_bytes());
+        }
+        config.extend([1, 0, 0, 0]); // zeroing may deallocate
+        config
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+    }
+
+    fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
+        queues[index].serve_each(|chain| self.serve(chain))
+    }
+}

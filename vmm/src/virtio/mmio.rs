@@ -1,0 +1,154 @@
+//! The virtio-mmio register map, version 2 (virtio 1.2, 4.2.2), and nothing else.
+
+use anyhow::Result;
+use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
+    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
+    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY,
+    VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
+    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
+    VIRTIO_MMIO_VERSION,
+};
+use virtio_queue::{Queue, QueueT};
+
+use super::transport::Transport;
+use crate::bus::BusDevice;
+
+/// Offset of QueueNotify, which KVM turns into kicks.
+pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VENDOR: u32 = u32::from_le_bytes(*b"TVMM");
+
+/// The registers of a device.
+pub struct Mmio {
+    transport: Transport,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    queue_sel: u32,
+}
+
+impl Mmio {
+    /// Registers for `transport`.
+    pub fn new(transport: Transport) -> Self {
+        Self { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 }
+    }
+
+    fn queue(&self) -> Option<&Queue> {
+        self.transport.queues.get(self.queue_sel as usize)
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset as u32 {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => 2,
+            VIRTIO_MMIO_DEVICE_ID => self.transport.facts.id,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
+                0 => self.transport.facts.features as u32,
+                1 => (self.transport.facts.features >> 32) as u32,
+                _ => 0,
+            },
+            VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |q| q.max_size().into()),
+            VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |q| q.ready().into()),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.transport.interrupt.status(),
+            VIRTIO_MMIO_STATUS => self.transport.status(),
+            // No shared memory regions: their length is all ones (4.2.2).
+            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
+            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset as u32 {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => self.transport.interrupt.acknowledge(value),
+            VIRTIO_MMIO_STATUS => self.transport.set_status(value),
+            // KVM takes these writes itself; one that it does not know comes here.
+            VIRTIO_MMIO_QUEUE_NOTIFY => {
+                if let Some(kick) = self.transport.kicks().get(value as usize) {
+                    let _ = kick.write(1);
+                }
+            }
+            _ => self.write_queue_register(offset as u32, value),
+        }
+    }
+
+    /// Until FEATURES_OK; after that the choice is made.
+    fn accept_features(&mut self, value: u32) {
+        let status = self.transport.status();
+        if !self.transport.in_setup(VIRTIO_CONFIG_S_DRIVER)
+            || status & VIRTIO_CONFIG_S_FEATURES_OK != 0
+        {
+            return;
+        }
+        let features = &mut self.transport.driver_features;
+        match self.driver_features_sel {
+            0 => *features = *features & !0xffff_ffff | u64::from(value),
+            1 => *features = *features & 0xffff_ffff | u64::from(value) << 32,
+            _ => {}
+        }
+    }
+
+    /// Only between FEATURES_OK and DRIVER_OK, and only while the queue is not ready.
+    fn write_queue_register(&mut self, offset: u32, value: u32) {
+        if !self.transport.in_setup(VIRTIO_CONFIG_S_FEATURES_OK) {
+            return;
+        }
+        let Some(queue) = self.transport.queues.get_mut(self.queue_sel as usize) else { return };
+        if offset == VIRTIO_MMIO_QUEUE_READY {
+            return queue.set_ready(value == 1);
+        }
+        if queue.ready() {
+            return;
+        }
+        match offset {
+            // An unfit size (zero, no power of two, above the maximum) leaves the size as it was.
+            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+}
+
+impl BusDevice for Mmio {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some(at) = offset.checked_sub(CONFIG) {
+            let config = &self.transport.facts.config;
+            for (index, byte) in (at as usize..).zip(data) {
+                *byte = config.get(index).copied().unwrap_or(0);
+            }
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        } else {
+            data.fill(0); // registers are read whole (4.2.2.2)
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Ok(bytes), true) = (data.try_into(), offset.is_multiple_of(4) && offset < CONFIG) {
+            self.write_register(offset, u32::from_le_bytes(bytes));
+        }
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        self.transport.resume()
+    }
+
+    fn pause(&mut self) {
+        self.transport.pause();
+    }
+}

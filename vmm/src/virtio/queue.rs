@@ -1,0 +1,146 @@
+//! A virtqueue as a device sees it: requests, one after another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryBackend;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::buffers::Buffers;
+use crate::memory::GuestRam;
+
+/// InterruptStatus bit: a buffer was used (virtio 1.2, 4.2.2).
+const USED_BUFFER: u32 = 1 << 0;
+/// InterruptStatus bit: the configuration, or the device's status, changed.
+const CONFIG_CHANGE: u32 = 1 << 1;
+
+/// A device's interrupt line and the status that tells the driver why it was raised.
+pub struct Interrupt {
+    status: AtomicU32,
+    line: EventFd,
+}
+
+impl Interrupt {
+    /// An interrupt that raises `line`, an irqfd.
+    pub fn new(line: EventFd) -> Self {
+        Self { status: AtomicU32::new(0), line }
+    }
+
+    /// InterruptStatus.
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The driver has seen `bits`.
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Tells the driver to look at the device's status.
+    pub fn config_changed(&self) {
+        self.raise(CONFIG_CHANGE);
+    }
+
+    fn raise(&self, bits: u32) {
+        self.status.fetch_or(bits, Ordering::SeqCst);
+        // Cannot fail: KVM empties the counter.
+        let _ = self.line.write(1);
+    }
+}
+
+/// One request: what the driver wrote, and room for the answer.
+pub struct Chain<'a> {
+    /// What the device may read.
+    pub readable: Buffers<'a>,
+    /// What the device may write.
+    pub writable: Buffers<'a>,
+}
+
+/// A queue of requests, with what it takes to answer them.
+pub struct Virtqueue {
+    queue: Queue,
+    ram: GuestRam,
+    interrupt: Arc<Interrupt>,
+    kick: Arc<EventFd>,
+}
+
+impl Virtqueue {
+    /// A queue that the driver has set up, in guest memory `ram`.
+    pub fn new(queue: Queue, ram: GuestRam, interrupt: Arc<Interrupt>, kick: Arc<EventFd>) -> Self {
+        Self { queue, ram, interrupt, kick }
+    }
+
+    /// The queue as the driver set it up, to be set up again.
+    pub fn into_inner(self) -> Queue {
+        self.queue
+    }
+
+    /// Calls `serve` for each request. `Some(bytes written)` completes it; `None` leaves it and
+    /// all behind it queued. Fails when the driver made a ring or chain that cannot be followed.
+    ///
+    /// A driver that keeps adding requests does not keep the device from being stopped: after a
+    /// full ring of them the queue kicks itself and returns.
+    pub fn serve_each(
+        &mut self,
+        mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>>,
+    ) -> Result<()> {
+        let ram = self.ram.clone();
+        self.queue.disable_notification(&ram)?;
+        let mut budget = self.queue.size();
+        loop {
+            while budget > 0 {
+                let Some((head, mut chain)) = next_chain(&mut self.queue, &ram)? else { break };
+                let Some(written) = serve(&mut chain)? else {
+                    self.queue.go_to_previous_position();
+                    self.queue.enable_notification(&ram)?;
+                    return Ok(());
+                };
+                self.queue.add_used(&ram, head, written)?;
+                if self.queue.needs_notification(&ram)? {
+                    self.interrupt.raise(USED_BUFFER);
+                }
+                budget -= 1;
+            }
+            if budget == 0 {
+                self.kick.write(1)?;
+                return Ok(());
+            }
+            // Something may have come before notifications were on again.
+            if !self.queue.enable_notification(&ram)? {
+                return Ok(());
+            }
+            self.queue.disable_notification(&ram)?;
+        }
+    }
+}
+
+/// Takes the next request from the ring, if there is one, and checks all of it.
+fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, Chain<'a>)>> {
+    let size = usize::from(queue.size());
+    let Some(descriptors) = queue.iter(ram).context("available ring")?.next() else {
+        return Ok(None);
+    };
+    let head = descriptors.head_index();
+    let mut chain = Chain { readable: Buffers::default(), writable: Buffers::default() };
+    let (mut count, mut ended) = (0, false);
+    for descriptor in descriptors {
+        count += 1;
+        ensure!(count <= size, "a chain of more than {size} descriptors");
+        let buffers = if descriptor.is_write_only() {
+            &mut chain.writable
+        } else {
+            ensure!(chain.writable.is_empty(), "a readable descriptor after a writable one");
+            &mut chain.readable
+        };
+        let len = descriptor.len() as usize;
+        for slice in ram.get_slices(descriptor.addr(), len) {
+            buffers.push(slice.context("a descriptor that leaves RAM")?);
+        }
+        ended = !descriptor.has_next();
+    }
+    // The iterator stops silently at a descriptor that it cannot follow.
+    ensure!(ended, "a descriptor chain without an end");
+    Ok(Some((head, chain)))
+}

@@ -1,0 +1,1 @@
+//! Plays the guest's driver without KVM.

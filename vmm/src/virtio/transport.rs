@@ -1,0 +1,259 @@
+//! A device between two lives: stopped, while the driver sets it up, and running on its thread.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+
+use anyhow::{Result, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::os::fd::AsFd;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::VirtioDevice;
+use super::queue::{Interrupt, Virtqueue};
+use crate::memory::GuestRam;
+use crate::worker::{StopFlag, Work, Worker, borrow};
+
+const COMMON_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// The status bits in the order in which a driver sets them (virtio 1.2, 3.1.1).
+const STATUS_ORDER: [u32; 4] = [
+    VIRTIO_CONFIG_S_ACKNOWLEDGE,
+    VIRTIO_CONFIG_S_DRIVER,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_DRIVER_OK,
+];
+
+/// A device and what its driver has set up of it.
+pub struct Transport {
+    /// What the driver reads: it does not change while the device runs elsewhere.
+    pub(super) facts: Facts,
+    pub(super) interrupt: Arc<Interrupt>,
+    /// Feature bits that the driver accepts.
+    pub(super) driver_features: u64,
+    /// Queues as the driver sets them up. Fixed from DRIVER_OK to the reset.
+    pub(super) queues: Vec<Queue>,
+    status: Arc<AtomicU32>,
+    kicks: Vec<Arc<EventFd>>,
+    ram: GuestRam,
+    life: Life,
+}
+
+/// What a device says of itself.
+pub(super) struct Facts {
+    pub(super) id: u32,
+    pub(super) features: u64,
+    pub(super) config: Vec<u8>,
+}
+
+enum Life {
+    Stopped(Box<dyn VirtioDevice>),
+    Running(Worker<DeviceWork>),
+    /// Stopped with its queues as they were, to run again.
+    Paused(DeviceWork),
+    /// Its thread panicked or could not start.
+    Dead,
+}
+
+impl Transport {
+    /// `device`, stopped, with its rings in `ram`; it raises `interrupt`, an irqfd.
+    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, interrupt: EventFd) -> Result<Self> {
+        let facts = Facts {
+            id: device.id(),
+            features: device.features() | COMMON_FEATURES,
+            config: device.config(),
+        };
+        let (mut queues, mut kicks) = (Vec::new(), Vec::new());
+        for size in device.queue_sizes() {
+            queues.push(Queue::new(size)?);
+            kicks.push(Arc::new(EventFd::new(EFD_NONBLOCK)?));
+        }
+        Ok(Self {
+            facts,
+            interrupt: Arc::new(Interrupt::new(interrupt)),
+            driver_features: 0,
+            queues,
+            status: Arc::default(),
+            kicks,
+            ram,
+            life: Life::Stopped(device),
+        })
+    }
+
+    /// Written when the driver has put requests into the queue of the same index.
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
+    }
+
+    /// The device's status.
+    pub(super) fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// Whether the driver may still set up features and queues.
+    pub(super) fn in_setup(&self, wanted: u32) -> bool {
+        let status = self.status();
+        status & wanted == wanted && status & VIRTIO_CONFIG_S_DRIVER_OK == 0
+    }
+
+    /// The driver writes the status: zero resets, anything else has to add the next bit.
+    pub(super) fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        let old = self.status();
+        if value & VIRTIO_CONFIG_S_FAILED != 0 {
+            self.status.fetch_or(VIRTIO_CONFIG_S_FAILED, Ordering::SeqCst);
+            return;
+        }
+        for (index, bit) in STATUS_ORDER.into_iter().enumerate() {
+            let before: u32 = STATUS_ORDER[..index].iter().sum();
+            if value & bit == 0 || old & bit != 0 || self.status() & before != before {
+                continue;
+            }
+            if bit == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_are_ok() {
+                return; // the bit stays clear, which tells the driver
+            }
+            self.status.fetch_or(bit, Ordering::SeqCst);
+            if bit == VIRTIO_CONFIG_S_DRIVER_OK
+                && let Err(error) = self.activate()
+            {
+                self.broken(&error);
+            }
+        }
+    }
+
+    fn features_are_ok(&self) -> bool {
+        self.driver_features & !self.facts.features == 0
+            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+    }
+
+    fn broken(&self, error: &anyhow::Error) {
+        needs_reset(&self.status, &self.interrupt, error);
+    }
+
+    /// The driver is ready: the device goes to its thread.
+    fn activate(&mut self) -> Result<()> {
+        let mut queues = Vec::new();
+        for (queue, kick) in self.queues.iter().zip(&self.kicks) {
+            let mut queue = Queue::try_from(queue.state())?;
+            ensure!(!queue.ready() || queue.is_valid(&self.ram), "a queue that is not in RAM");
+            queue.set_event_idx(self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+            let (ram, interrupt) = (self.ram.clone(), self.interrupt.clone());
+            queues.push(Virtqueue::new(queue, ram, interrupt, kick.clone()));
+        }
+        let mut device = match std::mem::replace(&mut self.life, Life::Dead) {
+            Life::Stopped(device) => device,
+            other => {
+                self.life = other;
+                return Ok(());
+            }
+        };
+        device.activate(self.driver_features);
+        let ready = self.queues.iter().map(QueueT::ready).collect();
+        let (status, interrupt) = (self.status.clone(), self.interrupt.clone());
+        let work =
+            DeviceWork { device, queues, ready, kicks: self.kicks.clone(), status, interrupt };
+        // Requests may be queued already, by a driver that kicked too early.
+        self.kicks.iter().try_for_each(|kick| kick.write(1))?;
+        self.life = Life::Running(Worker::spawn(work)?);
+        Ok(())
+    }
+
+    /// Back to the state after power-on. Returns when no request is in flight any more.
+    fn reset(&mut self) {
+        self.life = match std::mem::replace(&mut self.life, Life::Dead) {
+            Life::Running(worker) => match worker.stop() {
+                Some(work) => Life::Stopped(work.device),
+                None => Life::Dead,
+            },
+            Life::Paused(work) => Life::Stopped(work.device),
+            other => other,
+        };
+        self.driver_features = 0;
+        self.queues.iter_mut().for_each(QueueT::reset);
+        self.interrupt.acknowledge(u32::MAX);
+        let dead = matches!(self.life, Life::Dead);
+        let status = if dead { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
+        self.status.store(status, Ordering::SeqCst);
+    }
+
+    /// Stops the device's thread; it keeps its place in the queues.
+    pub(super) fn pause(&mut self) {
+        self.life = match std::mem::replace(&mut self.life, Life::Dead) {
+            Life::Running(worker) => worker.stop().map_or(Life::Dead, Life::Paused),
+            other => other,
+        };
+    }
+
+    /// Starts a device that `pause` stopped.
+    pub(super) fn resume(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.life, Life::Dead) {
+            Life::Paused(work) => {
+                work.kicks.iter().try_for_each(|kick| kick.write(1))?;
+                self.life = Life::Running(Worker::spawn(work)?);
+            }
+            other => self.life = other,
+        }
+        Ok(())
+    }
+}
+
+/// Gives up on the device until the driver resets it.
+fn needs_reset(status: &AtomicU32, interrupt: &Interrupt, error: &anyhow::Error) {
+    // Told once: a guest that does it again and again must not fill the host's logs.
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| log::warn!("virtio: the guest's driver is broken, as in {error:#}"));
+    log::debug!("virtio: device needs reset: {error:#}");
+    status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+    interrupt.config_changed();
+}
+
+/// A device at work: waits for kicks and serves queues.
+struct DeviceWork {
+    device: Box<dyn VirtioDevice>,
+    queues: Vec<Virtqueue>,
+    /// Which queues the driver has enabled.
+    ready: Vec<bool>,
+    kicks: Vec<Arc<EventFd>>,
+    status: Arc<AtomicU32>,
+    interrupt: Arc<Interrupt>,
+}
+
+impl Work for DeviceWork {
+    fn name(&self) -> String {
+        self.device.name().chars().take(15).collect()
+    }
+
+    fn run(&mut self, stop: &StopFlag) {
+        while !stop.is_set() {
+            let Some(index) = wait_for_kick(stop, &self.kicks) else { continue };
+            let broken = self.status.load(Ordering::SeqCst) & VIRTIO_CONFIG_S_NEEDS_RESET != 0;
+            if broken || !self.ready[index] {
+                continue;
+            }
+            if let Err(error) = self.device.handle(index, &mut self.queues) {
+                let error = error.context(format!("{}, queue {index}", self.device.name()));
+                needs_reset(&self.status, &self.interrupt, &error);
+            }
+        }
+    }
+}
+
+/// Waits for a kick, takes it, and returns its index; `None` to look at `stop`.
+fn wait_for_kick(stop: &StopFlag, kicks: &[Arc<EventFd>]) -> Option<usize> {
+    if let Some(index) = kicks.iter().position(|kick| kick.read().is_ok()) {
+        return Some(index);
+    }
+    let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+    fds.extend(kicks.iter().map(|kick| PollFd::from_borrowed_fd(borrow(kick), PollFlags::IN)));
+    // An error is EINTR, which is how a stop arrives.
+    let _ = poll(&mut fds, None);
+    None
+}

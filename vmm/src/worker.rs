@@ -1,0 +1,115 @@
+//! What runs is a thread; what is stopped is a value.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// Something that runs on a thread of its own until it is asked to stop, or is done.
+pub trait Work: Send + 'static {
+    /// The thread's name, at most 15 bytes.
+    fn name(&self) -> String;
+    /// Returns soon after `stop` is set: it is readable then, and system calls that wait
+    /// return EINTR.
+    fn run(&mut self, stop: &StopFlag);
+}
+
+/// Tells a worker to stop. Can be polled.
+#[derive(Clone)]
+pub struct StopFlag(Arc<(AtomicBool, EventFd)>);
+
+impl StopFlag {
+    fn new() -> Result<Self> {
+        Ok(Self(Arc::new((AtomicBool::new(false), EventFd::new(EFD_NONBLOCK)?))))
+    }
+
+    /// True once the worker has to stop.
+    pub fn is_set(&self) -> bool {
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self) {
+        self.0.0.store(true, Ordering::Release);
+        // Cannot fail: the counter is far from its limit.
+        let _ = self.0.1.write(1);
+    }
+}
+
+impl AsFd for StopFlag {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        borrow(&self.0.1)
+    }
+}
+
+/// `event` as something to poll.
+pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open for as long as the `EventFd` that is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// A running `W`. Dropping it stops it.
+pub struct Worker<W> {
+    /// `None` only after `stop`.
+    thread: Option<JoinHandle<W>>,
+    stop: StopFlag,
+}
+
+impl<W: Work> Worker<W> {
+    /// Starts `work` on a thread of its own.
+    pub fn spawn(mut work: W) -> Result<Self> {
+        // Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns.
+        static KICK: Once = Once::new();
+        extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        KICK.call_once(|| {
+            if let Err(error) = register_signal_handler(SIGRTMIN(), on_kick) {
+                log::error!("cannot install the handler that stops threads: {error}");
+            }
+        });
+        let stop = StopFlag::new()?;
+        let flag = stop.clone();
+        let name = work.name();
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                work.run(&flag);
+                work
+            })
+            .with_context(|| format!("cannot start thread {name}"))?;
+        Ok(Self { thread: Some(thread), stop })
+    }
+
+    /// Sets the flag; does not wait. Asking several workers first makes them stop together.
+    pub fn ask_to_stop(&self) {
+        self.stop.set();
+    }
+
+    /// Stops the thread and gives the work back; `None` if it panicked.
+    pub fn stop(mut self) -> Option<W> {
+        self.join()
+    }
+}
+
+impl<W> Worker<W> {
+    fn join(&mut self) -> Option<W> {
+        let thread = self.thread.take()?;
+        self.stop.set();
+        // One signal is not enough: it may arrive just before the thread starts to wait.
+        while !thread.is_finished() {
+            let _ = thread.kill(SIGRTMIN());
+            thread::sleep(Duration::from_micros(200));
+        }
+        thread.join().ok()
+    }
+}
+
+impl<W> Drop for Worker<W> {
+    fn drop(&mut self) {
+        self.join();
+    }
+}

@@ -1,0 +1,211 @@
+//! ACPI tables: RSDP, XSDT, hardware-reduced FADT, MADT and DSDT (ACPI 6.5, chapters 5 and 18).
+
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use anyhow::{Result, ensure};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::config::Cpus;
+use crate::devices::power::{RESET_VALUE, SLEEP_TYPE_S5};
+use crate::layout;
+use crate::memory::GuestRam;
+
+const OEM: [u8; 6] = *b"TINYVM";
+const OEM_TABLE: [u8; 8] = *b"TINYVMM ";
+const OEM_REVISION: u32 = 1;
+/// FADT IAPC_BOOT_ARCH: no VGA to probe, no ASPM (no PCI).
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+
+/// Writes the tables of a machine with `cpus` and `virtio_devices` virtio-mmio devices.
+/// The RSDP is at the start of [`layout::ACPI`].
+pub fn write(ram: &GuestRam, cpus: Cpus, virtio_devices: usize) -> Result<()> {
+    let mut next = layout::ACPI.start + 64; // past the RSDP
+    let mut place = |table: &dyn Aml| -> Result<u64> {
+        let mut bytes = Vec::new();
+        table.to_aml_bytes(&mut bytes);
+        let at = next;
+        next = (at + bytes.len() as u64).next_multiple_of(16);
+        ensure!(next <= layout::ACPI.end, "the ACPI tables are too large");
+        ram.write_slice(&bytes, GuestAddress(at))?;
+        Ok(at)
+    };
+    let dsdt = place(&dsdt(virtio_devices))?;
+    let fadt = place(&fadt(dsdt))?;
+    let madt = place(&madt(cpus))?;
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = place(&xsdt)?;
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    ram.write_slice(&rsdp, GuestAddress(layout::ACPI.start))?;
+    Ok(())
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let register = |port| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
+    let power = layout::POWER_PORTS.start;
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton) // the button is a control method device, not a fixed one
+        .flag(Flags::Headless);
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.sleep_control_reg = register(power);
+    fadt.sleep_status_reg = register(power + 1);
+    fadt.reset_reg = register(power + 2);
+    fadt.reset_value = RESET_VALUE;
+    fadt.finalize()
+}
+
+fn madt(cpus: Cpus) -> MADT {
+    let mut madt =
+        MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(layout::LAPIC));
+    for index in 0..cpus.count() {
+        // Ids stay below 255: `host::check` saw to it.
+        let (uid, id) = (index as u8, cpus.apic_id(index) as u8);
+        madt.add_structure(ProcessorLocalApic::new(uid, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, layout::IOAPIC, 0));
+    madt
+}
+
+/// The AML of the DSDT, under its table header.
+struct Dsdt(Sdt);
+
+impl Aml for Dsdt {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(self.0.as_slice());
+    }
+}
+
+fn dsdt(virtio_devices: usize) -> Dsdt {
+    let mut aml = Vec::new();
+    Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5])).to_aml_bytes(&mut aml);
+    add_serial_port(&mut aml);
+    add_rtc(&mut aml);
+    add_power_button(&mut aml);
+    add_pvpanic(&mut aml);
+    for index in 0..virtio_devices {
+        add_virtio(&mut aml, index);
+    }
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(&aml);
+    Dsdt(table)
+}
+
+fn add_device(aml: &mut Vec<u8>, name: &str, children: Vec<&dyn Aml>) {
+    let device = Device::new(name.into(), children);
+    Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(aml);
+}
+
+/// An edge-triggered, active-high interrupt of its own.
+fn interrupt(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
+
+fn ports(range: std::ops::Range<u64>) -> IO {
+    let first = range.start as u16;
+    IO::new(first, first, 1, (range.end - range.start) as u8)
+}
+
+fn add_serial_port(aml: &mut Vec<u8>) {
+    let (io, irq) = (ports(layout::SERIAL_PORTS), interrupt(layout::SERIAL_GSI));
+    let resources = ResourceTemplate::new(vec![&io, &irq]);
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
+    let uid = Name::new("_UID".into(), &0u8);
+    add_device(aml, "COM1", vec![&hid, &uid, &Name::new("_CRS".into(), &resources)]);
+}
+
+fn add_rtc(aml: &mut Vec<u8>) {
+    let io = ports(layout::RTC_PORTS);
+    let resources = ResourceTemplate::new(vec![&io]);
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0B00"));
+    add_device(aml, "RTC_", vec![&hid, &Name::new("_CRS".into(), &resources)]);
+}
+
+/// On hardware-reduced ACPI an event is an interrupt of the generic event device (5.6.9), whose
+/// method tells the button.
+fn add_power_button(aml: &mut Vec<u8>) {
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
+    add_device(aml, "PWRB", vec![&hid]);
+    let irq = interrupt(layout::EVENT_GSI);
+    let resources = ResourceTemplate::new(vec![&irq]);
+    let hid = Name::new("_HID".into(), &"ACPI0013");
+    let uid = Name::new("_UID".into(), &0u8);
+    let button = Path::new("\\_SB_.PWRB");
+    let pressed = Notify::new(&button, &0x80u8);
+    let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
+    add_device(aml, "GED_", vec![&hid, &uid, &Name::new("_CRS".into(), &resources), &event]);
+}
+
+fn add_pvpanic(aml: &mut Vec<u8>) {
+    let io = ports(layout::PVPANIC_PORTS);
+    let resources = ResourceTemplate::new(vec![&io]);
+    let hid = Name::new("_HID".into(), &"QEMU0001");
+    let status = Name::new("_STA".into(), &0xfu8);
+    add_device(aml, "PEVT", vec![&hid, &status, &Name::new("_CRS".into(), &resources)]);
+}
+
+fn add_virtio(aml: &mut Vec<u8>, index: usize) {
+    let window = Memory32Fixed::new(
+        true,
+        layout::virtio_mmio(index) as u32,
+        layout::VIRTIO_MMIO_SIZE as u32,
+    );
+    let irq = interrupt(layout::virtio_gsi(index));
+    let resources = ResourceTemplate::new(vec![&window, &irq]);
+    let hid = Name::new("_HID".into(), &"LNRO0005");
+    let uid = Name::new("_UID".into(), &(index as u8));
+    let coherent = Name::new("_CCA".into(), &1u8);
+    let name = format!("VR{index:02X}");
+    let resources = Name::new("_CRS".into(), &resources);
+    add_device(aml, &name, vec![&hid, &uid, &coherent, &resources]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestMemoryBackend;
+
+    #[test]
+    fn the_tables_of_the_largest_machine_fit_and_sum_to_zero() {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        assert_eq!(ram.num_regions(), 1);
+        write(&ram, Cpus::cores(255), layout::MAX_VIRTIO).unwrap();
+        let bytes = |at: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+            bytes
+        };
+        let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, b| sum.wrapping_add(*b));
+        let table = |at: u64| {
+            let len = u32::from_le_bytes(bytes(at + 4, 4).try_into().unwrap());
+            bytes(at, len as usize)
+        };
+        let rsdp = bytes(layout::ACPI.start, 36);
+        assert!(rsdp.starts_with(b"RSD PTR ") && sum(&rsdp) == 0 && sum(&rsdp[..20]) == 0);
+        let xsdt = table(u64::from_le_bytes(rsdp[24..32].try_into().unwrap()));
+        assert!(xsdt.starts_with(b"XSDT") && sum(&xsdt) == 0);
+        let entries: Vec<u64> =
+            xsdt[36..].chunks(8).map(|e| u64::from_le_bytes(e.try_into().unwrap())).collect();
+        let (fadt, madt) = (table(entries[0]), table(entries[1]));
+        assert!(fadt.starts_with(b"FACP") && sum(&fadt) == 0);
+        assert!(madt.starts_with(b"APIC") && sum(&madt) == 0);
+        assert_eq!(madt.len(), 44 + 255 * 8 + 12);
+        let dsdt = table(u64::from_le_bytes(fadt[140..148].try_into().unwrap()));
+        assert!(dsdt.starts_with(b"DSDT") && sum(&dsdt) == 0);
+    }
+}

@@ -1,0 +1,173 @@
+//! Puts kernel, initrd, command line and boot parameters into guest memory.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use linux_loader::bootparam::{SETUP_RNG_SEED, boot_e820_entry, boot_params};
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::kernel::{self, Entry, Kernel};
+use crate::config::{MachineConfig, Size};
+use crate::layout;
+use crate::memory::GuestRam;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+const XEN_HVM_START_MAGIC: u32 = 0x336e_c578;
+/// A bootloader without an assigned number (boot.rst, type_of_loader).
+const LOADER_UNDEFINED: u8 = 0xff;
+/// Bytes of randomness for the kernel: one ChaCha key, as its own EFI stub passes.
+const SEED_LEN: usize = 32;
+
+struct Initrd {
+    address: u64,
+    len: u64,
+}
+
+/// Loads what `config` names and returns where the boot CPU starts.
+pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
+    let low_ram_end = config.mem.bytes().min(layout::GAP_START);
+    let path = config.kernel.as_deref().context("no kernel: say --kernel FILE")?;
+    let kernel = kernel::load(path, ram, low_ram_end)?;
+    let limit = low_ram_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
+    let initrd = match &config.initrd {
+        Some(path) => Some(load_initrd(path, ram, kernel.end, limit)?),
+        None => None,
+    };
+    write_cmdline(ram, &config.kernel_cmdline(), u64::from(kernel.header.cmdline_size))?;
+    match kernel.entry {
+        Entry::Linux64(_) => write_zero_page(ram, config, &kernel, initrd.as_ref())?,
+        Entry::Pvh(_) => write_start_info(ram, config, initrd.as_ref())?,
+    }
+    Ok(kernel.entry)
+}
+
+/// Loads the initrd as high as it may be: nothing that the kernel unpacks is in its way there.
+fn load_initrd(path: &Path, ram: &GuestRam, kernel_end: u64, limit: u64) -> Result<Initrd> {
+    let named = || format!("initrd {}", path.display());
+    let mut file = File::open(path).context("cannot open it").with_context(named)?;
+    let metadata = file.metadata().with_context(named)?;
+    ensure!(metadata.is_file() && metadata.len() > 0, "{}: not a file with contents", named());
+    let len = metadata.len();
+    let address = limit.checked_sub(len).map(|address| address & !0xfff);
+    let address = address.filter(|address| *address >= kernel_end).with_context(|| {
+        format!(
+            "{}: its {} bytes and the kernel do not fit below {limit:#x}: use --mem {} or more",
+            named(),
+            len,
+            Size::new((kernel_end + len).next_multiple_of(layout::MIB)),
+        )
+    })?;
+    ram.read_exact_volatile_from(GuestAddress(address), &mut file, usize::try_from(len)?)
+        .context("cannot read it")
+        .with_context(named)?;
+    Ok(Initrd { address, len })
+}
+
+fn write_cmdline(ram: &GuestRam, line: &str, kernel_limit: u64) -> Result<()> {
+    let limit = kernel_limit.min(layout::CMDLINE_ROOM - 1);
+    ensure!(
+        line.len() as u64 <= limit,
+        "the kernel command line has {} bytes, this kernel takes at most {limit}: shorten --cmdline",
+        line.len()
+    );
+    ensure!(!line.contains('\0'), "--cmdline: contains a zero byte");
+    ram.write_slice(line.as_bytes(), GuestAddress(layout::CMDLINE))?;
+    ram.write_obj(0u8, GuestAddress(layout::CMDLINE + line.len() as u64))?;
+    Ok(())
+}
+
+/// RAM that the guest may use, and what it has to keep off.
+fn memory_map(mem: u64) -> Vec<(u64, u64, u32)> {
+    let mut map = vec![
+        (0, layout::LOW_RAM_END, E820_RAM),
+        (layout::LOW_RAM_END, layout::KERNEL_MIN, E820_RESERVED),
+    ];
+    for range in layout::ram_ranges(mem) {
+        map.push((range.start.max(layout::KERNEL_MIN), range.end, E820_RAM));
+    }
+    map
+}
+
+fn write_zero_page(
+    ram: &GuestRam,
+    config: &MachineConfig,
+    kernel: &Kernel,
+    initrd: Option<&Initrd>,
+) -> Result<()> {
+    let mut params = boot_params { hdr: kernel.header, ..Default::default() };
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.cmd_line_ptr = u32::try_from(layout::CMDLINE)?;
+    params.hdr.setup_data = write_seed(ram)?;
+    params.acpi_rsdp_addr = layout::ACPI.start;
+    if let Some(initrd) = initrd {
+        params.hdr.ramdisk_image = u32::try_from(initrd.address)?;
+        params.hdr.ramdisk_size = u32::try_from(initrd.len)?;
+    }
+    let map = memory_map(config.mem.bytes());
+    for (entry, (start, end, kind)) in params.e820_table.iter_mut().zip(&map) {
+        *entry = boot_e820_entry { addr: *start, size: end - start, r#type: *kind };
+    }
+    params.e820_entries = u8::try_from(map.len())?;
+    ram.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
+    Ok(())
+}
+
+/// A `struct setup_data` with random bytes: the kernel's CRNG is ready at once (since 6.0;
+/// older kernels pass over it). Returns its address.
+fn write_seed(ram: &GuestRam) -> Result<u64> {
+    let mut seed = [0; SEED_LEN];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .context("cannot get random bytes from the host")?;
+    let at = GuestAddress(layout::SETUP_DATA);
+    let no_next = 0u64;
+    let header = [SETUP_RNG_SEED, SEED_LEN as u32];
+    ram.write_obj(no_next, at)?;
+    ram.write_obj(header, GuestAddress(at.0 + 8))?;
+    ram.write_slice(&seed, GuestAddress(at.0 + 16))?;
+    Ok(at.0)
+}
+
+fn write_start_info(ram: &GuestRam, config: &MachineConfig, initrd: Option<&Initrd>) -> Result<()> {
+    let start = layout::PVH_START_INFO;
+    let (modules_at, map_at) = (start + 0x100, start + 0x200);
+    let modules: Vec<_> = initrd
+        .map(|initrd| hvm_modlist_entry {
+            paddr: initrd.address,
+            size: initrd.len,
+            ..Default::default()
+        })
+        .into_iter()
+        .collect();
+    let map: Vec<_> = memory_map(config.mem.bytes())
+        .into_iter()
+        .map(|(start, end, kind)| hvm_memmap_table_entry {
+            addr: start,
+            size: end - start,
+            type_: kind,
+            reserved: 0,
+        })
+        .collect();
+    let info = hvm_start_info {
+        magic: XEN_HVM_START_MAGIC,
+        version: 1,
+        nr_modules: u32::try_from(modules.len())?,
+        modlist_paddr: if modules.is_empty() { 0 } else { modules_at },
+        cmdline_paddr: layout::CMDLINE,
+        rsdp_paddr: layout::ACPI.start,
+        memmap_paddr: map_at,
+        memmap_entries: u32::try_from(map.len())?,
+        ..Default::default()
+    };
+    let mut params = BootParams::new(&info, GuestAddress(start));
+    params.set_sections(&map, GuestAddress(map_at));
+    if !modules.is_empty() {
+        params.set_modules(&modules, GuestAddress(modules_at));
+    }
+    PvhBootConfigurator::write_bootparams(&params, ram)?;
+    Ok(())
+}
