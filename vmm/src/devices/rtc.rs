@@ -55,7 +55,7 @@ fn register(index: u8, seconds: u64) -> u8 {
         CENTURY => year / 100,
         _ => 0,
     };
-    ((value / 10) << 4 | value % 10) as u8
+    ((value / 10 * 16) + value % 10) as u8
 }
 
 /// Year, month and day of the Gregorian calendar for a number of days since 1970-01-01.
