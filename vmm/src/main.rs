@@ -36,8 +36,11 @@ fn main() -> ExitCode {
 
 /// One line that says how the machine ended; nothing for a plain power-off.
 fn end(halt: &Halt) -> ExitCode {
-    if *halt != Halt::PowerOff {
-        eprintln!("tinyvmm: {halt}");
+    let failed = matches!(halt, Halt::Internal(_) | Halt::TripleFault);
+    match doctor::why_boots_fail_here().filter(|_| failed) {
+        Some(reason) => eprintln!("tinyvmm: {halt}; {reason}"),
+        None if *halt == Halt::PowerOff => {}
+        None => eprintln!("tinyvmm: {halt}"),
     }
     ExitCode::from(halt.exit_code())
 }
