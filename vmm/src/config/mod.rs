@@ -56,8 +56,8 @@ pub struct MachineConfig {
 
     /// Kernel command line, appended to the default one
     ///
-    /// The default is `console=ttyS0 panic=-1`, and `root=/dev/vda rw` (or `ro`) when there is
-    /// a disk and no initrd.
+    /// The default is `console=ttyS0 panic=-1 pci=off`, and `root=/dev/vda rw` (or `ro`) when
+    /// there is a disk and no initrd.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
@@ -101,7 +101,7 @@ impl MachineConfig {
     /// Least guest memory, in bytes: below it no Linux starts.
     pub const MIN_MEM: u64 = 16 * layout::MIB;
     /// What the kernel is told when `--cmdline-only` is not given.
-    pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
+    pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 pci=off";
 
     /// Checks what can be checked without looking at the host.
     pub fn validate(&self) -> Result<()> {

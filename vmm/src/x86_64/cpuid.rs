@@ -1,11 +1,16 @@
 //! What the CPUID instruction says in the guest.
 
+use std::arch::x86_64::__cpuid;
+
 use anyhow::{Context, Result};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::config::Cpus;
 
+/// Nested virtualization is not offered: it is a large part of KVM to attack.
+const LEAF1_ECX_VMX: u32 = 1 << 5;
+const EXT1_ECX_SVM: u32 = 1 << 2;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
@@ -30,11 +35,18 @@ impl CpuidTemplate {
         for entry in &mut entries {
             match entry.function {
                 1 => {
-                    entry.ecx |= LEAF1_ECX_HYPERVISOR;
+                    entry.ecx = entry.ecx & !LEAF1_ECX_VMX | LEAF1_ECX_HYPERVISOR;
                     if deadline {
                         entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
                     }
                 }
+                // KVM leaves the processor's name to us: the host's.
+                0x8000_0002..=0x8000_0004 => {
+                    let name = __cpuid(entry.function);
+                    (entry.eax, entry.ebx, entry.ecx, entry.edx) =
+                        (name.eax, name.ebx, name.ecx, name.edx);
+                }
+                0x8000_0001 => entry.ecx &= !EXT1_ECX_SVM,
                 // Power management that is not there.
                 6 => (entry.eax, entry.ebx, entry.ecx) = (entry.eax & 1 << 2, 0, 0),
                 _ => {}

@@ -2,25 +2,17 @@
 //!
 //! [`Facts::gather`] looks at the host; [`Report::judge`] looks at nothing but the facts.
 
-use std::fs::{self, File};
+mod facts;
+
+use std::fmt;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
-use std::{fmt, thread};
 
-use kvm_ioctls::{Cap, Kvm};
 use serde::Serialize;
-use vmm_sys_util::errno;
 
-use crate::host::{self, KvmKind};
+use crate::host::KvmKind;
+use facts::{Facts, KvmFacts};
 
-const OPTIONAL: [(Cap, &str); 5] = [
-    (Cap::TscDeadlineTimer, "TSC deadline timer"),
-    (Cap::X2ApicApi, "x2APIC API"),
-    (Cap::Clocksource, "kvmclock"),
-    (Cap::Xcrs, "XCRs"),
-    (Cap::ReadonlyMem, "read-only memory"),
-];
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// CI runners have no session to log in to again, so there everyone is let in.
@@ -55,99 +47,6 @@ impl Finding {
     fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }
-}
-
-/// What was seen of the host; `None` where it does not tell.
-#[derive(Debug)]
-struct Facts {
-    kind: KvmKind,
-    /// Group and mode of `/dev/kvm`.
-    node: Option<(String, u32)>,
-    kvm: Result<KvmFacts, errno::Error>,
-    /// The flags of the first CPU, as `/proc/cpuinfo` has them.
-    flags: Option<String>,
-    cpus: usize,
-    /// The file's text, the setting in brackets.
-    thp: Option<String>,
-    /// 2 MiB pages that can be had, and all of them.
-    pool: Option<(u64, u64)>,
-    available_mib: Option<u64>,
-    open_files: Option<String>,
-    tun: io::Result<()>,
-}
-
-/// What an open `/dev/kvm` says.
-#[derive(Debug)]
-struct KvmFacts {
-    version: i32,
-    missing: Vec<&'static str>,
-    optional: Vec<(&'static str, bool)>,
-    max_cpus: u32,
-    vm: Result<(), errno::Error>,
-}
-
-impl Facts {
-    fn gather() -> Self {
-        let available = field("/proc/meminfo", "MemAvailable:");
-        let open_files = field("/proc/self/limits", "Max open files");
-        Self {
-            kind: KvmKind::detect(),
-            node: fs::metadata("/dev/kvm")
-                .ok()
-                .map(|node| (group(node.gid()), node.mode() & 0o777)),
-            kvm: Kvm::new().map(|kvm| KvmFacts::ask(&kvm)),
-            flags: field("/proc/cpuinfo", "flags"),
-            cpus: thread::available_parallelism().map_or(1, Into::into),
-            thp: fs::read_to_string(THP).ok(),
-            pool: pool(),
-            available_mib: available.and_then(|kib| Some(first(&kib)?.parse::<u64>().ok()? >> 10)),
-            open_files: open_files.and_then(|limits| first(&limits).map(Into::into)),
-            tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
-        }
-    }
-
-    fn has_flag(&self, name: &str) -> bool {
-        self.flags.as_ref().is_some_and(|flags| flags.split_whitespace().any(|flag| flag == name))
-    }
-}
-
-impl KvmFacts {
-    fn ask(kvm: &Kvm) -> Self {
-        let required = host::REQUIRED.iter();
-        Self {
-            version: kvm.get_api_version(),
-            missing: required.filter(|(c, _)| !kvm.check_extension(*c)).map(|(_, n)| *n).collect(),
-            optional: OPTIONAL.map(|(cap, name)| (name, kvm.check_extension(cap))).into(),
-            max_cpus: host::max_cpus(kvm),
-            vm: kvm.create_vm().map(drop),
-        }
-    }
-}
-
-/// What follows `key` in the first line of `file` that begins with it.
-fn field(file: &str, key: &str) -> Option<String> {
-    let text = fs::read_to_string(file).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(key)).map(Into::into)
-}
-
-fn first(text: &str) -> Option<&str> {
-    text.split_whitespace().next()
-}
-
-/// The name of group `gid`, or its number where it has none.
-fn group(gid: u32) -> String {
-    let gid = gid.to_string();
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
-    let mut lines = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let name = lines.find_map(|parts| (parts.get(2) == Some(&&*gid)).then(|| parts[0].to_owned()));
-    name.unwrap_or(gid)
-}
-
-fn pool() -> Option<(u64, u64)> {
-    let read = |name| fs::read_to_string(format!("{POOL}/{name}")).ok()?.trim().parse::<u64>().ok();
-    // Reserved pages count as free but are promised to others.
-    let free = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
-    Some((free, read("nr_hugepages")?))
 }
 
 #[derive(Debug, Serialize)]
@@ -246,10 +145,8 @@ fn judge_kvm(kvm: &KvmFacts, cpus: usize) -> Vec<Finding> {
             .on("machine", format!("KVM does not create one: {error}"))
             .remedy("stop other hypervisors (VirtualBox, VMware); sudo dmesg | grep -i kvm"),
     };
-    let told = |(name, has): &(_, bool)| format!("{name} {}", if *has { "yes" } else { "no" });
-    let optional = kvm.optional.iter().map(told).collect::<Vec<_>>().join(", ");
     let cpus = format!("a machine can have {}, the host has {cpus}", kvm.max_cpus);
-    vec![api, required, vm, Status::Info.on("optional", optional), Status::Info.on("cpus", cpus)]
+    vec![api, required, vm, Status::Info.on("cpus", cpus)]
 }
 
 /// The kind as JSON has it, and what to think of it.
@@ -271,7 +168,7 @@ fn judge_kind(kind: KvmKind) -> (&'static str, Finding) {
     (name, finding.remedy("for stock kernels: scripts/kvm-box tinyvmm ..."))
 }
 
-fn judge_surroundings(facts: &Facts) -> [Finding; 6] {
+fn judge_surroundings(facts: &Facts) -> [Finding; 5] {
     let nested = match &facts.flags {
         None => "cannot tell: /proc/cpuinfo shows no flags",
         Some(_) if facts.has_flag("hypervisor") => "yes, this host is a guest: exits cost more",
@@ -298,14 +195,12 @@ fn judge_surroundings(facts: &Facts) -> [Finding; 6] {
         Some(mib) => Status::Ok.on("memory", format!("{mib} MiB available")),
         None => Status::Info.on("memory", "cannot tell: no MemAvailable in /proc/meminfo"),
     };
-    let files = facts.open_files.as_deref().unwrap_or("cannot tell");
     let tun = match &facts.tun {
         Ok(()) => "opens, though nothing needs it yet".into(),
         Err(error) => format!("nothing needs it yet: {error}"),
     };
     let nested = Status::Info.on("nested", nested);
-    let files = Status::Info.on("open files", files);
-    [nested, thp, pool, memory, files, Status::Info.on("/dev/net/tun", tun)]
+    [nested, thp, pool, memory, Status::Info.on("/dev/net/tun", tun)]
 }
 
 /// Why stock kernels are bound to fail on this host, in one line, if there is a known reason.
@@ -334,11 +229,12 @@ pub fn main(json: bool) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use vmm_sys_util::errno;
+
     use super::*;
 
     fn good() -> Facts {
-        let optional = vec![("x2APIC API", true), ("XCRs", false)];
-        let kvm = KvmFacts { version: 12, missing: vec![], optional, max_cpus: 255, vm: Ok(()) };
+        let kvm = KvmFacts { version: 12, missing: vec![], max_cpus: 255, vm: Ok(()) };
         Facts {
             kind: KvmKind::Vmx,
             node: Some(("kvm".into(), 0o660)),
@@ -348,7 +244,6 @@ mod tests {
             thp: None,
             pool: None,
             available_mib: Some(4096),
-            open_files: None,
             tun: Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -369,7 +264,7 @@ mod tests {
         let report = Report::judge(&good());
         assert_eq!(report.exit_code, 0);
         let text = report.to_string();
-        assert!(text.contains("\ninfo      optional      x2APIC API yes, XCRs no\n"), "{text}");
+        assert!(text.contains("\nok        kind          Intel VT-x (kvm_intel)\n"), "{text}");
         assert!(text.ends_with("\nready: machines can run here\n"), "{text}");
     }
 
