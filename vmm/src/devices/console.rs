@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::serial::SerialPort;
-use super::terminal::{HELP, Key, Keys, RawMode};
+use super::terminal::{HELP, Key, Keys, RawMode, in_background};
 use crate::bus::lock;
 use crate::config::ConsoleConfig;
 use crate::event::{Event, EventSender, Halt};
@@ -145,7 +145,9 @@ impl Console {
             ConsoleConfig::Stdio => {
                 // Copies, so that std's buffers stay out of the way.
                 self.sink = Some(File::from(io::stdout().as_fd().try_clone_to_owned()?));
-                self.source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
+                if !in_background() {
+                    self.source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
+                }
                 self.raw = RawMode::enter().context("cannot set up the terminal")?;
             }
         }

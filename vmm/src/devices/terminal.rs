@@ -3,7 +3,8 @@
 use std::io::{self, IsTerminal};
 use std::sync::Mutex;
 
-use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 use crate::bus::lock;
 
@@ -17,7 +18,7 @@ impl RawMode {
     /// Makes standard input raw, if it is a terminal.
     pub fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
-        if !stdin.is_terminal() {
+        if !stdin.is_terminal() || in_background() {
             return Ok(None);
         }
         let before = tcgetattr(&stdin)?;
@@ -47,6 +48,11 @@ fn restore() {
         // Nothing can be done about a terminal that is gone.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
     }
+}
+
+/// Whether the terminal's input belongs to others: touching it would stop the process (SIGTTOU).
+pub fn in_background() -> bool {
+    tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
 /// What Ctrl-A h shows.
