@@ -63,12 +63,15 @@ pub struct Worker<W> {
 impl<W: Work> Worker<W> {
     /// Starts `work` on a thread of its own.
     pub fn spawn(mut work: W) -> Result<Self> {
-        // Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns.
-        static KICK: Once = Once::new();
-        extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        KICK.call_once(|| {
-            if let Err(error) = register_signal_handler(SIGRTMIN(), on_kick) {
-                log::error!("cannot install the handler that stops threads: {error}");
+        // Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. The same
+        // for SIGXFSZ: a guest's write past the host's `ulimit -f` is to fail, not to kill.
+        static SIGNALS: Once = Once::new();
+        extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        SIGNALS.call_once(|| {
+            for signal in [SIGRTMIN(), libc::SIGXFSZ] {
+                if let Err(error) = register_signal_handler(signal, on_signal) {
+                    log::error!("cannot handle signal {signal}: {error}");
+                }
             }
         });
         let stop = StopFlag::new()?;

@@ -5,10 +5,10 @@ use std::io;
 use anyhow::{Result, ensure};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -22,6 +22,9 @@ use crate::disk_image::{DiskImage, SECTOR};
 const QUEUE_SIZE: u16 = 256;
 /// Data buffers of a request: what a queue holds, less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Bytes in one data buffer. Larger than drivers use; it bounds how long a request takes, and
+/// with that how long a reset or a pause waits for one.
+const SIZE_MAX: u32 = 1 << 20;
 /// More queues than this gain nothing: one thread serves them all.
 const MAX_QUEUES: u16 = 4;
 /// Ranges in one discard or write-zeroes request, and sectors in one range.
@@ -93,13 +96,13 @@ impl Block {
         match kind {
             VIRTIO_BLK_T_IN => {
                 let data = chain.writable.take(usize::MAX);
-                let offset = self.range(sector, data.len() as u64)?;
+                let offset = self.data_offset(sector, &data)?;
                 Ok(self.image.read(data, offset)?)
             }
             VIRTIO_BLK_T_OUT => {
                 self.writable()?;
                 let data = chain.readable.take(usize::MAX);
-                let offset = self.range(sector, data.len() as u64)?;
+                let offset = self.data_offset(sector, &data)?;
                 self.image.write(data, offset)?;
                 self.sync_if_write_through()
             }
@@ -119,6 +122,12 @@ impl Block {
 
     fn writable(&self) -> Result<(), Refusal> {
         if self.image.readonly() { Err(Refusal::Invalid) } else { Ok(()) }
+    }
+
+    /// Offset in the image of a request's `data`.
+    fn data_offset(&self, sector: u64, data: &Buffers) -> Result<u64, Refusal> {
+        let fits = data.len() <= SEG_MAX as usize * SIZE_MAX as usize;
+        if fits { self.range(sector, data.len() as u64) } else { Err(Refusal::Invalid) }
     }
 
     /// Offset in the image of `len` bytes at `sector`, if the disk has them.
@@ -181,8 +190,10 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let mut features =
-            1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+        let mut features = 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH;
         if self.queues > 1 {
             features |= 1 << VIRTIO_BLK_F_MQ;
         }
@@ -198,7 +209,7 @@ impl VirtioDevice for Block {
     fn config(&self) -> Vec<u8> {
         let block = self.image.block_size();
         let mut config = (self.image.len() / SECTOR).to_le_bytes().to_vec();
-        config.extend(0u32.to_le_bytes()); // size_max: not offered
+        config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
         config.extend(block.to_le_bytes());

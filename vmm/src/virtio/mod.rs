@@ -11,6 +11,8 @@ pub mod rng;
 pub mod transport;
 
 #[cfg(test)]
+mod block_tests;
+#[cfg(test)]
 mod contract;
 #[cfg(test)]
 mod test_driver;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -15,6 +16,10 @@ use crate::memory::GuestRam;
 const USED_BUFFER: u32 = 1 << 0;
 /// InterruptStatus bit: the configuration, or the device's status, changed.
 const CONFIG_CHANGE: u32 = 1 << 1;
+
+/// How long a queue is served before it is the next one's turn. In time and not in requests,
+/// because the driver chooses how much a request is.
+const TURN: Duration = Duration::from_millis(10);
 
 /// A device's interrupt line and the status that tells the driver why it was raised.
 pub struct Interrupt {
@@ -80,39 +85,35 @@ impl Virtqueue {
     /// Calls `serve` for each request. `Some(bytes written)` completes it; `None` leaves it and
     /// all behind it queued. Fails when the driver made a ring or chain that cannot be followed.
     ///
-    /// A driver that keeps adding requests does not keep the device from being stopped: after a
-    /// full ring of them the queue kicks itself and returns.
+    /// A driver that keeps adding requests keeps neither the device from being stopped nor its
+    /// other queues from being served: after its turn the queue kicks itself and returns.
     pub fn serve_each(
         &mut self,
         mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>>,
     ) -> Result<()> {
         let ram = self.ram.clone();
+        let end = Instant::now() + TURN;
         self.queue.disable_notification(&ram)?;
-        let mut budget = self.queue.size();
-        loop {
-            while budget > 0 {
-                let Some((head, mut chain)) = next_chain(&mut self.queue, &ram)? else { break };
-                let Some(written) = serve(&mut chain)? else {
-                    self.queue.go_to_previous_position();
-                    self.queue.enable_notification(&ram)?;
+        while Instant::now() < end {
+            let Some((head, mut chain)) = next_chain(&mut self.queue, &ram)? else {
+                // Something may have come before notifications were on again.
+                if !self.queue.enable_notification(&ram)? {
                     return Ok(());
-                };
-                self.queue.add_used(&ram, head, written)?;
-                if self.queue.needs_notification(&ram)? {
-                    self.interrupt.raise(USED_BUFFER);
                 }
-                budget -= 1;
-            }
-            if budget == 0 {
-                self.kick.write(1)?;
+                self.queue.disable_notification(&ram)?;
+                continue;
+            };
+            let Some(written) = serve(&mut chain)? else {
+                self.queue.go_to_previous_position();
+                self.queue.enable_notification(&ram)?;
                 return Ok(());
+            };
+            self.queue.add_used(&ram, head, written)?;
+            if self.queue.needs_notification(&ram)? {
+                self.interrupt.raise(USED_BUFFER);
             }
-            // Something may have come before notifications were on again.
-            if !self.queue.enable_notification(&ram)? {
-                return Ok(());
-            }
-            self.queue.disable_notification(&ram)?;
         }
+        Ok(self.kick.write(1)?)
     }
 }
 

@@ -232,8 +232,10 @@ impl Work for DeviceWork {
     }
 
     fn run(&mut self, stop: &StopFlag) {
+        let mut last = 0;
         while !stop.is_set() {
-            let Some(index) = wait_for_kick(stop, &self.kicks) else { continue };
+            let Some(index) = wait_for_kick(stop, &self.kicks, last) else { continue };
+            last = index;
             let broken = self.status.load(Ordering::SeqCst) & VIRTIO_CONFIG_S_NEEDS_RESET != 0;
             if broken || !self.ready[index] {
                 continue;
@@ -247,8 +249,10 @@ impl Work for DeviceWork {
 }
 
 /// Waits for a kick, takes it, and returns its index; `None` to look at `stop`.
-fn wait_for_kick(stop: &StopFlag, kicks: &[Arc<EventFd>]) -> Option<usize> {
-    if let Some(index) = kicks.iter().position(|kick| kick.read().is_ok()) {
+fn wait_for_kick(stop: &StopFlag, kicks: &[Arc<EventFd>], last: usize) -> Option<usize> {
+    // The `last` one comes last, or a queue that is always busy would starve the others.
+    let mut order = (last + 1..kicks.len()).chain(0..=last);
+    if let Some(index) = order.find(|&index| kicks[index].read().is_ok()) {
         return Some(index);
     }
     let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];

@@ -1,0 +1,144 @@
+//! What a disk answers, and what its file holds after that.
+
+mod discard;
+mod model;
+mod refusals;
+mod transfers;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use vmm_sys_util::tempfile::TempFile;
+
+use super::block::Block;
+use super::test_driver::{Buffer, DATA, Driver};
+use crate::config::DiskConfig;
+use crate::disk_image::DiskImage;
+
+/// Size of the tests' disks.
+const SECTORS: u64 = 128;
+const LEN: usize = SECTORS as usize * 512;
+
+/// A disk whose driver is ready. Its file is dirty all over, and each sector is different.
+struct Disk {
+    driver: Driver,
+    file: TempFile,
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + at / 512 + seed) as u8 | 1).collect()
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self::open(false, false).unwrap()
+    }
+
+    fn readonly() -> Self {
+        Self::open(true, false).unwrap()
+    }
+
+    /// A disk of `len` bytes that are a hole.
+    fn sparse(len: u64) -> Self {
+        Self::open_file(TempFile::new().unwrap(), false, false, len).unwrap()
+    }
+
+    /// `None` where the file system of temporary files has no O_DIRECT.
+    fn direct() -> Option<Self> {
+        let disk = Self::open(false, true);
+        if disk.is_none() {
+            eprintln!("skipped: no O_DIRECT in {}", std::env::temp_dir().display());
+        }
+        disk
+    }
+
+    fn open(readonly: bool, direct: bool) -> Option<Self> {
+        let file = TempFile::new().unwrap();
+        std::fs::write(file.as_path(), pattern(LEN, 0)).unwrap();
+        Self::open_file(file, readonly, direct, LEN as u64)
+    }
+
+    fn open_file(file: TempFile, readonly: bool, direct: bool, len: u64) -> Option<Self> {
+        file.as_file().set_len(len).unwrap();
+        let path = file.as_path().into();
+        let config = DiskConfig { path, readonly, direct, id: None };
+        let image = match DiskImage::open(&config) {
+            Err(error) if direct && error.to_string().contains("direct I/O") => return None,
+            image => image.unwrap(),
+        };
+        let mut driver = Driver::new(Box::new(Block::new(image, 7, Some("serial"), 1)));
+        driver.init();
+        Some(Self { driver, file })
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        std::fs::read(self.file.as_path()).unwrap()
+    }
+
+    /// The status of a request and the `room` bytes that it may answer with.
+    fn ask(&mut self, kind: u32, sector: u64, data: &[u8], room: usize) -> (u32, Vec<u8>) {
+        self.ask_in_pieces(kind, sector, data, room, &[])
+    }
+
+    /// As `ask`, with both parts of the request cut at `cuts`, at addresses of no alignment.
+    fn ask_in_pieces(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        data: &[u8],
+        room: usize,
+        cuts: &[usize],
+    ) -> (u32, Vec<u8>) {
+        let request = [&header(kind, sector), data].concat();
+        let mut free = DATA + u64::from(!cuts.is_empty());
+        let mut buffers = cut(&mut free, request.len(), cuts, false);
+        let mut rest = &request[..];
+        for (address, len, _) in &buffers {
+            let (piece, after) = rest.split_at(*len as usize);
+            self.driver.write(*address, piece);
+            rest = after;
+        }
+        let answers = cut(&mut free, room + 1, cuts, true);
+        buffers.extend(&answers);
+        self.driver.add_indirect(0, &buffers);
+        self.driver.kick(0);
+        let (_, written) = self.driver.wait_used(0);
+        let read = |(address, len, _): &Buffer| self.driver.read(*address, *len as usize);
+        let mut answer: Vec<_> = answers.iter().flat_map(read).collect();
+        let status = u32::from(answer.pop().unwrap());
+        assert!((1..=room + 1).contains(&(written as usize)));
+        (status, answer)
+    }
+
+    fn read(&mut self, sector: u64, len: usize) -> (u32, Vec<u8>) {
+        self.ask(VIRTIO_BLK_T_IN, sector, &[], len)
+    }
+
+    fn write(&mut self, sector: u64, data: &[u8]) -> u32 {
+        self.ask(VIRTIO_BLK_T_OUT, sector, data, 0).0
+    }
+}
+
+fn header(kind: u32, sector: u64) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&kind.to_le_bytes());
+    header[8..].copy_from_slice(&sector.to_le_bytes());
+    header
+}
+
+/// Buffers of `len` bytes in all from `free` on, a few bytes apart, cut where `cuts` say.
+fn cut(free: &mut u64, len: usize, cuts: &[usize], writable: bool) -> Vec<Buffer> {
+    let mut ends: Vec<_> = cuts.iter().map(|at| at % len).chain([len]).collect();
+    ends.sort_unstable();
+    let mut start = 0;
+    let mut buffers = Vec::new();
+    for end in ends {
+        buffers.push((*free, (end - start) as u32, writable));
+        *free += (end - start) as u64 + 3;
+        start = end;
+    }
+    buffers
+}
+
+/// A range of a discard or write-zeroes request.
+fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
+}

@@ -1,0 +1,129 @@
+//! Requests that move data.
+
+use std::os::unix::fs::FileExt;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
+
+use super::{Disk, LEN, SECTORS, header, pattern};
+use crate::virtio::test_driver::DATA;
+
+#[test]
+fn reads_return_what_the_file_holds() {
+    let mut disk = Disk::new();
+    let file = disk.contents();
+    assert_eq!(disk.read(0, 512), (VIRTIO_BLK_S_OK, file[..512].to_vec()));
+    assert_eq!(disk.read(5, 1024), (VIRTIO_BLK_S_OK, file[5 * 512..7 * 512].to_vec()));
+    assert_eq!(disk.read(0, LEN), (VIRTIO_BLK_S_OK, file));
+}
+
+#[test]
+fn writes_change_their_sectors_and_no_others() {
+    let mut disk = Disk::new();
+    let mut expected = disk.contents();
+    for (sector, len) in [(0, 512), (SECTORS as usize - 1, 512), (8, 4096), (31, 1536)] {
+        let data = pattern(len, 99);
+        assert_eq!(disk.write(sector as u64, &data), VIRTIO_BLK_S_OK);
+        expected[sector * 512..][..len].copy_from_slice(&data);
+        assert_eq!(disk.contents(), expected);
+    }
+}
+
+#[test]
+fn a_driver_that_does_not_flush_is_served_too() {
+    let mut disk = Disk::new();
+    let features = disk.driver.offered_features();
+    disk.driver.init_with(features & !(1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH));
+    assert_eq!(disk.write(1, &[7; 512]), VIRTIO_BLK_S_OK);
+    assert_eq!(disk.contents()[512..1024], [7; 512]);
+}
+
+#[test]
+fn flush_and_transfers_of_nothing_succeed() {
+    let mut disk = Disk::new();
+    assert_eq!(disk.ask(VIRTIO_BLK_T_FLUSH, 0, &[], 0).0, VIRTIO_BLK_S_OK);
+    assert_eq!(disk.read(SECTORS, 0).0, VIRTIO_BLK_S_OK);
+    assert_eq!(disk.write(SECTORS, &[]), VIRTIO_BLK_S_OK);
+}
+
+#[test]
+fn the_serial_number_is_padded_with_zeroes_and_fills_what_room_there_is() {
+    let mut disk = Disk::new();
+    let mut serial = [0; 20];
+    serial[..6].copy_from_slice(b"serial");
+    for room in [20, 64, 3] {
+        let (status, answer) = disk.ask(VIRTIO_BLK_T_GET_ID, 0, &[], room);
+        assert_eq!(status, VIRTIO_BLK_S_OK);
+        let filled = room.min(20);
+        assert_eq!(answer[..filled], serial[..filled]);
+    }
+}
+
+#[test]
+fn a_request_may_be_cut_anywhere() {
+    let mut disk = Disk::new();
+    for cuts in [&[8][..], &[1, 2, 3, 15, 17], &[16], &[511, 512, 513, 528], &[0, 0, 512]] {
+        let data = pattern(1024, cuts[0]);
+        let (status, _) = disk.ask_in_pieces(VIRTIO_BLK_T_OUT, 3, &data, 0, cuts);
+        assert_eq!(status, VIRTIO_BLK_S_OK, "{cuts:?}");
+        let answer = disk.ask_in_pieces(VIRTIO_BLK_T_IN, 3, &[], 1024, cuts);
+        assert_eq!(answer, (VIRTIO_BLK_S_OK, data), "{cuts:?}");
+    }
+}
+
+#[test]
+fn the_answer_tells_how_much_was_written() {
+    let mut disk = Disk::new();
+    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_IN, 0), 1025);
+    assert_eq!(written, 1025);
+    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_IN, SECTORS), 513);
+    assert_eq!(written, 1, "only the status");
+    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_FLUSH, 0), 1);
+    assert_eq!(written, 1);
+    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_GET_ID, 0), 65);
+    assert_eq!(written, 21);
+}
+
+#[test]
+fn an_io_error_of_the_host_is_answered_and_the_disk_goes_on() {
+    let mut disk = Disk::new();
+    disk.file.as_file().set_len(4096).unwrap();
+    assert_eq!(disk.read(8, 512).0, VIRTIO_BLK_S_IOERR);
+    assert_eq!(disk.read(7, 1024).0, VIRTIO_BLK_S_IOERR, "half of it is gone");
+    assert_eq!(disk.read(7, 512).0, VIRTIO_BLK_S_OK);
+    disk.file.as_file().write_all_at(&[5; 512], 4096).unwrap();
+    assert_eq!(disk.read(8, 512), (VIRTIO_BLK_S_OK, vec![5; 512]));
+}
+
+#[test]
+fn the_configuration_tells_size_and_limits() {
+    let mut disk = Disk::new();
+    let [sectors, sectors_high, size_max, seg_max, _, block_size] =
+        [0, 4, 8, 12, 16, 20].map(|at| disk.driver.get(VIRTIO_MMIO_CONFIG + at));
+    assert_eq!((u64::from(sectors), sectors_high), (SECTORS, 0));
+    assert_eq!(block_size, 512);
+    // Linux takes no disk whose buffers cannot hold a page.
+    assert!(size_max >= 4096 && seg_max + 2 <= disk.driver.queue_max(0));
+}
+
+#[test]
+fn direct_io_takes_buffers_of_any_alignment() {
+    let Some(mut disk) = Disk::direct() else { return };
+    let block = disk.driver.get(VIRTIO_MMIO_CONFIG + 20) as usize;
+    for at in [DATA, DATA + 1, DATA + 511, DATA + 512] {
+        let data = pattern(2 * block, at as usize);
+        disk.driver.write(at, &header(VIRTIO_BLK_T_OUT, 0));
+        disk.driver.write(at + 0x4000, &data);
+        let answer = (at + 0x2000, 1, true);
+        let out = (at + 0x4000, data.len() as u32, false);
+        disk.driver.add(0, &[(at, 16, false), out, answer]);
+        disk.driver.kick(0);
+        disk.driver.wait_used(0);
+        assert_eq!(disk.driver.read(at + 0x2000, 1), [VIRTIO_BLK_S_OK as u8]);
+        assert_eq!(disk.contents()[..2 * block], data);
+        assert_eq!(disk.read(0, 2 * block), (VIRTIO_BLK_S_OK, data));
+    }
+}
