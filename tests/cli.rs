@@ -1,1 +1,184 @@
-//! cli
+//! The command line: what cannot be is refused in one line; help is whole and can be piped.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+
+use crate::fixture::{Outcome, Vmm};
+use crate::guests;
+
+/// A machine that would write a file if it started: that it refuses must leave no trace.
+fn vmm() -> Vmm {
+    Vmm::new().guest(guests::hello).args(["--console", "console.txt"])
+}
+
+fn run(args: &[&str]) -> Outcome {
+    Vmm::new().args(args).run()
+}
+
+/// What it prints and nothing else.
+#[track_caller]
+fn printed(args: &[&str]) -> String {
+    String::from_utf8(run(args).exits(0).silently().leaves_nothing().stdout).unwrap()
+}
+
+#[test]
+fn a_machine_without_a_kernel() {
+    run(&[]).refuses(2, &["no kernel", "--kernel FILE"]);
+    run(&["--mem", "64M"]).refuses(2, &["no kernel", "--kernel FILE"]);
+    run(&["--kernel"]).refuses(2, &["--kernel", "value"]);
+}
+
+#[test]
+fn an_unknown_flag_is_told_with_the_nearest_one() {
+    run(&["--kernal", "bzImage"]).refuses(2, &["'--kernal'", "'--kernel'"]);
+    vmm().args(["--memory", "1G"]).run().refuses(2, &["'--memory'", "'--mem'"]);
+    vmm().args(["--frobnicate"]).run().refuses(2, &["'--frobnicate'", "--help"]);
+    run(&["docter"]).refuses(2, &["'docter'", "'doctor'"]);
+    run(&["bzImage"]).refuses(2, &["'bzImage'", "--help"]);
+}
+
+#[test]
+fn memory_that_cannot_be() {
+    let mem = |size: &str| vmm().args([format!("--mem={size}")]).run();
+    mem("5").refuses(2, &["--mem 5", "16M"]);
+    mem("0").refuses(2, &["--mem 0", "16M"]);
+    mem("15M").refuses(2, &["--mem 15M", "16M"]);
+    mem("100000001").refuses(2, &["--mem 100000001", "multiple of 4096"]);
+    mem("1P").refuses(3, &["--mem 1P", "at most"]);
+    mem("16383P").refuses(3, &["--mem 16383P", "at most"]);
+    for size in ["", "x", "1X", "-1", "-1M", "1e9", "99999999999999999999", "16384P"] {
+        mem(size).refuses(2, &["--mem"]);
+    }
+    vmm().args(["--mem", "33M", "--hugepages"]).run().refuses(2, &["multiple of 2097152"]);
+    vmm().args(["--mem", "60G", "--hugepages"]).run().refuses(3, &["30720", "nr_hugepages"]);
+}
+
+#[test]
+fn cpus_that_cannot_be() {
+    let cpus = |text| vmm().args(["--cpus", text]).run();
+    cpus("0").refuses(2, &["--cpus"]);
+    cpus("10000").refuses(3, &["--cpus 10000", "at most"]);
+    cpus("4294967296").refuses(2, &["--cpus"]);
+    cpus("4,cores=3").refuses(2, &["--cpus", "not 4 CPUs"]);
+    cpus("4,sockets=4294967295,cores=4294967295").refuses(2, &["--cpus"]);
+    cpus("4,legs=2").refuses(2, &["legs", "sockets, cores, threads"]);
+    cpus("two").refuses(2, &["--cpus", "two"]);
+}
+
+#[test]
+fn disks_that_cannot_be() {
+    let disk = |text| vmm().sparse_file("disk", 1 << 20).args(["--disk", text]).run();
+    disk("").refuses(2, &["--disk"]);
+    disk("disk,ro").refuses(2, &["'ro'", "readonly"]);
+    disk("disk,id=123456789012345678901").refuses(2, &["id", "20 bytes"]);
+    let many = ["--disk=disk,readonly"; 14];
+    let many = vmm().sparse_file("disk", 1 << 20).args(many);
+    many.run().refuses(2, &["14 disks", "at most 13"]);
+}
+
+#[test]
+fn as_many_disks_as_can_be_had_are_had() {
+    let many = ["--disk=disk,readonly"; 13];
+    Vmm::new().guest(guests::hello).sparse_file("disk", 1 << 20).args(many).run().exits(0);
+}
+
+#[test]
+fn a_command_line_that_cannot_be() {
+    let cmdline = |text: &str| vmm().args(["--cmdline", text]).run();
+    cmdline(&"x".repeat(2100)).refuses(3, &["bytes", "at most 2047", "shorten --cmdline"]);
+    vmm().args(["--cmdline-only"]).run().refuses(2, &["--cmdline-only", "add --cmdline"]);
+}
+
+#[test]
+fn other_values_that_cannot_be() {
+    vmm().args(["--timeout", "soon"]).run().refuses(2, &["--timeout", "soon"]);
+    vmm().args(["--uuid", "me"]).run().refuses(2, &["--uuid", "me"]);
+    vmm().args(["--log-level", "loud"]).run().refuses(2, &["--log-level", "loud"]);
+    Vmm::new().guest(guests::hello).args(["--console", ""]).run().refuses(2, &["stdio"]);
+    vmm().args(["--mem", "64M", "--mem", "32M"]).run().refuses(2, &["--mem", "multiple times"]);
+}
+
+#[test]
+fn bytes_that_are_not_text_are_refused_where_text_is_needed_and_kept_in_paths() {
+    let bytes = OsString::from_vec(b"caf\xe9".to_vec());
+    let cmdline = ["--cmdline".into(), bytes.clone()];
+    vmm().args(cmdline).run().refuses(2, &["UTF-8"]);
+    let vmm = Vmm::new();
+    fs::write(vmm.dir().path(&bytes), guests::elf(&guests::hello())).unwrap();
+    vmm.args(["--kernel".into(), bytes]).run().exits(0).silently();
+}
+
+#[test]
+fn help_names_every_flag_and_every_exit_code() {
+    let help = printed(&["--help"]);
+    for flag in ["cpus", "mem", "hugepages", "kernel", "initrd", "cmdline", "cmdline-only", "disk"]
+    {
+        assert!(help.contains(&format!("--{flag}")), "--{flag} is not in {help}");
+    }
+    for flag in ["console", "uuid", "timeout", "no-reboot", "config", "print-config", "log-level"] {
+        assert!(help.contains(&format!("--{flag}")), "--{flag} is not in {help}");
+    }
+    for code in 0..=9 {
+        assert!(help.contains(&format!("\n    {code}  ")), "exit code {code} is not in {help}");
+    }
+    let short = printed(&["-h"]);
+    assert!(short.contains("--kernel") && short.len() < help.len(), "{short}");
+    assert!(printed(&["doctor", "--help"]).contains("--json"));
+    assert!(printed(&["help", "doctor"]).contains("--json"));
+}
+
+#[test]
+fn the_version_is_one_line() {
+    assert_eq!(printed(&["--version"]), concat!("tinyvmm ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(printed(&["-V"]), printed(&["--version"]));
+}
+
+#[test]
+fn the_manual_is_a_man_page_with_every_section() {
+    let page = printed(&["man"]);
+    for part in [".TH tinyvmm 1", ".SH NAME", ".SH SYNOPSIS", ".SH OPTIONS", "\\-\\-kernel"] {
+        assert!(page.contains(part), "{part} is not in {page}");
+    }
+}
+
+#[test]
+fn every_shell_gets_completions() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = printed(&["completions", shell]);
+        assert!(script.contains("tinyvmm"), "{shell}: {script}");
+        assert!(script.contains("no-reboot"), "{shell}: {script}");
+    }
+    run(&["completions", "csh"]).refuses(2, &["csh", "bash", "zsh"]);
+    run(&["completions"]).refuses(2, &["<SHELL>"]);
+}
+
+#[test]
+fn bash_takes_the_completions_that_are_for_it() {
+    let script = printed(&["completions", "bash"]);
+    let check = Vmm::started_by(&["bash", "-n", "script"]).file("script", script);
+    check.run().exits(0).silently();
+}
+
+#[test]
+fn a_reader_that_has_gone_away_is_no_error() {
+    let print = ["--kernel", "vmlinux", "--print-config"].as_slice();
+    let bash = ["completions", "bash"].as_slice();
+    for args in [["--help"].as_slice(), &["--version"], &["man"], bash, print] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Vmm::new().args(args).stdout(writer).run().exits(0).silently();
+    }
+}
+
+#[test]
+fn errors_with_nobody_to_tell_are_still_exit_codes() {
+    for (args, code) in [(["--mem", "0"], 2), (["--kernel", "missing"], 3)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Vmm::new().args(args).stderr(writer).run().exits(code);
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    Vmm::new().guest(guests::pvpanic).stderr(writer).run().exits(6);
+}

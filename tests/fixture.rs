@@ -1,1 +1,371 @@
-//! fixture
+//! Runs tinyvmm as a user would, in a folder of its own and with a time limit.
+//!
+//! ```ignore
+//! Vmm::new().guest(guests::hello).args(["--mem", "32M"]).run().exits(0).prints("hello");
+//! ```
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::guests;
+
+/// The binary under test.
+pub const TINYVMM: &str = env!("CARGO_BIN_EXE_tinyvmm");
+/// How long anything may take before the test fails.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A folder that goes away with the value.
+pub struct Dir(PathBuf);
+
+impl Dir {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tinyvmm-{}-{count}", std::process::id()));
+        fs::create_dir(&path).expect("a new folder for the test");
+        Self(path.canonicalize().unwrap())
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Names of what is in it, sorted.
+    pub fn entries(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A tinyvmm that is about to be started.
+pub struct Vmm {
+    dir: Dir,
+    command: Command,
+    stdout: Option<Stdio>,
+    stderr: Option<Stdio>,
+    limit: Duration,
+}
+
+impl Vmm {
+    pub fn new() -> Self {
+        Self::started_by(&[])
+    }
+
+    /// Started by another program, which is given tinyvmm and its arguments, e.g. `setsid`.
+    pub fn started_by(wrapper: &[&str]) -> Self {
+        let dir = Dir::new();
+        let mut words = wrapper.iter().copied().chain([TINYVMM]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).current_dir(&dir.0).stdin(Stdio::null());
+        Self { dir, command, stdout: None, stderr: None, limit: LIMIT }
+    }
+
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Creates a file in the folder that it is started in.
+    pub fn file(self, name: &str, contents: impl AsRef<[u8]>) -> Self {
+        fs::write(self.dir.path(name), contents).unwrap();
+        self
+    }
+
+    /// A file of `len` zero bytes.
+    pub fn sparse_file(self, name: &str, len: u64) -> Self {
+        File::create(self.dir.path(name)).unwrap().set_len(len).unwrap();
+        self
+    }
+
+    /// The kernel is a guest of [`crate::guests`].
+    pub fn guest(self, code: fn() -> Vec<u8>) -> Self {
+        self.kernel(&guests::elf(&code()))
+    }
+
+    /// `image` is the kernel's file.
+    pub fn kernel(self, image: &[u8]) -> Self {
+        self.file("kernel", image).args(["--kernel", "kernel"])
+    }
+
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.command.stdin(stdin);
+        self
+    }
+
+    /// Standard output goes there and is not collected.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Standard error goes there and is not collected.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = Some(stderr.into());
+        self
+    }
+
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn run(self) -> Outcome {
+        self.start().wait()
+    }
+
+    #[track_caller]
+    pub fn start(mut self) -> Running {
+        let before = self.dir.entries();
+        self.command.stdout(self.stdout.take().unwrap_or_else(Stdio::piped));
+        self.command.stderr(self.stderr.take().unwrap_or_else(Stdio::piped));
+        let mut child = self.command.spawn().expect("tinyvmm can be started");
+        // A pipe of ours that the command keeps would hide that its reader or writer is gone.
+        self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let stdout = Collector::new(child.stdout.take());
+        let stderr = Collector::new(child.stderr.take());
+        let deadline = Instant::now() + self.limit;
+        Running { child, stdout, stderr, deadline, dir: self.dir, before }
+    }
+}
+
+/// Reads a pipe to its end, on a thread.
+struct Collector {
+    text: Arc<(Mutex<Vec<u8>>, Condvar)>,
+    thread: JoinHandle<()>,
+}
+
+impl Collector {
+    fn new(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let text = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let shared = text.clone();
+        let thread = thread::spawn(move || {
+            let Some(mut pipe) = pipe else { return };
+            let mut bytes = [0; 4096];
+            while let Ok(len @ 1..) = pipe.read(&mut bytes) {
+                shared.0.lock().unwrap().extend(&bytes[..len]);
+                shared.1.notify_all();
+            }
+        });
+        Self { text, thread }
+    }
+
+    fn so_far(&self) -> Vec<u8> {
+        self.text.0.lock().unwrap().clone()
+    }
+
+    /// Waits until `needle` was read; false if that takes until `deadline`.
+    fn wait_for(&self, needle: &[u8], deadline: Instant) -> bool {
+        let lacks = |text: &mut Vec<u8>| !text.windows(needle.len()).any(|part| part == needle);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let text = self.text.0.lock().unwrap();
+        let (_text, wait) = self.text.1.wait_timeout_while(text, left, lacks).unwrap();
+        !wait.timed_out()
+    }
+}
+
+/// A tinyvmm that runs. Dropping it kills it.
+pub struct Running {
+    child: Child,
+    stdout: Collector,
+    stderr: Collector,
+    deadline: Instant,
+    dir: Dir,
+    before: Vec<String>,
+}
+
+impl Running {
+    /// Waits until the guest has printed `text`.
+    #[track_caller]
+    pub fn prints(self, text: &str) -> Self {
+        if !self.stdout.wait_for(text.as_bytes(), self.deadline) {
+            panic!("'{text}' is not printed; {}", self.described());
+        }
+        self
+    }
+
+    /// Waits until tinyvmm itself has said `text`.
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        if !self.stderr.wait_for(text.as_bytes(), self.deadline) {
+            panic!("'{text}' is not said; {}", self.described());
+        }
+        self
+    }
+
+    /// Waits until `condition` is true.
+    #[track_caller]
+    pub fn until(self, condition: impl Fn(&Self) -> bool) -> Self {
+        while !condition(&self) {
+            assert!(Instant::now() < self.deadline, "never true; {}", self.described());
+            thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    /// Types `text`, where standard input is a pipe.
+    pub fn types(mut self, text: &str) -> Self {
+        let stdin = self.child.stdin.as_mut().expect("stdin(Stdio::piped())");
+        stdin.write_all(text.as_bytes()).expect("tinyvmm takes input");
+        self
+    }
+
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: sends a signal to a child that was not waited for, so the id is still its own.
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0, "tinyvmm still runs");
+    }
+
+    /// A file of its folder in /proc.
+    pub fn proc(&self, name: &str) -> PathBuf {
+        Path::new("/proc").join(self.child.id().to_string()).join(name)
+    }
+
+    /// Memory of the process that is not shared and in RAM.
+    pub fn rss_kib(&self) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Names of its threads, sorted.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(self.proc("task")).unwrap();
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+        let mut names: Vec<_> = tasks.filter_map(|task| name(task.ok()?)).collect();
+        names.iter_mut().for_each(|name| *name = name.trim().into());
+        names.sort();
+        names
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(mut self) -> Outcome {
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() < self.deadline => thread::sleep(Duration::from_millis(2)),
+                None => panic!("it does not end; {}", self.described()),
+            }
+        };
+        // Pipes end with the last process that has them: one left behind would be seen here.
+        while !(self.stdout.thread.is_finished() && self.stderr.thread.is_finished()) {
+            assert!(Instant::now() < self.deadline, "something it started outlives it");
+            thread::sleep(Duration::from_millis(2));
+        }
+        let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+        let dir = std::mem::replace(&mut self.dir, Dir::new());
+        let before = std::mem::take(&mut self.before);
+        Outcome { status, stdout, stderr: String::from_utf8(stderr).unwrap(), dir, before }
+    }
+
+    fn described(&self) -> String {
+        let text = |collector: &Collector| tail(&collector.so_far());
+        format!("stdout: {}\nstderr: {}", text(&self.stdout), text(&self.stderr))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail when it has ended already, as it should have.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The end of what may be a lot.
+fn tail(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(800)..]).into_owned()
+}
+
+/// How a tinyvmm ended.
+pub struct Outcome {
+    status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    dir: Dir,
+    before: Vec<String>,
+}
+
+impl Outcome {
+    /// Its exit code.
+    #[track_caller]
+    pub fn code(&self) -> i32 {
+        self.status.code().expect("it exits and is not killed")
+    }
+
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        let (stdout, stderr) = (tail(&self.stdout), &self.stderr);
+        let context = format!("stdout: {stdout}\nstderr: {stderr}");
+        assert_eq!(self.status.code(), Some(code), "exit code ({}); {context}", self.status);
+        self
+    }
+
+    #[track_caller]
+    pub fn prints(self, text: &str) -> Self {
+        let stdout = String::from_utf8_lossy(&self.stdout);
+        assert!(stdout.contains(text), "stdout lacks '{text}': {}", tail(&self.stdout));
+        self
+    }
+
+    /// Nothing is on standard error.
+    #[track_caller]
+    pub fn silently(self) -> Self {
+        assert_eq!(self.stderr, "", "standard error");
+        self
+    }
+
+    /// One line is on standard error, and it has all of `words`.
+    #[track_caller]
+    pub fn says(self, words: &[&str]) -> Self {
+        let stderr = &self.stderr;
+        assert!(stderr.starts_with("tinyvmm: ") && stderr.ends_with('\n'), "stderr: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "'{word}' is not in: {stderr}");
+        }
+        self
+    }
+
+    /// It refuses: says why in one line, prints nothing, and neither creates nor removes files.
+    #[track_caller]
+    pub fn refuses(self, code: i32, words: &[&str]) {
+        let outcome = self.exits(code).says(words).leaves_nothing();
+        assert_eq!(tail(&outcome.stdout), "", "standard output");
+    }
+
+    /// The folder is as it was, and no process works in it.
+    #[track_caller]
+    pub fn leaves_nothing(self) -> Self {
+        assert_eq!(self.dir.entries(), self.before, "files in its folder");
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let cwd = fs::read_link(process.path().join("cwd")).unwrap_or_default();
+            assert_ne!(cwd, self.dir.0, "{process:?} is left behind");
+        }
+        self
+    }
+
+    /// What it wrote to a file in its folder.
+    pub fn file(&self, name: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.path(name)).unwrap()).into_owned()
+    }
+}

@@ -1,10 +1,18 @@
 //! End-to-end tests of the `tinyvmm` command, in one binary.
 //!
-//! `linux::` boots stock kernels and runs in the KVM box; the rest runs anywhere.
+//! `linux::` boots stock kernels and runs in the KVM box; the rest runs on any /dev/kvm, those
+//! that interpret guest code included: its guests are the few instructions of `guests`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
 mod cli;
+mod config;
+mod console;
+mod files;
 mod fixture;
+mod guests;
+mod host;
 mod linux;
 mod small;
+mod stop;
 mod terminal;
 mod tidy;

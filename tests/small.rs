@@ -1,1 +1,132 @@
-//! small
+//! What a guest finds: memory, boot parameters, CPUs, and nothing where nothing is.
+
+use tinyvmm::config::MachineConfig;
+use tinyvmm::layout::{self, GIB, MIB};
+
+use crate::fixture::Vmm;
+use crate::guests;
+
+const DEFAULT: &str = MachineConfig::DEFAULT_CMDLINE;
+const RAM: u32 = 1;
+const RESERVED: u32 = 2;
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+}
+
+fn until_zero(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes.split(|byte| *byte == 0).next().unwrap()).unwrap()
+}
+
+/// The zero page, command line and start of the initrd that `vmm` gives its guest.
+fn boot_parameters(vmm: Vmm) -> (Vec<u8>, String, Vec<u8>) {
+    let outcome = vmm.guest(guests::zero_page).run().exits(0).silently();
+    let pages = outcome.stdout;
+    assert_eq!(pages.len(), 3 * 4096, "all that the guest printed arrived");
+    (pages[..4096].to_vec(), until_zero(&pages[4096..8192]).into(), pages[8192..].to_vec())
+}
+
+/// Start, end and kind of each range that the zero page's e820 table tells.
+fn e820(zero_page: &[u8]) -> Vec<(u64, u64, u32)> {
+    let table = zero_page[0x2d0..].chunks_exact(20).take(zero_page[0x1e8].into());
+    let range = |entry: &[u8]| (u64_at(entry, 0), u64_at(entry, 0) + u64_at(entry, 8));
+    table.map(|entry| (range(entry).0, range(entry).1, u32_at(entry, 16))).collect()
+}
+
+#[test]
+fn a_guest_prints_and_powers_off() {
+    let outcome = Vmm::new().guest(guests::hello).run().exits(0).silently().leaves_nothing();
+    let stdout = String::from_utf8(outcome.stdout).unwrap();
+    assert_eq!(stdout, "hello byte by byte\nhello at a time\n");
+}
+
+#[test]
+fn the_zero_page_tells_memory_and_the_default_command_line() {
+    let (page, cmdline, _) = boot_parameters(Vmm::new().args(["--mem", "64M"]));
+    let low = (0, layout::LOW_RAM_END, RAM);
+    let bios = (layout::LOW_RAM_END, MIB, RESERVED);
+    assert_eq!(e820(&page), [low, bios, (MIB, 64 * MIB, RAM)]);
+    assert_eq!(cmdline, DEFAULT);
+    assert_eq!(u32_at(&page, 0x202), 0x5372_6448, "the setup header's magic");
+    assert_eq!((u32_at(&page, 0x218), u32_at(&page, 0x21c)), (0, 0), "no initrd");
+}
+
+#[test]
+fn memory_past_3_gib_continues_at_4_gib() {
+    let (page, _, _) = boot_parameters(Vmm::new().args(["--mem", "4.5G"]));
+    let ram = [(MIB, 3 * GIB, RAM), (4 * GIB, 5 * GIB + GIB / 2, RAM)];
+    assert_eq!(e820(&page)[2..], ram);
+}
+
+#[test]
+fn memory_costs_nothing_until_the_guest_uses_it() {
+    let vmm = Vmm::new().guest(guests::high_memory).args(["--mem", "4.5G"]);
+    let running = vmm.start().prints("high memory works");
+    let rss_mib = running.rss_kib() >> 10;
+    assert!(rss_mib < 64, "{rss_mib} MiB are in use for 4.5G that the guest does not use");
+}
+
+#[test]
+fn the_command_line_is_appended_or_taken_as_it_is() {
+    let line = |args: &[&str]| {
+        let disk = |name| Vmm::new().sparse_file(name, MIB);
+        boot_parameters(disk("root.img").args(args)).1
+    };
+    assert_eq!(line(&["--cmdline", "quiet a=b"]), format!("{DEFAULT} quiet a=b"));
+    assert_eq!(line(&["--cmdline", "-- only", "--cmdline-only"]), "-- only");
+    assert_eq!(line(&["--disk", "root.img"]), format!("{DEFAULT} root=/dev/vda rw"));
+    assert_eq!(line(&["--disk", "root.img,readonly"]), format!("{DEFAULT} root=/dev/vda ro"));
+}
+
+#[test]
+fn the_initrd_is_loaded_high_and_whole() {
+    let contents: Vec<u8> = (0..5000u32).map(|at| (at % 251) as u8).collect();
+    let vmm = Vmm::new().file("initrd", &contents).args(["--mem", "64M", "--initrd", "initrd"]);
+    let (page, _, start) = boot_parameters(vmm);
+    let (address, len) = (u64::from(u32_at(&page, 0x218)), u64::from(u32_at(&page, 0x21c)));
+    assert_eq!(len, 5000);
+    assert_eq!(address % 4096, 0, "{address:#x} is on a page boundary");
+    assert!((32 * MIB..=64 * MIB - len).contains(&address), "{address:#x} is high in 64 MiB");
+    assert_eq!(start, contents[..4096]);
+}
+
+#[test]
+fn an_elf_with_only_a_pvh_entry_is_entered_there() {
+    let kernel = guests::only_pvh(&guests::pvh());
+    let outcome = Vmm::new().kernel(&kernel).args(["--mem", "64M"]).run().exits(0).silently();
+    let info = &outcome.stdout[..1024];
+    assert_eq!((u32_at(info, 0), u32_at(info, 4)), (0x336e_c578, 1), "magic and version");
+    let map = usize::try_from(u64_at(info, 40) - layout::PVH_START_INFO).unwrap();
+    assert_eq!(u32_at(info, 48), 3, "entries of the memory map");
+    let last = map + 2 * 24;
+    assert_eq!((u64_at(info, last), u64_at(info, last + 8)), (MIB, 63 * MIB), "its last entry");
+    assert_eq!(until_zero(&outcome.stdout[1024..]), DEFAULT);
+}
+
+#[test]
+fn nothing_reads_as_all_ones_and_ignores_writes() {
+    let outcome = Vmm::new().guest(guests::reads_nothing).run().exits(0).silently();
+    assert_eq!(outcome.stdout, [0xff; 22]);
+}
+
+#[test]
+fn a_second_cpu_starts_when_the_first_wakes_it() {
+    let vmm = Vmm::new().guest(guests::second_cpu).args(["--cpus", "2"]);
+    assert_eq!(vmm.run().exits(0).silently().stdout, b"2");
+}
+
+#[test]
+fn a_machine_is_one_process_with_a_thread_for_each_cpu() {
+    let vmm = Vmm::new().guest(guests::idle).args(["--cpus", "3"]);
+    let is_cpu = |name: &&String| name.starts_with("vcpu");
+    let running = vmm.start().until(|vm| vm.threads().iter().filter(is_cpu).count() == 3);
+    let threads = running.threads();
+    assert!(threads.contains(&"console".into()), "{threads:?}");
+    assert!(threads.len() <= 6, "one for each CPU, the owner's, and few others: {threads:?}");
+    running.signal(libc::SIGKILL);
+    running.wait().leaves_nothing();
+}

@@ -1,1 +1,240 @@
-//! terminal
+//! A real terminal: raw while the machine runs, as it was afterwards, and our keys.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+use crate::fixture::{Outcome, Running, Vmm};
+use crate::guests;
+
+const CTRL_A: &str = "\x01";
+
+/// A terminal, seen from where its user sits.
+struct Terminal {
+    /// The user's side: what is typed and shown.
+    keyboard: File,
+    /// The program's side, kept open so that its settings can be looked at.
+    line: OwnedFd,
+    screen: Arc<Mutex<String>>,
+    /// Reads what is shown until it is told to stop.
+    reader: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let (mut user, mut line) = (-1, -1);
+        // SAFETY: writes two descriptors; the other arguments may be null (openpty(3)).
+        let made =
+            unsafe { libc::openpty(&mut user, &mut line, null_mut(), null_mut(), null_mut()) };
+        assert_eq!(made, 0, "openpty: {}", std::io::Error::last_os_error());
+        // SAFETY: openpty has just made it, and nothing else owns it.
+        let user = unsafe { OwnedFd::from_raw_fd(user) };
+        // SAFETY: as above.
+        let line = unsafe { OwnedFd::from_raw_fd(line) };
+        for fd in [&user, &line] {
+            // Else a tinyvmm of another test has it too, and keeps it open.
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).unwrap();
+        }
+        let keyboard = File::from(user);
+        let screen = Arc::new(Mutex::new(String::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shown, text, stopped) = (keyboard.try_clone().unwrap(), screen.clone(), stop.clone());
+        let reader = Some(thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                text.lock().unwrap().push_str(&read_some(&shown));
+            }
+        }));
+        Self { keyboard, line, screen, reader, stop }
+    }
+
+    /// `vmm`, started by `setsid --ctty`, on this terminal.
+    fn start(&self, vmm: Vmm) -> Running {
+        let line = || self.line.try_clone().unwrap();
+        vmm.stdin(line()).stdout(line()).stderr(line()).start()
+    }
+
+    #[track_caller]
+    fn shows(&self, text: &str) -> &Self {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.screen.lock().unwrap().contains(text) {
+            let screen = self.screen.lock().unwrap().clone();
+            assert!(Instant::now() < deadline, "{text:?} is not shown: {screen:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    fn types(&self, text: &str) -> &Self {
+        (&self.keyboard).write_all(text.as_bytes()).unwrap();
+        self
+    }
+
+    fn settings(&self) -> String {
+        format!("{:?}", tcgetattr(&self.line).unwrap())
+    }
+
+    fn is_raw(&self) -> bool {
+        let modes = tcgetattr(&self.line).unwrap().local_modes;
+        !modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+}
+
+impl Drop for Terminal {
+    /// Hangs up: nothing of the user's side stays open.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.reader.take().unwrap().join().unwrap();
+    }
+}
+
+/// What the terminal shows next; nothing if it shows nothing for a moment.
+fn read_some(mut shown: &File) -> String {
+    let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    let mut fds = [PollFd::new(&shown, PollFlags::IN)];
+    let mut bytes = [0; 1024];
+    match poll(&mut fds, Some(&moment)) {
+        Ok(1..) => {
+            let len = shown.read(&mut bytes).unwrap_or(0);
+            String::from_utf8_lossy(&bytes[..len]).into()
+        }
+        _ => String::new(),
+    }
+}
+
+fn vmm() -> Vmm {
+    Vmm::started_by(&["setsid", "--ctty"])
+}
+
+/// Runs `vmm` on a terminal, does `act` and checks that the terminal is as it was.
+#[track_caller]
+fn leaves_the_terminal_as_it_was(
+    vmm: Vmm,
+    code: i32,
+    act: impl Fn(&Terminal, &Running),
+) -> Outcome {
+    let terminal = Terminal::new();
+    let before = terminal.settings();
+    let running = terminal.start(vmm);
+    act(&terminal, &running);
+    let outcome = running.wait().exits(code);
+    assert_eq!(terminal.settings(), before, "settings after the end");
+    outcome
+}
+
+#[test]
+fn it_is_raw_while_the_machine_runs_and_as_it_was_after_a_power_off() {
+    leaves_the_terminal_as_it_was(vmm().guest(guests::echo), 0, |terminal, _| {
+        assert!(terminal.shows("ready\r\n").is_raw(), "raw while the machine runs");
+        terminal.types("hello").shows("hello").types("q");
+    });
+}
+
+#[test]
+fn it_is_as_it_was_after_ctrl_a_x() {
+    leaves_the_terminal_as_it_was(vmm().guest(guests::busy), 9, |terminal, _| {
+        terminal.shows("busy").types(CTRL_A).types("x").shows("stopped from the terminal");
+    });
+}
+
+#[test]
+fn it_is_as_it_was_after_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let vmm = vmm().guest(guests::idle).args(["--log-level", "info"]);
+        leaves_the_terminal_as_it_was(vmm, 8, |terminal, running| {
+            terminal.shows("idle");
+            running.signal(signal);
+            terminal.shows("power button");
+            running.signal(signal);
+        });
+    }
+}
+
+#[test]
+fn it_is_as_it_was_when_the_guest_or_its_time_ends() {
+    let run = |code, exit, args: &[&str], text: &str| {
+        leaves_the_terminal_as_it_was(vmm().guest(code).args(args), exit, |terminal, _| {
+            terminal.shows(text);
+        });
+    };
+    run(guests::triple_fault, 5, &[], "triple fault");
+    run(guests::pvpanic, 6, &[], "kernel panic");
+    run(guests::lost, 1, &[], "internal error");
+    run(guests::i8042_reset, 4, &["--no-reboot"], "rebooted");
+    run(guests::i8042_reset, 7, &["--timeout", "500ms"], "--timeout is over");
+    run(guests::busy, 7, &["--timeout", "500ms"], "--timeout is over");
+}
+
+#[test]
+fn it_is_as_it_was_after_an_error_at_start() {
+    let args = ["--kernel", "missing"];
+    leaves_the_terminal_as_it_was(vmm().args(args), 3, |terminal, _| {
+        terminal.shows("kernel missing");
+    });
+    let args = ["--console", "missing/log"];
+    leaves_the_terminal_as_it_was(vmm().guest(guests::busy).args(args), 3, |terminal, _| {
+        terminal.shows("console missing/log");
+    });
+}
+
+#[test]
+fn it_is_left_alone_when_the_console_is_a_file() {
+    let vmm = vmm().guest(guests::busy).args(["--console", "log", "--timeout", "500ms"]);
+    let terminal = Terminal::new();
+    let running = terminal.start(vmm).until(|vm| vm.threads().contains(&"vcpu0".into()));
+    assert!(!terminal.is_raw(), "nobody types to a console that is a file");
+    running.wait().exits(7);
+}
+
+#[test]
+fn ctrl_a_h_shows_the_keys_and_ctrl_a_a_sends_ctrl_a() {
+    leaves_the_terminal_as_it_was(vmm().guest(guests::echo), 0, |terminal, _| {
+        terminal.shows("ready").types(CTRL_A).types("h");
+        terminal.shows("Ctrl-A x  stop the machine\r");
+        terminal.types("<").types(CTRL_A).types("a").types(">").shows("<\x01>").types("q");
+    });
+}
+
+#[test]
+fn ctrl_c_and_the_like_are_the_guests() {
+    leaves_the_terminal_as_it_was(vmm().guest(guests::echo), 0, |terminal, _| {
+        terminal.shows("ready").types("<\x03\x1a\x1c\x04\r>").shows("<\x03\x1a\x1c\x04\r>");
+        terminal.types("q");
+    });
+}
+
+#[test]
+fn a_window_that_changes_its_size_is_harmless() {
+    leaves_the_terminal_as_it_was(vmm().guest(guests::echo), 0, |terminal, _| {
+        terminal.shows("ready");
+        for ws_row in 20..40 {
+            let size = Winsize { ws_row, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+            tcsetwinsize(&terminal.keyboard, size).unwrap();
+        }
+        terminal.types("still here").shows("still here").types("q");
+    });
+}
+
+#[test]
+fn a_terminal_that_stops_output_does_not_stop_the_machine() {
+    leaves_the_terminal_as_it_was(vmm().guest(guests::flood), 9, |terminal, _| {
+        terminal.shows("xxxx").types(CTRL_A).types("x");
+    });
+}
+
+#[test]
+fn a_terminal_that_goes_away_presses_the_power_button() {
+    let terminal = Terminal::new();
+    let running = terminal.start(vmm().guest(guests::obedient));
+    terminal.shows("ready");
+    drop(terminal);
+    running.wait().exits(0);
+}

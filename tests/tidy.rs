@@ -1,1 +1,240 @@
-//! tidy
+//! Style rules, as tests: a limit that nothing checks is soon passed.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const MAX_FILE_LINES: usize = 400;
+const MAX_FUNCTION_LINES: usize = 70;
+const MAX_PRODUCTION_LINES: usize = 5000;
+const MAX_ARCHITECTURE_LINES: usize = 150;
+
+/// The only files that may contain `unsafe`.
+const UNSAFE_FILES: [&str; 7] = [
+    "vmm/src/memory.rs",
+    "vmm/src/vcpu.rs",
+    "vmm/src/worker.rs",
+    "vmm/src/virtio/buffers.rs",
+    "tests/fixture.rs",
+    "tests/guests.rs",
+    "tests/terminal.rs",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Every file that git has, or would have after `git add`.
+fn files() -> Vec<String> {
+    let mut git = Command::new("git");
+    // In a container the folder may belong to another user.
+    git.args(["-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]);
+    let listed = git.current_dir(root()).output().expect("git is installed");
+    assert!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let files: Vec<_> = listed.lines().map(String::from).collect();
+    // One that was deleted but not yet staged is listed still.
+    files.into_iter().filter(|name| root().join(name).is_file()).collect()
+}
+
+fn rust_files() -> Vec<String> {
+    let files: Vec<_> = files().into_iter().filter(|name| name.ends_with(".rs")).collect();
+    assert!(files.iter().any(|name| name == "vmm/src/main.rs"), "the sources are found: {files:?}");
+    files
+}
+
+fn indent(line: &str) -> usize {
+    line.len() - line.trim_start().len()
+}
+
+/// Index of the line that ends the item which starts at `start`, as rustfmt lays it out.
+fn end_of_item(lines: &[&str], start: usize) -> usize {
+    let depth = indent(lines[start]);
+    let ends = |line: &&str| {
+        indent(line) == depth && (line.trim_start().starts_with('}') || line.ends_with(';'))
+    };
+    let first = lines[start].trim_end();
+    if first.ends_with(';') || first.ends_with('}') {
+        return start;
+    }
+    let after = lines[start + 1..].iter().position(ends);
+    start + 1 + after.unwrap_or_else(|| panic!("no end of: {first}"))
+}
+
+/// Whether each line of `text` is for tests only.
+fn test_lines(text: &str) -> Vec<bool> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut is_test = vec![false; lines.len()];
+    for (index, _) in lines.iter().enumerate().filter(|(_, line)| line.trim() == "#[cfg(test)]") {
+        let item = (index + 1..lines.len()).find(|at| !lines[*at].trim().starts_with("#["));
+        let end = end_of_item(&lines, item.expect("an item after #[cfg(test)]"));
+        is_test[index..=end].fill(true);
+    }
+    is_test
+}
+
+/// Modules in files of their own that are for tests only, e.g. `vmm/src/virtio/contract`.
+fn test_modules(files: &[String]) -> HashSet<String> {
+    let mut modules = HashSet::new();
+    for name in files {
+        let text = read(name);
+        let tests = test_lines(&text);
+        let folder = match name.strip_suffix("/mod.rs").or(name.strip_suffix("/lib.rs")) {
+            Some(folder) => folder,
+            None => name.trim_end_matches(".rs"),
+        };
+        for (line, _) in text.lines().zip(tests).filter(|(_, is_test)| *is_test) {
+            let module = line.trim().trim_start_matches("pub ").strip_prefix("mod ");
+            if let Some(module) = module.and_then(|rest| rest.strip_suffix(';')) {
+                modules.insert(format!("{folder}/{module}"));
+            }
+        }
+    }
+    modules
+}
+
+/// Lines of production code in each file of vmm/src.
+fn production_lines() -> Vec<(String, usize)> {
+    let mut files = rust_files();
+    files.retain(|name| name.starts_with("vmm/src/"));
+    let modules = test_modules(&files);
+    let in_tests = |name: &str| {
+        modules.iter().any(|module| {
+            name.strip_prefix(module.as_str())
+                .is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+        })
+    };
+    files.retain(|name| !in_tests(name));
+    let count = |name: &String| test_lines(&read(name)).iter().filter(|is_test| !**is_test).count();
+    files.iter().map(|name| (name.clone(), count(name))).collect()
+}
+
+/// The line without its comment.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap()
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|other| other == word)
+}
+
+#[test]
+fn no_file_is_long() {
+    for (name, lines) in production_lines() {
+        assert!(lines <= MAX_FILE_LINES, "{name} has {lines} lines without its tests");
+    }
+    for name in rust_files() {
+        let tests = test_lines(&read(&name)).iter().filter(|is_test| **is_test).count();
+        assert!(tests <= MAX_FILE_LINES, "{name} has {tests} lines of tests");
+    }
+    for name in rust_files().iter().filter(|name| name.starts_with("tests/")) {
+        let lines = read(name).lines().count();
+        assert!(lines <= MAX_FILE_LINES, "{name} has {lines} lines");
+    }
+}
+
+#[test]
+fn no_function_is_long() {
+    let mut functions = 0;
+    for name in rust_files() {
+        let text = read(&name);
+        let lines: Vec<&str> = text.lines().collect();
+        for (start, line) in lines.iter().enumerate() {
+            let before = code(line).split(['(', '<', '"']).next().unwrap();
+            if has_word(before, "fn") && !before.contains(['=', ':']) {
+                let len = end_of_item(&lines, start) - start + 1;
+                assert!(len <= MAX_FUNCTION_LINES, "{name}:{}: {len} lines", start + 1);
+                functions += 1;
+            }
+        }
+    }
+    assert!(functions > 200, "only {functions} functions are found: is this test blind?");
+}
+
+#[test]
+fn production_code_is_small() {
+    let lines: usize = production_lines().iter().map(|(_, lines)| lines).sum();
+    assert!(lines > 2000, "only {lines} lines are found: is this test blind?");
+    assert!(lines < MAX_PRODUCTION_LINES, "{lines} lines, at most {MAX_PRODUCTION_LINES} may be");
+}
+
+#[test]
+fn unsafe_is_in_a_handful_of_files_and_explained() {
+    let mut found = HashSet::new();
+    for name in rust_files().iter().filter(|name| *name != "tests/tidy.rs") {
+        let text = read(name);
+        let lines: Vec<&str> = text.lines().collect();
+        for (index, line) in lines.iter().enumerate() {
+            let line = code(line);
+            if !has_word(line, "unsafe") {
+                continue;
+            }
+            let place = format!("{name}:{}", index + 1);
+            assert!(UNSAFE_FILES.contains(&name.as_str()), "{place}: unsafe is not for this file");
+            found.insert(name.clone());
+            // A declaration does nothing yet.
+            if line.contains("unsafe extern") {
+                continue;
+            }
+            let above = &lines[index.saturating_sub(8)..index];
+            let explained = above.iter().any(|line| line.contains("// SAFETY: "));
+            assert!(explained, "{place}: no SAFETY comment above");
+        }
+    }
+    for name in UNSAFE_FILES {
+        assert!(found.contains(name), "{name} needs no place in the list of files with unsafe");
+    }
+}
+
+#[test]
+fn the_architecture_is_told_in_short_and_whole() {
+    let text = read("ARCHITECTURE.md");
+    let lines = text.lines().count();
+    assert!(lines <= MAX_ARCHITECTURE_LINES, "ARCHITECTURE.md has {lines} lines");
+    for entry in fs::read_dir(root().join("vmm/src")).unwrap() {
+        let entry = entry.unwrap();
+        let slash = if entry.path().is_dir() { "/" } else { "" };
+        let name = format!("{}{slash}", entry.file_name().into_string().unwrap());
+        assert!(text.contains(&name), "ARCHITECTURE.md does not tell what {name} is for");
+    }
+    let sources = rust_files();
+    let is_part = |c: char| !c.is_alphanumeric() && !"_./".contains(c);
+    for word in text.split(is_part).filter(|word| word.ends_with(".rs") && word.len() > 3) {
+        let exists = sources.iter().any(|name| format!("/{name}").ends_with(&format!("/{word}")));
+        assert!(exists, "ARCHITECTURE.md names {word}, which does not exist");
+    }
+}
+
+#[test]
+fn scripts_can_be_run() {
+    let mut scripts = 0;
+    for name in files() {
+        let path = root().join(&name);
+        if fs::read(&path).unwrap().starts_with(b"#!/") {
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert!(mode & 0o111 == 0o111, "{name} starts with #! and cannot be run: {mode:o}");
+            scripts += 1;
+        }
+    }
+    assert!(scripts > 0, "no script is found: is this test blind?");
+}
+
+#[test]
+fn nothing_names_a_path_of_the_machine_it_was_written_on() {
+    // In parts, so that this file does not.
+    let paths = [["/wo", "rk/"].concat(), ["/ro", "ot/"].concat()];
+    for name in files() {
+        let bytes = fs::read(root().join(&name)).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for (index, line) in text.lines().enumerate() {
+            let found = paths.iter().find(|path| line.contains(path.as_str()));
+            assert!(found.is_none(), "{name}:{}: {line}", index + 1);
+        }
+    }
+}

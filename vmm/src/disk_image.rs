@@ -35,7 +35,8 @@ impl DiskImage {
     }
 
     fn open_unnamed(config: &DiskConfig) -> Result<Self> {
-        let flags = libc::O_CLOEXEC | if config.direct { libc::O_DIRECT } else { 0 };
+        // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+        let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
         let mut file = OpenOptions::new()
             .read(true)
             .write(!config.readonly)
@@ -62,13 +63,8 @@ impl DiskImage {
     }
 
     /// Size in bytes, a multiple of the block size.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.len
-    }
-
-    /// Never: a disk has at least one block.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Smallest unit of I/O, in bytes: the guest's logical block size.

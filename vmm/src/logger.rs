@@ -1,5 +1,8 @@
 //! tinyvmm's own messages: to stderr, a line each.
 
+use std::fmt::Display;
+use std::io::Write;
+
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Stderr;
@@ -15,11 +18,16 @@ impl Log for Stderr {
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            eprintln!("tinyvmm: {level}: {}", record.args());
+            tell(format_args!("{level}: {}", record.args()));
         }
     }
 
     fn flush(&self) {}
+}
+
+/// Tells the user `message`, in a line on stderr; nobody there to read it is not an error.
+pub fn tell(message: impl Display) {
+    let _ = writeln!(std::io::stderr(), "tinyvmm: {message}");
 }
 
 /// Shows messages up to `level` from now on.

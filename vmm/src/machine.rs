@@ -9,14 +9,14 @@ use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use uuid::Uuid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::{Bus, lock};
+use crate::bus::{Bus, SharedDevice, lock};
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::SerialPort;
 use crate::disk_image::DiskImage;
-use crate::event::EventSender;
+use crate::event::{EventSender, Halt};
 use crate::memory::{self, GuestRam};
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::VirtioDevice;
@@ -32,19 +32,23 @@ use crate::{host, layout};
 /// A machine that does not run.
 pub struct Machine {
     vcpus: Vec<Vcpu>,
-    buses: Buses,
     console: ConsoleWork,
-    power_button: EventFd,
-    /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
-    _vm: VmFd,
+    board: Board,
 }
 
 /// A machine whose CPUs run.
 pub struct RunningMachine {
     vcpus: Vec<Worker<Vcpu>>,
     console: Worker<ConsoleWork>,
+    board: Board,
+}
+
+/// What is the same in a machine that runs and one that does not.
+struct Board {
     buses: Buses,
     power_button: EventFd,
+    panicked: PanicFlag,
+    /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
     _vm: VmFd,
 }
 
@@ -93,25 +97,25 @@ impl Machine {
                 regs::set_xcr0(&fd, cpuid.xcr0())?;
             }
             regs::set_msrs(&fd)?;
-            let (buses, events, panicked) = (buses.clone(), events.clone(), panicked.clone());
-            vcpus.push(Vcpu { fd, index, buses, events, panicked });
+            let (buses, events) = (buses.clone(), events.clone());
+            vcpus.push(Vcpu { fd, index, buses, events });
         }
         let entry = boot::load(config, ram)?;
         regs::set_boot_state(&vcpus[0].fd, ram, entry)?;
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
-        Ok(Self { vcpus, buses, console, power_button, _vm: vm })
+        let board = Board { buses, power_button, panicked, _vm: vm };
+        Ok(Self { vcpus, console, board })
     }
 
     /// Starts devices and CPUs. The console is connected now, when nothing else can go wrong.
     pub fn start(mut self) -> Result<RunningMachine> {
         self.console.console.connect()?;
-        for device in self.buses.mmio.devices().chain(self.buses.ports.devices()) {
+        for device in self.board.devices() {
             lock(device).resume()?;
         }
         let console = Worker::spawn(self.console)?;
         let vcpus = self.vcpus.into_iter().map(Worker::spawn).collect::<Result<_>>()?;
-        let (buses, power_button) = (self.buses, self.power_button);
-        Ok(RunningMachine { vcpus, console, buses, power_button, _vm: self._vm })
+        Ok(RunningMachine { vcpus, console, board: self.board })
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.
@@ -123,20 +127,30 @@ impl Machine {
 impl RunningMachine {
     /// Presses the power button: an interrupt to the ACPI event device.
     pub fn press_power_button(&self) -> Result<()> {
-        Ok(self.power_button.write(1)?)
+        Ok(self.board.power_button.write(1)?)
+    }
+
+    /// What `halt` was, with what the guest's kernel has printed in mind.
+    pub fn explain(&self, halt: Halt) -> Halt {
+        self.board.panicked.explain(halt)
     }
 
     /// Stops CPUs, then devices, then the console, whose last words are written out.
     pub fn stop(self) -> Result<Machine> {
         self.vcpus.iter().for_each(Worker::ask_to_stop);
         let vcpus: Option<Vec<_>> = self.vcpus.into_iter().map(Worker::stop).collect();
-        for device in self.buses.mmio.devices().chain(self.buses.ports.devices()) {
+        for device in self.board.devices() {
             lock(device).pause();
         }
         let vcpus = vcpus.context("a CPU's thread panicked")?;
         let console = self.console.stop().context("the console's thread panicked")?;
-        let (buses, power_button) = (self.buses, self.power_button);
-        Ok(Machine { vcpus, buses, console, power_button, _vm: self._vm })
+        Ok(Machine { vcpus, console, board: self.board })
+    }
+}
+
+impl Board {
+    fn devices(&self) -> impl Iterator<Item = &SharedDevice> {
+        self.buses.mmio.devices().chain(self.buses.ports.devices())
     }
 }
 

@@ -38,15 +38,15 @@ fn main() -> ExitCode {
 fn end(halt: &Halt) -> ExitCode {
     let failed = matches!(halt, Halt::Internal(_) | Halt::TripleFault);
     match doctor::why_boots_fail_here().filter(|_| failed) {
-        Some(reason) => eprintln!("tinyvmm: {halt}; {reason}"),
+        Some(reason) => logger::tell(format_args!("{halt}; {reason}")),
         None if *halt == Halt::PowerOff => {}
-        None => eprintln!("tinyvmm: {halt}"),
+        None => logger::tell(halt),
     }
     ExitCode::from(halt.exit_code())
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("tinyvmm: {error:#}");
+    logger::tell(format_args!("{error:#}"));
     ExitCode::from(code)
 }
 

@@ -44,7 +44,13 @@ fn wait_for_end(
     loop {
         let until = [deadline, grace].into_iter().flatten().min();
         match events.wait(until) {
-            Some(Event::Halt(halt)) => return Ok(halt),
+            Some(Event::Halt(halt)) => {
+                return Ok(match running.explain(halt) {
+                    // A guest that reboots when it is asked to power off is not started again.
+                    Halt::Reset if grace.is_some() => Halt::Stopped,
+                    halt => halt,
+                });
+            }
             Some(Event::StopRequest) if grace.is_some() => return Ok(Halt::Stopped),
             Some(Event::StopRequest) => {
                 log::info!("pressing the guest's power button");

@@ -8,7 +8,6 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
-use crate::devices::power::PanicFlag;
 use crate::event::{Event, EventSender, Halt};
 use crate::worker::{StopFlag, Work};
 
@@ -31,8 +30,6 @@ pub struct Vcpu {
     pub buses: Buses,
     /// Whom to tell that the machine is at its end.
     pub events: EventSender,
-    /// Whether the guest's kernel has panicked.
-    pub panicked: PanicFlag,
 }
 
 impl Work for Vcpu {
@@ -43,7 +40,7 @@ impl Work for Vcpu {
     fn run(&mut self, stop: &StopFlag) {
         while !stop.is_set() {
             if let Some(halt) = self.run_once() {
-                return self.events.send(Event::Halt(self.panicked.explain(halt)));
+                return self.events.send(Event::Halt(halt));
             }
         }
     }

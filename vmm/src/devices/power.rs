@@ -27,9 +27,13 @@ impl PanicFlag {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// How a reset has to be told.
+    /// What `halt` really was: a kernel that has panicked resets the machine.
     pub fn explain(&self, halt: Halt) -> Halt {
-        if self.0.load(Ordering::Relaxed) { Halt::Panic } else { halt }
+        let panicked = self.0.load(Ordering::Relaxed);
+        if panicked && [Halt::Reset, Halt::TripleFault].contains(&halt) {
+            return Halt::Panic;
+        }
+        halt
     }
 }
 

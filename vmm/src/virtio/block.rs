@@ -3,13 +3,7 @@
 use std::io;
 
 use anyhow::{Result, ensure};
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
-};
+use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::VirtioDevice;
@@ -73,14 +67,14 @@ impl Block {
         ensure!(status.is_some(), "a request without room for its status");
         let room = chain.writable.len();
         let (code, written) = match self.execute(chain) {
-            Ok(()) => (VIRTIO_BLK_S_OK, room - chain.writable.len()),
-            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-            Err(Refusal::Invalid) => (VIRTIO_BLK_S_IOERR, 0),
+            Ok(()) => (blk::VIRTIO_BLK_S_OK, room - chain.writable.len()),
+            Err(Refusal::Unsupported) => (blk::VIRTIO_BLK_S_UNSUPP, 0),
+            Err(Refusal::Invalid) => (blk::VIRTIO_BLK_S_IOERR, 0),
             Err(Refusal::Io(error)) => {
                 if !std::mem::replace(&mut self.error_told, true) {
                     log::error!("{}: {}: {error}", self.name, self.image.path().display());
                 }
-                (VIRTIO_BLK_S_IOERR, 0)
+                (blk::VIRTIO_BLK_S_IOERR, 0)
             }
         };
         if let Some(status) = status {
@@ -94,27 +88,27 @@ impl Block {
         let header: [u8; 16] = chain.readable.read_array().ok_or(Refusal::Invalid)?;
         let (kind, sector) = (le32(&header, 0), le64(&header, 8));
         match kind {
-            VIRTIO_BLK_T_IN => {
+            blk::VIRTIO_BLK_T_IN => {
                 let data = chain.writable.take(usize::MAX);
                 let offset = self.data_offset(sector, &data)?;
                 Ok(self.image.read(data, offset)?)
             }
-            VIRTIO_BLK_T_OUT => {
+            blk::VIRTIO_BLK_T_OUT => {
                 self.writable()?;
                 let data = chain.readable.take(usize::MAX);
                 let offset = self.data_offset(sector, &data)?;
                 self.image.write(data, offset)?;
                 self.sync_if_write_through()
             }
-            VIRTIO_BLK_T_FLUSH => Ok(self.image.sync()?),
-            VIRTIO_BLK_T_GET_ID => {
+            blk::VIRTIO_BLK_T_FLUSH => Ok(self.image.sync()?),
+            blk::VIRTIO_BLK_T_GET_ID => {
                 let room = chain.writable.take(self.id.len());
                 room.copy_from(&self.id);
                 Ok(())
             }
-            VIRTIO_BLK_T_DISCARD => self.punch(&mut chain.readable, 0),
-            VIRTIO_BLK_T_WRITE_ZEROES => {
-                self.punch(&mut chain.readable, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP)
+            blk::VIRTIO_BLK_T_DISCARD => self.punch(&mut chain.readable, 0),
+            blk::VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.punch(&mut chain.readable, blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP)
             }
             _ => Err(Refusal::Unsupported),
         }
@@ -134,7 +128,7 @@ impl Block {
     fn range(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
         let offset = sector.checked_mul(SECTOR).ok_or(Refusal::Invalid)?;
         let end = offset.checked_add(len).ok_or(Refusal::Invalid)?;
-        let fits = len.is_multiple_of(SECTOR) && end <= self.image.len();
+        let fits = len.is_multiple_of(SECTOR) && end <= self.image.size();
         if fits { Ok(offset) } else { Err(Refusal::Invalid) }
     }
 
@@ -190,25 +184,25 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let mut features = 1 << VIRTIO_BLK_F_SIZE_MAX
-            | 1 << VIRTIO_BLK_F_SEG_MAX
-            | 1 << VIRTIO_BLK_F_BLK_SIZE
-            | 1 << VIRTIO_BLK_F_FLUSH;
+        let mut features = 1 << blk::VIRTIO_BLK_F_SIZE_MAX
+            | 1 << blk::VIRTIO_BLK_F_SEG_MAX
+            | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
+            | 1 << blk::VIRTIO_BLK_F_FLUSH;
         if self.queues > 1 {
-            features |= 1 << VIRTIO_BLK_F_MQ;
+            features |= 1 << blk::VIRTIO_BLK_F_MQ;
         }
         features
             | if self.image.readonly() {
-                1 << VIRTIO_BLK_F_RO
+                1 << blk::VIRTIO_BLK_F_RO
             } else {
-                1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+                1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES
             }
     }
 
     /// `struct virtio_blk_config` (5.2.4).
     fn config(&self) -> Vec<u8> {
         let block = self.image.block_size();
-        let mut config = (self.image.len() / SECTOR).to_le_bytes().to_vec();
+        let mut config = (self.image.size() / SECTOR).to_le_bytes().to_vec();
         config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
@@ -224,7 +218,7 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, features: u64) {
-        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        self.write_through = features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
     }
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {

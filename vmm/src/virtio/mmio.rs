@@ -2,25 +2,15 @@
 
 use anyhow::Result;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK};
-use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
-    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS,
-    VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY,
-    VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
-    VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
-    VIRTIO_MMIO_VERSION,
-};
+use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueT};
 
 use super::transport::Transport;
 use crate::bus::BusDevice;
 
 /// Offset of QueueNotify, which KVM turns into kicks.
-pub const QUEUE_NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
-const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"TVMM");
 
@@ -44,36 +34,36 @@ impl Mmio {
 
     fn read_register(&self, offset: u64) -> u32 {
         match offset as u32 {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => 2,
-            VIRTIO_MMIO_DEVICE_ID => self.transport.facts.id,
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
+            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            reg::VIRTIO_MMIO_VERSION => 2,
+            reg::VIRTIO_MMIO_DEVICE_ID => self.transport.facts.id,
+            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            reg::VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
                 0 => self.transport.facts.features as u32,
                 1 => (self.transport.facts.features >> 32) as u32,
                 _ => 0,
             },
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |q| q.max_size().into()),
-            VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |q| q.ready().into()),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.transport.interrupt.status(),
-            VIRTIO_MMIO_STATUS => self.transport.status(),
+            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |q| q.max_size().into()),
+            reg::VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |q| q.ready().into()),
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.transport.interrupt.status(),
+            reg::VIRTIO_MMIO_STATUS => self.transport.status(),
             // No shared memory regions: their length is all ones (4.2.2).
-            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            reg::VIRTIO_MMIO_SHM_LEN_LOW | reg::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => 0,
             _ => 0,
         }
     }
 
     fn write_register(&mut self, offset: u64, value: u32) {
         match offset as u32 {
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_sel = value,
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
-            VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
-            VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
-            VIRTIO_MMIO_INTERRUPT_ACK => self.transport.interrupt.acknowledge(value),
-            VIRTIO_MMIO_STATUS => self.transport.set_status(value),
+            reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
+            reg::VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.transport.interrupt.acknowledge(value),
+            reg::VIRTIO_MMIO_STATUS => self.transport.set_status(value),
             // KVM takes these writes itself; one that it does not know comes here.
-            VIRTIO_MMIO_QUEUE_NOTIFY => {
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => {
                 if let Some(kick) = self.transport.kicks().get(value as usize) {
                     let _ = kick.write(1);
                 }
@@ -104,7 +94,7 @@ impl Mmio {
             return;
         }
         let Some(queue) = self.transport.queues.get_mut(self.queue_sel as usize) else { return };
-        if offset == VIRTIO_MMIO_QUEUE_READY {
+        if offset == reg::VIRTIO_MMIO_QUEUE_READY {
             return queue.set_ready(value == 1);
         }
         if queue.ready() {
@@ -112,13 +102,13 @@ impl Mmio {
         }
         match offset {
             // An unfit size (zero, no power of two, above the maximum) leaves the size as it was.
-            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
-            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            reg::VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
             _ => {}
         }
     }

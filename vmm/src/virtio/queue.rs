@@ -77,11 +77,6 @@ impl Virtqueue {
         Self { queue, ram, interrupt, kick }
     }
 
-    /// The queue as the driver set it up, to be set up again.
-    pub fn into_inner(self) -> Queue {
-        self.queue
-    }
-
     /// Calls `serve` for each request. `Some(bytes written)` completes it; `None` leaves it and
     /// all behind it queued. Fails when the driver made a ring or chain that cannot be followed.
     ///

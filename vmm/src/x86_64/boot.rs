@@ -1,6 +1,5 @@
 //! Puts kernel, initrd, command line and boot parameters into guest memory.
 
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -49,10 +48,8 @@ pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
 /// Loads the initrd as high as it may be: nothing that the kernel unpacks is in its way there.
 fn load_initrd(path: &Path, ram: &GuestRam, kernel_end: u64, limit: u64) -> Result<Initrd> {
     let named = || format!("initrd {}", path.display());
-    let mut file = File::open(path).context("cannot open it").with_context(named)?;
-    let metadata = file.metadata().with_context(named)?;
-    ensure!(metadata.is_file() && metadata.len() > 0, "{}: not a file with contents", named());
-    let len = metadata.len();
+    let (mut file, len) = kernel::open(path).with_context(named)?;
+    ensure!(len > 0, "{}: empty, a file with contents is needed", named());
     let address = limit.checked_sub(len).map(|address| address & !0xfff);
     let address = address.filter(|address| *address >= kernel_end).with_context(|| {
         format!(

@@ -1,7 +1,8 @@
 //! What file is this kernel, and how does it get into guest memory?
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -44,14 +45,22 @@ const PROTOCOL_64: u16 = 0x020c;
 /// Loads the kernel in `path` into `ram`. `low_ram_end` is where RAM below 4 GiB ends.
 pub fn load(path: &Path, ram: &GuestRam, low_ram_end: u64) -> Result<Kernel> {
     let named = || format!("kernel {}", path.display());
-    let mut file = File::open(path).context("cannot open it").with_context(named)?;
-    let metadata = file.metadata().with_context(named)?;
-    ensure!(metadata.is_file(), "kernel {}: not a file", path.display());
+    let (mut file, len) = open(path).with_context(named)?;
     let kernel = match identify(&mut file).with_context(named)? {
-        Format::Elf => load_elf(&mut file, ram),
-        Format::BzImage => load_bzimage(&mut file, metadata.len(), ram, low_ram_end),
+        Format::Elf => load_elf(&mut file, ram, low_ram_end),
+        Format::BzImage => load_bzimage(&mut file, len, ram, low_ram_end),
     };
     kernel.with_context(named)
+}
+
+/// Opens a file to be loaded; returns its length, too.
+pub(super) fn open(path: &Path) -> Result<(File, u64)> {
+    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.context("cannot open it")?;
+    let metadata = file.metadata()?;
+    ensure!(metadata.is_file(), "not a file");
+    Ok((file, metadata.len()))
 }
 
 enum Format {
@@ -96,7 +105,7 @@ fn load_bzimage(file: &mut File, size: u64, ram: &GuestRam, low_ram_end: u64) ->
     Ok(Kernel { entry: Entry::Linux64(load + ENTRY_64_OFFSET), end, header })
 }
 
-fn load_elf(file: &mut File, ram: &GuestRam) -> Result<Kernel> {
+fn load_elf(file: &mut File, ram: &GuestRam, low_ram_end: u64) -> Result<Kernel> {
     file.rewind()?;
     let mut ehdr = Elf64_Ehdr::default();
     file.read_exact(ehdr.as_mut_slice()).map_err(|_| truncated())?;
@@ -116,17 +125,9 @@ fn load_elf(file: &mut File, ram: &GuestRam) -> Result<Kernel> {
             segment.p_paddr
         );
     }
-    ensure!(
-        end <= layout::GAP_START,
-        "an ELF that loads up to {end:#x}, past 3 GiB: is it a kernel?"
-    );
-    let loaded = Elf::load(ram, None, file, None).map_err(|error| {
-        use vm_memory::GuestMemoryBackend;
-        if ram.check_address(GuestAddress(end - 1)).is_none() {
-            return needs_ram(end);
-        }
-        anyhow!("cannot load it, is it truncated? ({error})")
-    })?;
+    ensure!(end <= low_ram_end, needs_ram(end));
+    let loaded = Elf::load(ram, None, file, None)
+        .map_err(|error| anyhow!("cannot load it, is it truncated? ({error})"))?;
     // A higher-half entry, or one that is the PVH entry, is not the 64-bit Linux entry.
     let in_memory =
         segments.iter().any(|s| (s.p_paddr..s.p_paddr + s.p_memsz).contains(&ehdr.e_entry));
@@ -177,6 +178,9 @@ fn truncated() -> anyhow::Error {
 }
 
 fn needs_ram(end: u64) -> anyhow::Error {
+    if end > layout::GAP_START {
+        return anyhow!("asks to be loaded up to {end:#x}, where no --mem has RAM: is it damaged?");
+    }
     let least = Size::new(end.next_multiple_of(layout::MIB));
     anyhow!("does not fit in guest memory: use --mem {least} or more")
 }

@@ -1,0 +1,19 @@
+# An initramfs for kernel-FLAVOUR: busybox, drivers for virtual machines, and `init`.
+
+packages() { echo busybox-static; }
+base_recipes() { echo "kernel-$flavour"; }
+source_files() { echo init power-button; }
+tools() { printf '%s\n' cpio:cpio depmod:kmod xz:xz-utils; }
+
+make() {
+    local out=$1 kernel=$2 root=$work/root
+    mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,etc/acpi/PWRF}
+    unpack_packages "$work/packages"
+    add_busybox "$work/packages/bin/busybox" "$root"
+    ln -s bin "$root/sbin"
+    add_modules "$kernel" "$root" virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio_rng \
+        virtio_balloon vmw_vsock_virtio_transport ext4 crc32c_generic crc32c_intel button evdev pvpanic_mmio
+    cp "$here/init" "$root/init"
+    cp "$here/power-button" "$root/etc/acpi/PWRF/00000080"
+    pack_initramfs "$root" "$out"
+}

@@ -1,0 +1,142 @@
+//! Configuration files: keys are flags, flags win, errors name the file and the place.
+
+use crate::fixture::Vmm;
+use crate::guests;
+
+fn with_config(text: &str) -> Vmm {
+    Vmm::new().file("vm.toml", text).args(["--config", "vm.toml"])
+}
+
+#[track_caller]
+fn refused(text: &str, words: &[&str]) {
+    let words = [&["configuration file vm.toml: "], words].concat();
+    let vmm = with_config(text).guest(guests::hello);
+    vmm.args(["--console", "console.txt"]).run().refuses(2, &words);
+}
+
+/// What `--print-config` says of it.
+#[track_caller]
+fn printed(vmm: Vmm) -> String {
+    let outcome = vmm.args(["--print-config"]).run().exits(0).silently().leaves_nothing();
+    String::from_utf8(outcome.stdout).unwrap()
+}
+
+#[track_caller]
+fn assert_has(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.lines().any(|other| other == *line), "no line {line:?} in:\n{text}");
+    }
+}
+
+#[test]
+fn a_machine_can_be_run_from_a_file_alone() {
+    let text = "kernel = 'vmlinux'\nmem = '32M'\ncpus = 2\nno-reboot = true\nconsole = 'log'\n";
+    let vmm = with_config(text).file("vmlinux", guests::elf(&guests::acpi_reset()));
+    // The log is new: the folder is not as it was.
+    assert_eq!(vmm.run().exits(4).says(&["rebooted"]).file("log"), "boot 1\n");
+}
+
+#[test]
+fn what_is_printed_is_read_back_as_the_same_machine() {
+    let flags = [
+        "--cpus=8,sockets=2,cores=2,threads=2",
+        "--mem=4.5G",
+        "--hugepages",
+        "--kernel=a folder/vm=linux",
+        "--initrd=it's \"quoted\"",
+        "--cmdline=quiet \"x y\" back\\slash\nand 'more'",
+        "--cmdline-only",
+        "--disk=root.img,readonly,direct,id=root",
+        "--disk=data.img",
+        "--console=log,txt",
+        "--uuid=01234567-89ab-cdef-0123-456789abcdef",
+        "--timeout=1h 30m",
+        "--no-reboot",
+    ];
+    let first = printed(Vmm::new().args(flags));
+    assert_eq!(printed(with_config(&first)), first);
+    assert_has(&first, &["cpus = \"8,sockets=2,cores=2,threads=2\"", "mem = \"4608M\""]);
+    assert_has(&first, &["hugepages = true", "cmdline-only = true", "timeout = \"1h 30m\""]);
+    let keys = first.lines().filter(|line| line.contains(" = ")).count();
+    assert!(keys >= flags.len() - 1, "every flag is a key:\n{first}");
+    let defaults = printed(Vmm::new());
+    assert_eq!(printed(with_config(&defaults)), defaults);
+    assert_has(&defaults, &["cpus = \"1\"", "mem = \"256M\"", "console = \"stdio\""]);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let text = "mem = '1G'\ncpus = 4\nkernel = 'theirs'\ndisk = ['theirs.img']\nno-reboot = false";
+    let vmm = || with_config(text);
+    assert_has(&printed(vmm()), &["mem = \"1G\"", "cpus = \"4\"", "kernel = \"theirs\""]);
+    let flags = ["--mem=64M", "--kernel=mine", "--disk=mine.img", "--no-reboot"];
+    let merged = printed(vmm().args(flags));
+    assert_has(&merged, &["mem = \"64M\"", "cpus = \"4\"", "kernel = \"mine\""]);
+    assert_has(&merged, &["disk = [\"mine.img\"]", "no-reboot = true"]);
+}
+
+#[test]
+fn a_disk_list_keeps_its_order() {
+    let text = "disk = ['b.img', 'a.img,readonly', 'c.img,id=c']";
+    let line = "disk = [\"b.img\", \"a.img,readonly\", \"c.img,id=c\"]";
+    let shown = printed(with_config(text)).replace("[\n    ", "[").replace(",\n    ", ", ");
+    assert_has(&shown.replace(",\n]", "]"), &[line]);
+    assert_has(&printed(with_config("disk = 'one.img'")), &["disk = [\"one.img\"]"]);
+}
+
+#[test]
+fn an_unknown_key_is_told_with_the_nearest_one() {
+    refused("memory = '1G'", &["'memory'", "'mem'"]);
+    refused("kernal = 'x'", &["'kernal'", "'kernel'"]);
+    refused("no_reboot = true", &["'no_reboot'", "'no-reboot'"]);
+    refused("[machine]\nmem = '1G'", &["'machine'", "the nearest is"]);
+    refused("help = true", &["'help'"]);
+    refused("config = 'other.toml'", &["'config'"]);
+}
+
+#[test]
+fn wrong_types_and_values_name_the_key() {
+    refused("mem = true", &["mem", "boolean", "say a string"]);
+    refused("mem = 1.5", &["mem", "float", "say a string"]);
+    refused("mem = ['1G']", &["mem", "array", "say a string"]);
+    refused("cpus = -1", &["--cpus", "-1"]);
+    refused("no-reboot = 'yes'", &["no-reboot", "true or false"]);
+    refused("hugepages = 1", &["hugepages", "true or false"]);
+    refused("disk = [1]", &["disk", "list of strings"]);
+    refused("disk = ['a.img,ro']", &["'ro'", "readonly"]);
+    refused("timeout = 'soon'", &["--timeout", "soon"]);
+    refused("uuid = 'me'", &["--uuid", "me"]);
+    refused("log-level = 'loud'", &["--log-level", "loud"]);
+    refused("[mem]\nsize = 1", &["mem", "table"]);
+}
+
+#[test]
+fn what_is_not_toml_is_told_with_its_line() {
+    refused("mem = '1G'\ncpus = 2\nkernel = \n", &["line 3"]);
+    refused("mem 1G", &["line 1"]);
+    refused("# ok\n\nmem = '1G'\nmem = '2G'", &["line 4", "duplicate"]);
+    refused("mem = \"unclosed", &["line 1"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read() {
+    let run = |path| Vmm::new().args(["--config", path]).run();
+    run("missing.toml").refuses(2, &["configuration file missing.toml", "No such file"]);
+    run(".").refuses(2, &["configuration file .", "cannot read it", "directory"]);
+    let binary = Vmm::new().file("binary", b"\x7fELF\xff\xfe").args(["--config", "binary"]);
+    binary.run().refuses(2, &["configuration file binary", "UTF-8"]);
+}
+
+#[test]
+fn a_file_that_does_not_make_a_machine() {
+    with_config("mem = '64M'").run().refuses(2, &["no kernel", "--kernel FILE"]);
+    with_config("").run().refuses(2, &["no kernel"]);
+    with_config("mem = '5'").guest(guests::hello).run().refuses(2, &["--mem 5", "16M"]);
+}
+
+#[test]
+fn an_error_of_the_command_line_is_not_blamed_on_the_file() {
+    let vmm = with_config("mem = '64M'").args(["--kernal", "x"]);
+    let outcome = vmm.run().exits(2).says(&["'--kernal'", "'--kernel'"]);
+    assert!(!outcome.stderr.contains("vm.toml"), "{}", outcome.stderr);
+}

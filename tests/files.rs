@@ -1,0 +1,194 @@
+//! Files that cannot be what they are given as: one line says which and what to do about it.
+
+use std::fs::File;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tinyvmm::layout::{GIB, MIB};
+
+use crate::fixture::Vmm;
+use crate::guests;
+
+/// A machine that would write a file if it started: that it refuses must leave no trace.
+fn vmm() -> Vmm {
+    Vmm::new().args(["--mem", "64M", "--console", "console.txt"])
+}
+
+/// A whole kernel with `bytes` at `offset` instead of what is there.
+fn elf_with(offset: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = guests::elf(&guests::hello());
+    file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
+/// A bzImage that a loader takes: header fields as in Documentation/arch/x86/boot.rst.
+fn bzimage() -> Vec<u8> {
+    let mut file = vec![0; 3 * 512];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0x1f1, &[1]); // setup_sects
+    put(0x1f4, &32u32.to_le_bytes()); // syssize: 512 bytes
+    put(0x1fe, &[0x55, 0xaa]);
+    put(0x200, &[0xeb, 0x66]); // a jump whose target is the header's end
+    put(0x202, b"HdrS");
+    put(0x206, &0x020fu16.to_le_bytes()); // version
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x258, &MIB.to_le_bytes()); // pref_address
+    put(0x260, &0x1000u32.to_le_bytes()); // init_size
+    file
+}
+
+fn bzimage_with(offset: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = bzimage();
+    file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
+#[track_caller]
+fn refused(kernel: &[u8], words: &[&str]) {
+    vmm().kernel(kernel).run().refuses(3, &[&["kernel kernel: "], words].concat());
+}
+
+/// Nobody ever writes to it: reading it, or only opening it for that, takes for ever.
+fn with_fifo(vmm: Vmm) -> Vmm {
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, vmm.dir().path("fifo"), FileType::Fifo, mode, 0).unwrap();
+    vmm
+}
+
+#[test]
+fn a_whole_bzimage_is_entered_512_bytes_after_its_start() {
+    let mut file = bzimage();
+    file.resize(2 * 512, 0);
+    file.resize(2 * 512 + 0x200, 0x90);
+    file.extend(guests::hello());
+    let size = u32::try_from(file.len() - 2 * 512).unwrap().div_ceil(16);
+    file.resize(2 * 512 + size as usize * 16, 0);
+    file[0x1f4..0x1f8].copy_from_slice(&size.to_le_bytes());
+    Vmm::new().kernel(&file).run().exits(0).prints("hello").silently();
+}
+
+#[test]
+fn a_kernel_that_is_no_kernel() {
+    let vmm = |path| vmm().args(["--kernel", path]);
+    vmm("missing").run().refuses(3, &["kernel missing", "No such file"]);
+    vmm(".").run().refuses(3, &["kernel .", "not a file"]);
+    vmm("/dev/zero").run().refuses(3, &["kernel /dev/zero", "not a file"]);
+    refused(b"", &["bzImage", "ELF"]);
+    refused(b"#!/bin/sh\necho I am text\n", &["neither a bzImage", "nor an ELF"]);
+    refused(&vec![0; 100_000], &["neither a bzImage", "nor an ELF"]);
+    refused(b"\x1f\x8b\x08\0 and so on", &["gzip", "unpack it"]);
+    refused(b"\xfd7zXZ\0 and so on", &["xz", "unpack it"]);
+    refused(b"\x28\xb5\x2f\xfd and so on", &["zstd", "unpack it"]);
+}
+
+#[test]
+fn a_bzimage_that_is_damaged_or_not_for_64_bits() {
+    refused(&bzimage()[..3 * 512 - 1], &["truncated"]);
+    refused(&bzimage()[..2 * 512], &["truncated"]);
+    refused(&bzimage()[..0x210], &["truncated"]);
+    refused(&bzimage_with(0x236, &[0, 0]), &["without a 64-bit entry", "use an x86-64 kernel"]);
+    refused(&bzimage_with(0x206, &[0x0b, 2]), &["without a 64-bit entry"]);
+    refused(&bzimage_with(0x1f4, &[0xff; 4]), &["truncated"]);
+    refused(&bzimage_with(0x260, &(64u32 << 20).to_le_bytes()), &["--mem 65M"]);
+    refused(&bzimage_with(0x260, &[0xff; 4]), &["--mem"]);
+    refused(&bzimage_with(0x258, &0x1000u64.to_le_bytes()), &["below 1 MiB"]);
+    refused(&bzimage_with(0x258, &[0xff; 8]), &["--mem"]);
+}
+
+#[test]
+fn an_elf_that_is_damaged_or_for_another_machine() {
+    const PHDR: usize = 64;
+    let whole = guests::elf(&guests::hello());
+    refused(&elf_with(18, &[183, 0]), &["another machine", "x86-64"]);
+    refused(&elf_with(4, &[1]), &["32-bit", "x86-64"]);
+    refused(&elf_with(5, &[2]), &["ELF"]); // big endian
+    refused(&whole[..5], &["truncated"]);
+    refused(&whole[..40], &["truncated"]);
+    refused(&whole[..PHDR + 20], &["truncated"]);
+    refused(&whole[..whole.len() - 1], &["truncated"]);
+    refused(&elf_with(54, &[55]), &["program headers of 55 bytes"]);
+    refused(&elf_with(56, &[0, 0]), &["nothing to load"]);
+    refused(&elf_with(56, &[0xff; 2]), &["truncated"]);
+    refused(&elf_with(32, &[0xff; 8]), &["truncated"]);
+    refused(&elf_with(PHDR + 8, &[0xff; 8]), &["truncated"]);
+    refused(&elf_with(PHDR + 32, &[0xff; 8]), &["truncated"]);
+    refused(&elf_with(24, &[0; 8]), &["entry"]);
+}
+
+#[test]
+fn an_elf_that_asks_for_memory_that_is_not_there() {
+    const ADDRESS: usize = 64 + 24;
+    const MEMORY_LEN: usize = 64 + 40;
+    refused(&elf_with(ADDRESS, &(100 * MIB).to_le_bytes()), &["--mem 101M"]);
+    refused(&elf_with(ADDRESS, &0x1000u64.to_le_bytes()), &["below 1 MiB"]);
+    refused(&elf_with(ADDRESS, &(3 * GIB).to_le_bytes()), &["where no --mem has RAM"]);
+    refused(&elf_with(ADDRESS, &[0xff; 8]), &["past 3 GiB"]);
+    refused(&elf_with(MEMORY_LEN, &[0xff; 8]), &["past 3 GiB"]);
+    refused(&elf_with(MEMORY_LEN, &(64 * MIB).to_le_bytes()), &["--mem 65M"]);
+}
+
+#[test]
+fn an_initrd_that_is_missing_empty_or_too_large() {
+    let vmm = || vmm().guest(guests::hello);
+    let initrd = |vmm: Vmm, path| vmm.args(["--initrd", path]).run();
+    initrd(vmm(), "missing").refuses(3, &["initrd missing", "No such file"]);
+    initrd(vmm(), ".").refuses(3, &["initrd .", "not a file"]);
+    initrd(vmm().file("empty", ""), "empty").refuses(3, &["initrd empty", "contents"]);
+    let large = vmm().sparse_file("large", 100 * MIB);
+    initrd(large, "large").refuses(3, &["initrd large", "--mem 102M"]);
+}
+
+#[test]
+fn the_memory_that_is_asked_for_is_enough() {
+    let vmm = Vmm::new().sparse_file("large", 100 * MIB).args(["--mem", "102M"]);
+    vmm.guest(guests::hello).args(["--initrd", "large"]).run().exits(0);
+    let kernel = elf_with(64 + 24, &(100 * MIB).to_le_bytes());
+    // Its entry is where nothing was loaded.
+    let vmm = Vmm::new().kernel(&kernel).args(["--mem", "101M"]);
+    vmm.run().refuses(3, &["entry 0x100000"]);
+}
+
+#[test]
+fn a_disk_that_is_missing_in_use_or_of_no_use() {
+    let vmm = || vmm().guest(guests::hello);
+    let disk = |vmm: Vmm, disk, words: &[&str]| {
+        vmm.args(["--disk", disk]).run().refuses(3, &[&["disk "], words].concat());
+    };
+    disk(vmm(), "missing", &["missing", "No such file"]);
+    disk(vmm(), ".,readonly", &["disk .:", "neither a file nor a block device"]);
+    disk(vmm(), ".", &["disk .:", "directory"]);
+    disk(vmm(), "/dev/zero", &["/dev/zero", "neither a file nor a block device"]);
+    disk(vmm().file("odd", [0; 1000]), "odd", &["odd", "1000 bytes", "truncate -s %512"]);
+    disk(vmm().file("empty", ""), "empty", &["empty", "size of 0 bytes"]);
+}
+
+#[test]
+fn a_disk_is_for_one_writer_or_many_readers() {
+    let vmm = || vmm().sparse_file("disk", MIB).guest(guests::hello);
+    let (writer, reader) = (vmm(), vmm());
+    let writes = File::open(writer.dir().path("disk")).unwrap();
+    writes.try_lock().unwrap();
+    writer.args(["--disk", "disk"]).run().refuses(3, &["disk disk", "in use", "stop that one"]);
+    let reads = File::open(reader.dir().path("disk")).unwrap();
+    reads.try_lock_shared().unwrap();
+    reader.args(["--disk", "disk"]).run().refuses(3, &["disk disk", "in use"]);
+    let reader = vmm();
+    let reads = File::open(reader.dir().path("disk")).unwrap();
+    reads.try_lock_shared().unwrap();
+    reader.args(["--disk", "disk,readonly"]).run().exits(0);
+    vmm().args(["--disk", "disk", "--disk", "disk"]).run().refuses(3, &["disk disk", "in use"]);
+}
+
+#[test]
+fn a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for() {
+    let vmm = || with_fifo(vmm().file("good", guests::elf(&guests::hello())));
+    vmm().args(["--kernel", "fifo"]).run().refuses(3, &["kernel fifo", "not a file"]);
+    let vmm = || vmm().args(["--kernel", "good"]);
+    vmm().args(["--initrd", "fifo"]).run().refuses(3, &["initrd fifo", "not a file"]);
+    vmm().args(["--disk", "fifo"]).run().refuses(3, &["disk fifo", "neither a file"]);
+    vmm().args(["--disk", "fifo,readonly"]).run().refuses(3, &["disk fifo", "neither a file"]);
+}

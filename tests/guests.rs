@@ -1,0 +1,361 @@
+//! Guests of a few instructions: they run on any KVM, interpreting ones included.
+
+use tinyvmm::layout;
+
+/// Defines a function that returns the machine code of these lines, in Intel syntax.
+///
+/// The code has these macros, and ports in braces:
+/// `out8 PORT, VALUE`; `say "TEXT"`, byte by byte; `dump LENGTH` of bytes at RSI, by one
+/// instruction; `power_off`; `sleep` for ever.
+macro_rules! guest {
+    ($(#[doc = $doc:literal])* $name:ident, $($line:expr),+ $(,)?) => {
+        $(#[doc = $doc])*
+        pub fn $name() -> Vec<u8> {
+            mod asm {
+                use tinyvmm::layout;
+
+                core::arch::global_asm!(
+                    ".pushsection .rodata",
+                    ".macro out8 port:req, value:req",
+                    "    mov edx, \\port",
+                    "    mov al, \\value",
+                    "    out dx, al",
+                    ".endm",
+                    ".macro say text:req",
+                    "    lea rsi, [rip + .Ltext\\@]",
+                    "    mov edx, {com1}",
+                    "    jmp .Lnext\\@",
+                    ".Ltext\\@: .asciz \"\\text\"",
+                    ".Lput\\@: out dx, al",
+                    ".Lnext\\@: lodsb",
+                    "    test al, al",
+                    "    jnz .Lput\\@",
+                    ".endm",
+                    ".macro dump length:req",
+                    "    mov edx, {com1}",
+                    "    mov ecx, \\length",
+                    "    rep outsb",
+                    ".endm",
+                    ".macro sleep",
+                    ".Lsleep\\@: hlt",
+                    "    jmp .Lsleep\\@",
+                    ".endm",
+                    ".macro power_off",
+                    "    out8 {sleep_control}, 0x34",
+                    "    sleep",
+                    ".endm",
+                    concat!("guest_", stringify!($name), ":"),
+                    $($line,)+
+                    concat!("guest_", stringify!($name), "_end:"),
+                    ".purgem out8",
+                    ".purgem say",
+                    ".purgem dump",
+                    ".purgem sleep",
+                    ".purgem power_off",
+                    ".popsection",
+                    "/* {com1} {sleep_control} {reset} {i8042} {pvpanic} {zero_page} */",
+                    com1 = const layout::SERIAL_PORTS.start,
+                    sleep_control = const layout::POWER_PORTS.start,
+                    reset = const layout::POWER_PORTS.start + 2,
+                    i8042 = const layout::I8042_PORTS.start,
+                    pvpanic = const layout::PVPANIC_PORTS.start,
+                    zero_page = const layout::ZERO_PAGE,
+                );
+                unsafe extern "C" {
+                    #[link_name = concat!("guest_", stringify!($name))]
+                    pub static START: u8;
+                    #[link_name = concat!("guest_", stringify!($name), "_end")]
+                    pub static END: u8;
+                }
+            }
+            code(&raw const asm::START, &raw const asm::END)
+        }
+    };
+}
+
+fn code(start: *const u8, end: *const u8) -> Vec<u8> {
+    let len = end.addr() - start.addr();
+    // SAFETY: the two are the ends of one guest's code in the read-only data of this program.
+    unsafe { std::slice::from_raw_parts(start, len) }.to_vec()
+}
+
+guest!(
+    /// Prints two lines, one byte by byte and one with a string instruction, and powers off.
+    hello,
+    r#"say "hello byte by byte\n""#,
+    "lea rsi, [rip + 2f]",
+    "dump 16",
+    "power_off",
+    r#"2: .ascii "hello at a time\n""#,
+);
+
+guest!(
+    /// Prints "idle" and sleeps for ever, deaf to all interrupts.
+    idle,
+    r#"say "idle\n""#,
+    "sleep",
+);
+
+guest!(
+    /// Prints "busy" and never rests.
+    busy,
+    r#"say "busy\n""#,
+    "2: jmp 2b",
+);
+
+guest!(
+    /// Prints "boot " and how often this RAM has seen it, and resets by the ACPI register.
+    acpi_reset,
+    r#"say "boot ""#,
+    "inc byte ptr [0x200000]",
+    "mov al, [0x200000]",
+    "add al, '0'",
+    "out dx, al",
+    r#"say "\n""#,
+    "out8 {reset}, 1",
+    "sleep",
+);
+
+guest!(
+    /// Resets as old PCs do, by the keyboard controller.
+    i8042_reset,
+    "out8 {i8042}, 0xfe",
+    "sleep",
+);
+
+guest!(
+    /// An exception that finds no interrupt table.
+    triple_fault,
+    "lidt [rip + 2f]",
+    "ud2",
+    "2: .zero 10",
+);
+
+guest!(
+    /// Runs where nothing is: no KVM can go on.
+    lost,
+    "mov eax, 0xd8000000",
+    "jmp rax",
+);
+
+guest!(
+    /// Tells a panic by the pvpanic device.
+    pvpanic,
+    "out8 {pvpanic}, 1",
+    "sleep",
+);
+
+guest!(
+    /// Prints what a kernel that panics prints, and resets as it does with panic=-1.
+    panic_and_acpi_reset,
+    r#"say "Kernel panic - not syncing: test\n""#,
+    "out8 {reset}, 1",
+    "sleep",
+);
+
+guest!(
+    /// The same, with the reset that a kernel falls back to.
+    panic_and_triple_fault,
+    r#"say "Kernel panic - not syncing: test\n""#,
+    "lidt [rip + 2f]",
+    "ud2",
+    "2: .zero 10",
+);
+
+guest!(
+    /// Powers off when the power button is pressed: waits for its interrupt at the local APIC.
+    obedient,
+    "mov ebx, 0xfec00000", // IOAPIC: route pin 9, an edge, to vector 0x40 of CPU 0
+    "mov ecx, 0xfee00000",
+    "mov dword ptr [rcx + 0xf0], 0x1ff", // spurious vector; APIC on
+    "mov dword ptr [rbx], 0x10 + 9 * 2 + 1",
+    "mov dword ptr [rbx + 0x10], 0",
+    "mov dword ptr [rbx], 0x10 + 9 * 2",
+    "mov dword ptr [rbx + 0x10], 0x40",
+    r#"say "ready\n""#,
+    "2: mov eax, [rcx + 0x220]", // IRR of vectors 0x40 to 0x5f
+    "test eax, 1",
+    "jz 2b",
+    r#"say "button\n""#,
+    "power_off",
+);
+
+guest!(
+    /// Prints "ready" and then what is typed; powers off on 'q'.
+    echo,
+    r#"say "ready\n""#,
+    "2: mov edx, {com1} + 5",
+    "in al, dx",
+    "test al, 1", // data ready
+    "jz 2b",
+    "mov edx, {com1}",
+    "in al, dx",
+    "out dx, al",
+    "cmp al, 'q'",
+    "jne 2b",
+    "power_off",
+);
+
+guest!(
+    /// Prints for ever.
+    flood,
+    "mov edi, 0x200000",
+    "mov ecx, 4096",
+    "mov al, 'x'",
+    "rep stosb",
+    "2: mov esi, 0x200000",
+    "dump 4096",
+    "jmp 2b",
+);
+
+guest!(
+    /// Prints the 22 bytes that it reads where nothing is, and writes there.
+    reads_nothing,
+    "mov edi, 0x200000",
+    "mov edx, 0x1234",
+    "xor eax, eax",
+    "in al, dx",
+    "stosb",
+    "xor eax, eax",
+    "in ax, dx",
+    "stosw",
+    "xor eax, eax",
+    "in eax, dx",
+    "stosd",
+    "out dx, eax",
+    "mov ebx, 0xd8000000",
+    "xor eax, eax",
+    "mov al, [rbx]",
+    "stosb",
+    "xor eax, eax",
+    "mov ax, [rbx]",
+    "stosw",
+    "mov eax, [rbx]",
+    "stosd",
+    "mov rax, [rbx]",
+    "stosq",
+    "mov [rbx], rax",
+    "mov esi, 0x200000",
+    "dump 22",
+    "power_off",
+);
+
+guest!(
+    /// Prints its zero page, and 4 KiB each of its command line and of its initrd.
+    zero_page,
+    "mov rbx, rsi",
+    "dump 4096",
+    "mov esi, [rbx + 0x228]",
+    "dump 4096",
+    "mov esi, [rbx + 0x218]",
+    "dump 4096",
+    "power_off",
+);
+
+guest!(
+    /// With 4.5 GiB of RAM: maps its first and last page above 4 GiB and uses them.
+    high_memory,
+    "mov rbx, cr3",
+    "mov rbx, [rbx]", // to the page directory pointers
+    "and rbx, -4096",
+    "mov qword ptr [rbx + 4 * 8], 0x80003",
+    "mov qword ptr [rbx + 5 * 8], 0x81003",
+    "mov rax, 0x100000083",
+    "mov [0x80000], rax",
+    "mov rax, 0x15fe00083",
+    "mov [0x81000 + 255 * 8], rax",
+    "mov rcx, 0x100000008",
+    "mov rdi, 0x15ffffff8",
+    "mov qword ptr [rcx], 0x11",
+    "mov qword ptr [rdi], 0x22",
+    "mov rax, [rcx]",
+    "shl rax, 8",
+    "add rax, [rdi]",
+    "cmp rax, 0x1122",
+    "jne 2f",
+    r#"say "high memory works\n""#,
+    "2: sleep",
+);
+
+guest!(
+    /// Starts CPU 1 with INIT and SIPI; that prints "second" from real mode and powers off.
+    second_cpu,
+    "lea rsi, [rip + 2f]",
+    "mov edi, 0x8000",
+    "mov ecx, 64",
+    "rep movsb",
+    "mov ebx, 0xfee00000",
+    "mov dword ptr [rbx + 0xf0], 0x1ff",
+    "mov dword ptr [rbx + 0x310], 1 << 24",
+    "mov dword ptr [rbx + 0x300], 0x4500",
+    "mov dword ptr [rbx + 0x310], 1 << 24",
+    "mov dword ptr [rbx + 0x300], 0x4608",
+    "sleep",
+    ".code16",
+    "2: mov dx, {com1}",
+    "mov al, '2'",
+    "out dx, al",
+    "mov dx, {sleep_control}",
+    "mov al, 0x34",
+    "out dx, al",
+    "3: hlt",
+    "jmp 3b",
+    ".zero 64",
+    ".code64",
+);
+
+guest!(
+    /// Entered by PVH, in 32-bit mode: prints 1 KiB of the start info and of the command line.
+    pvh,
+    ".code32",
+    "mov esi, ebx",
+    "dump 1024",
+    "mov esi, [ebx + 24]",
+    "dump 1024",
+    "power_off",
+    ".code64",
+);
+
+/// Where the code is loaded and entered.
+const LOAD: u64 = layout::KERNEL_MIN;
+
+/// An ELF file with `code` as its one segment, entered at its start.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    elf_with(code, LOAD, &[])
+}
+
+/// The same without a 64-bit entry: a note tells where to enter by PVH.
+pub fn only_pvh(code: &[u8]) -> Vec<u8> {
+    const PHYS32_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY
+    let header = [4u32, 4, PHYS32_ENTRY].map(u32::to_le_bytes).concat();
+    let note = [&header, b"Xen\0".as_slice(), &(LOAD as u32).to_le_bytes()].concat();
+    elf_with(code, 0xffff_ffff_8100_0000, &note)
+}
+
+fn elf_with(code: &[u8], entry: u64, note: &[u8]) -> Vec<u8> {
+    const EHDR: u64 = 64;
+    const PHDR: u64 = 56;
+    let phnum = 1 + u64::from(!note.is_empty());
+    let note_at = EHDR + phnum * PHDR;
+    let code_at = note_at + note.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let push = |file: &mut Vec<u8>, size: usize, value: u64| {
+        file.extend(&value.to_le_bytes()[..size]);
+    };
+    // Elf64_Ehdr from e_type on: an executable for x86-64.
+    let ehdr = [(2, 2), (2, 62), (4, 1), (8, entry), (8, EHDR), (8, 0), (4, 0), (2, EHDR)];
+    let counts = [(2, PHDR), (2, phnum), (2, 0), (2, 0), (2, 0)];
+    ehdr.into_iter().chain(counts).for_each(|(size, value)| push(&mut file, size, value));
+    let mut phdr = |kind, offset, address, len: usize| {
+        [(4, kind), (4, 7), (8, offset), (8, address), (8, address), (8, len as u64)]
+            .into_iter()
+            .chain([(8, len as u64), (8, 8)])
+            .for_each(|(size, value)| push(&mut file, size, value));
+    };
+    phdr(1, code_at, LOAD, code.len());
+    if !note.is_empty() {
+        phdr(4, note_at, 0, note.len());
+    }
+    [&file, note, code].concat()
+}

@@ -1,0 +1,123 @@
+//! What the host lacks: /dev/kvm that is missing or closed, and what `doctor` says of it.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::fixture::{Outcome, Vmm};
+use crate::guests;
+
+/// Hides /dev with what is in it.
+const WITHOUT_KVM: &str = "mount -t tmpfs none /dev && exec \"$@\"";
+/// Puts a file in the place of /dev/kvm that nobody may open, not even root once its
+/// capabilities are gone.
+const WITH_KVM_CLOSED: &str =
+    "mount --bind closed /dev/kvm && exec setpriv --bounding-set=-all --inh-caps=-all -- \"$@\"";
+
+/// The words that start a program where `script` has changed what is in /dev.
+fn elsewhere(script: &str) -> [&str; 5] {
+    // Root needs no user namespace, which not every host allows.
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    ["unshare", if is_root { "-m" } else { "-Urm" }, "sh", "-c", script]
+}
+
+/// A tinyvmm that finds /dev as `script` leaves it; `None` where the host forbids that.
+fn vmm(script: &str) -> Option<Vmm> {
+    let words = elsewhere(script);
+    let vmm = Vmm::started_by(&[words.as_slice(), &["sh"]].concat()).file("closed", "");
+    let closed = vmm.dir().path("closed");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    let mut probe = Command::new(words[0]);
+    probe.args(&words[1..]).args(["sh", "true"]).current_dir(vmm.dir().path(""));
+    let probe = probe.stderr(Stdio::piped()).output().unwrap();
+    if probe.status.success() {
+        return Some(vmm);
+    }
+    eprintln!("SKIPPED: this host does not let /dev be changed for a test: {probe:?}");
+    None
+}
+
+#[test]
+fn without_dev_kvm_the_error_says_what_to_do() {
+    let Some(vmm) = vmm(WITHOUT_KVM) else { return };
+    let vmm = vmm.guest(guests::hello).args(["--console", "console.txt"]);
+    vmm.run().refuses(3, &["no /dev/kvm", "enable virtualization", "kvm_intel or kvm_amd"]);
+}
+
+#[test]
+fn without_permission_the_error_says_what_to_do() {
+    let Some(vmm) = vmm(WITH_KVM_CLOSED) else { return };
+    let vmm = vmm.guest(guests::hello).args(["--console", "console.txt"]);
+    vmm.run().refuses(3, &["no permission for /dev/kvm", "usermod -aG kvm", "doctor"]);
+}
+
+#[test]
+fn without_dev_kvm_what_needs_none_works() {
+    for args in [["--version"].as_slice(), &["--help"], &["--print-config"], &["man"]] {
+        let Some(vmm) = vmm(WITHOUT_KVM) else { return };
+        vmm.args(args).run().exits(0).silently();
+    }
+    let Some(vmm) = vmm(WITHOUT_KVM) else { return };
+    // What is wrong with the command line is told first: it is wrong everywhere.
+    vmm.args(["--mem", "5", "--kernel", "x"]).run().refuses(2, &["--mem 5"]);
+}
+
+#[test]
+fn doctor_says_that_a_host_is_unusable_and_why() {
+    let Some(missing) = vmm(WITHOUT_KVM) else { return };
+    missing.args(["doctor"]).run().exits(2).prints("unusable").prints("absent").silently();
+    let Some(closed) = vmm(WITH_KVM_CLOSED) else { return };
+    let outcome = closed.args(["doctor"]).run().exits(2).silently();
+    outcome.prints("unusable").prints("cannot open /dev/kvm");
+    let Some(closed) = vmm(WITH_KVM_CLOSED) else { return };
+    let json = json(&closed.args(["doctor", "--json"]).run().exits(2).silently());
+    assert_eq!(json["verdict"], "unusable");
+    let told = json["findings"].as_array().unwrap();
+    let told = told.iter().find(|finding| finding["name"] == "permission").unwrap();
+    assert!(told["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{told}");
+}
+
+fn json(outcome: &Outcome) -> Value {
+    serde_json::from_slice(&outcome.stdout).expect("doctor --json prints JSON")
+}
+
+#[test]
+fn doctor_tells_the_same_in_words_in_json_and_by_its_exit_code() {
+    let outcome = Vmm::new().args(["doctor", "--json"]).run().silently();
+    let (code, json) = (outcome.code(), json(&outcome));
+    let verdict = ["ready", "limited", "unusable"][usize::try_from(code).unwrap()];
+    assert_eq!(json["verdict"], verdict);
+    assert_eq!(json["exit_code"], code);
+    let kinds = ["vmx", "svm", "interpreting", "unknown"];
+    assert!(kinds.iter().any(|kind| json["kvm_kind"] == *kind), "{json}");
+    let findings = json["findings"].as_array().unwrap();
+    assert!(findings.len() >= 5, "{json}");
+    for finding in findings {
+        let text = |key: &str| finding[key].as_str().is_some_and(|text| !text.is_empty());
+        assert!(text("name") && text("detail"), "{finding}");
+        let statuses = ["info", "ok", "limited", "unusable"];
+        assert!(statuses.iter().any(|status| finding["status"] == *status), "{finding}");
+    }
+    let words = Vmm::new().args(["doctor"]).run().exits(code).silently();
+    let last = String::from_utf8(words.stdout).unwrap().lines().last().unwrap().to_owned();
+    assert!(last.starts_with(verdict), "{last}");
+}
+
+#[test]
+fn doctor_knows_a_host_on_which_these_tests_run() {
+    Vmm::new().guest(guests::hello).args(["--mem", "16M"]).run().exits(0);
+    let doctor = Vmm::new().args(["doctor"]).run();
+    assert_ne!(doctor.code(), 2, "a machine has just run here");
+}
+
+#[test]
+fn doctor_can_be_piped_to_a_reader_that_leaves() {
+    let code = Vmm::new().args(["doctor"]).run().code();
+    for args in [["doctor"].as_slice(), &["doctor", "--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Vmm::new().args(args).stdout(writer).run().exits(code).silently();
+    }
+}

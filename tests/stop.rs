@@ -1,0 +1,137 @@
+//! How a machine ends: by itself, by a time limit, by a signal. The exit code and one line tell.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::fixture::{Running, Vmm};
+use crate::guests;
+
+/// A machine that has printed `text`, and that says when its power button is pressed.
+fn running(code: fn() -> Vec<u8>, text: &str) -> Running {
+    Vmm::new().guest(code).args(["--log-level", "info"]).start().prints(text)
+}
+
+const BUTTON: &str = "pressing the guest's power button";
+
+#[test]
+fn resets_end_the_machine_with_no_reboot() {
+    for code in [guests::acpi_reset, guests::i8042_reset] {
+        let outcome = Vmm::new().guest(code).args(["--no-reboot"]).run();
+        outcome.exits(4).says(&["the guest rebooted"]).leaves_nothing();
+    }
+}
+
+#[test]
+fn a_guest_that_resets_starts_again_with_empty_memory() {
+    // It counts its boots in RAM: more than one would be a 2.
+    let running = Vmm::new().guest(guests::acpi_reset).start();
+    running.prints(&"boot 1\n".repeat(5));
+}
+
+#[test]
+fn restarts_leave_no_threads_or_files_behind() {
+    let held = |vm: &Running| {
+        let count = |name| fs::read_dir(vm.proc(name)).unwrap().count();
+        (count("task"), count("fd"))
+    };
+    let running = Vmm::new().guest(guests::acpi_reset).start().prints(&"boot 1\n".repeat(3));
+    let (threads, files) = held(&running);
+    let running = running.prints(&"boot 1\n".repeat(53));
+    let (threads_later, files_later) = held(&running);
+    // One left behind each time would be 50 more; a machine being taken apart is a dozen.
+    assert!(threads_later < threads + 25, "{threads} threads became {threads_later}");
+    assert!(files_later < files + 25, "{files} open files became {files_later}");
+}
+
+#[test]
+fn a_restart_keeps_the_time_limit() {
+    let outcome = Vmm::new().guest(guests::i8042_reset).args(["--timeout", "1s"]).run();
+    outcome.exits(7).says(&["--timeout is over"]).leaves_nothing();
+}
+
+#[test]
+fn a_triple_fault_ends_the_machine() {
+    let outcome = Vmm::new().guest(guests::triple_fault).run();
+    outcome.exits(5).says(&["triple fault in the guest"]).leaves_nothing();
+}
+
+#[test]
+fn a_guest_that_kvm_cannot_run_is_an_internal_error() {
+    let outcome = Vmm::new().guest(guests::lost).run();
+    outcome.exits(1).says(&["internal error", "0xd8000000"]).leaves_nothing();
+}
+
+#[test]
+fn a_panic_that_pvpanic_tells_ends_the_machine() {
+    let outcome = Vmm::new().guest(guests::pvpanic).run();
+    outcome.exits(6).says(&["kernel panic in the guest"]).leaves_nothing();
+}
+
+#[test]
+fn a_panic_that_only_the_console_tells_ends_the_machine_at_its_reset() {
+    for code in [guests::panic_and_acpi_reset, guests::panic_and_triple_fault] {
+        // With the limit, a machine that starts again would end as well.
+        let outcome = Vmm::new().guest(code).args(["--timeout", "2s"]).run();
+        outcome.exits(6).prints("not syncing: test").says(&["kernel panic in the guest"]);
+    }
+}
+
+#[test]
+fn a_time_limit_ends_a_busy_guest_and_a_sleeping_one() {
+    for code in [guests::busy, guests::idle] {
+        let outcome = Vmm::new().guest(code).args(["--timeout", "300ms"]).run();
+        outcome.exits(7).says(&["--timeout is over"]).leaves_nothing();
+    }
+}
+
+#[test]
+fn sigterm_presses_the_power_button_and_the_guest_powers_off() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let running = Vmm::new().guest(guests::obedient).start().prints("ready");
+        running.signal(signal);
+        running.wait().exits(0).prints("button").silently().leaves_nothing();
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_listen_has_five_seconds() {
+    let running = Vmm::new().guest(guests::idle).start().prints("idle");
+    let start = Instant::now();
+    running.signal(libc::SIGTERM);
+    let outcome = running.wait();
+    assert!(start.elapsed() >= Duration::from_secs(5), "its time is not cut short");
+    outcome.exits(8).says(&["stopped by a signal"]).leaves_nothing();
+}
+
+#[test]
+fn a_second_signal_ends_the_machine_at_once() {
+    for (first, second) in [(libc::SIGTERM, libc::SIGTERM), (libc::SIGINT, libc::SIGHUP)] {
+        let running = running(guests::busy, "busy");
+        running.signal(first);
+        let running = running.says(BUTTON);
+        let start = Instant::now();
+        running.signal(second);
+        let outcome = running.wait().exits(8);
+        // Not a limit of speed: with the grace that a first signal gives it would be 5 s.
+        assert!(start.elapsed() < Duration::from_secs(4), "it did not wait for the guest");
+        assert!(outcome.stderr.ends_with("tinyvmm: stopped by a signal\n"), "{}", outcome.stderr);
+        outcome.leaves_nothing();
+    }
+}
+
+#[test]
+fn a_guest_that_only_ever_reboots_can_be_stopped() {
+    let running = running(guests::acpi_reset, "boot 1\nboot 1\n");
+    running.signal(libc::SIGTERM);
+    let outcome = running.says(BUTTON).wait().exits(8);
+    assert!(outcome.stderr.ends_with("tinyvmm: stopped by a signal\n"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_time_limit_counts_while_the_guest_is_asked_to_power_off() {
+    let args = ["--timeout", "1s", "--log-level", "info"];
+    let running = Vmm::new().guest(guests::idle).args(args).start().prints("idle");
+    running.signal(libc::SIGTERM);
+    let outcome = running.says(BUTTON).wait().exits(7);
+    assert!(outcome.stderr.contains("--timeout is over"), "{}", outcome.stderr);
+}
