@@ -1,6 +1,7 @@
 //! Devices that are not virtio: what a PC has on its I/O ports.
 
 pub mod console;
+pub mod output;
 pub mod power;
 pub mod rtc;
 pub mod serial;

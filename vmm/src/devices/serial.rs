@@ -6,7 +6,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::console::Output;
+use super::output::Output;
 use super::power::PanicFlag;
 use crate::bus::BusDevice;
 
