@@ -67,14 +67,7 @@ impl FromStr for Cpus {
             };
             *field = Some(number(value)?);
         }
-        let threads = threads.unwrap_or(match (sockets, cores) {
-            (Some(s), Some(c)) => count / s.saturating_mul(c).clamp(1, count),
-            _ => 1,
-        });
-        let sockets = sockets.unwrap_or(match cores {
-            Some(c) => count / c.saturating_mul(threads).clamp(1, count),
-            None => 1,
-        });
+        let (sockets, threads) = (sockets.unwrap_or(1), threads.unwrap_or(1));
         let cores = cores.unwrap_or(count / sockets.saturating_mul(threads).clamp(1, count));
         let product: u64 = [sockets, cores, threads].map(u64::from).iter().product();
         if product != u64::from(count) {
@@ -108,14 +101,15 @@ mod tests {
             ("4,sockets=1,cores=2,threads=2", 1, 2, 2),
             ("8,threads=2", 1, 4, 2),
             ("8,sockets=2", 2, 4, 1),
-            ("8,cores=2", 4, 2, 1),
-            ("8,sockets=2,cores=2", 2, 2, 2),
+            ("8,sockets=4,threads=2", 4, 1, 2),
         ] {
             let cpus: Cpus = text.parse().unwrap();
             assert_eq!(cpus, Cpus { sockets, cores, threads }, "{text}");
             assert_eq!(cpus.to_string().parse(), Ok(cpus));
         }
-        for text in ["", "0", "x", "4,cores=3", "4,legs=2", "4,cores=0", "4,cores", "70000"] {
+        for text in
+            ["", "0", "x", "4,cores=3", "8,cores=2", "4,legs=2", "4,cores=0", "4,cores", "70000"]
+        {
             text.parse::<Cpus>().unwrap_err();
         }
     }

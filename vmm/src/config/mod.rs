@@ -30,7 +30,7 @@ pub struct MachineConfig {
     /// Virtual CPUs: a count, or a count and how they are arranged
     ///
     /// `4` is one socket of four cores. `4,sockets=1,cores=2,threads=2` is what lscpu shows
-    /// in the guest; parts that are left out are worked out from the rest.
+    /// in the guest. Sockets and threads are 1 unless given, cores are what is left.
     #[arg(long, value_name = "N[,sockets=S][,cores=C][,threads=T]", default_value = "1")]
     #[serde(serialize_with = "as_text")]
     pub cpus: Cpus,

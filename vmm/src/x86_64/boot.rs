@@ -4,8 +4,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use linux_loader::bootparam::{SETUP_RNG_SEED, boot_e820_entry, boot_params};
-use linux_loader::configurator::pvh::PvhBootConfigurator;
-use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -131,40 +129,28 @@ fn write_seed(ram: &GuestRam) -> Result<u64> {
 
 fn write_start_info(ram: &GuestRam, config: &MachineConfig, initrd: Option<&Initrd>) -> Result<()> {
     let start = layout::PVH_START_INFO;
-    let (modules_at, map_at) = (start + 0x100, start + 0x200);
-    let modules: Vec<_> = initrd
-        .map(|initrd| hvm_modlist_entry {
-            paddr: initrd.address,
-            size: initrd.len,
-            ..Default::default()
-        })
-        .into_iter()
-        .collect();
-    let map: Vec<_> = memory_map(config.mem.bytes())
-        .into_iter()
-        .map(|(start, end, kind)| hvm_memmap_table_entry {
-            addr: start,
-            size: end - start,
-            type_: kind,
-            reserved: 0,
-        })
-        .collect();
+    let (module_at, map_at) = (start + 0x100, start + 0x200);
+    if let Some(Initrd { address, len }) = initrd {
+        let module = hvm_modlist_entry { paddr: *address, size: *len, ..Default::default() };
+        ram.write_obj(module, GuestAddress(module_at))?;
+    }
+    let map = memory_map(config.mem.bytes());
+    for (index, (start, end, kind)) in (0u64..).zip(&map) {
+        let entry =
+            hvm_memmap_table_entry { addr: *start, size: end - start, type_: *kind, reserved: 0 };
+        let at = map_at + index * size_of::<hvm_memmap_table_entry>() as u64;
+        ram.write_obj(entry, GuestAddress(at))?;
+    }
     let info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC,
         version: 1,
-        nr_modules: u32::try_from(modules.len())?,
-        modlist_paddr: if modules.is_empty() { 0 } else { modules_at },
+        nr_modules: initrd.is_some().into(),
+        modlist_paddr: if initrd.is_some() { module_at } else { 0 },
         cmdline_paddr: layout::CMDLINE,
         rsdp_paddr: layout::ACPI.start,
         memmap_paddr: map_at,
         memmap_entries: u32::try_from(map.len())?,
         ..Default::default()
     };
-    let mut params = BootParams::new(&info, GuestAddress(start));
-    params.set_sections(&map, GuestAddress(map_at));
-    if !modules.is_empty() {
-        params.set_modules(&modules, GuestAddress(modules_at));
-    }
-    PvhBootConfigurator::write_bootparams(&params, ram)?;
-    Ok(())
+    Ok(ram.write_obj(info, GuestAddress(start))?)
 }
