@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,9 +27,16 @@ pub struct Dir(PathBuf);
 impl Dir {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("tinyvmm-{}-{count}", std::process::id()));
-        fs::create_dir(&path).expect("a new folder for the test");
+        let new_path = || {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            std::env::temp_dir().join(format!("tinyvmm-{}-{count}", std::process::id()))
+        };
+        let mut path = new_path();
+        // One that a test process of this number left when it was killed may be there.
+        while let Err(error) = fs::create_dir(&path) {
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{}: {error}", path.display());
+            path = new_path();
+        }
         Self(path.canonicalize().unwrap())
     }
 

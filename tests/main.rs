@@ -4,6 +4,7 @@
 //! that interpret guest code included: its guests are the few instructions of `guests`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
+
 mod cli;
 mod config;
 mod console;

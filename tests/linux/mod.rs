@@ -1,1 +1,130 @@
-//! linux/mod
+//! Stock Debian kernels, from the first instruction to every kind of end.
+//!
+//! They need a /dev/kvm that runs such kernels: `scripts/check` runs them in the KVM box, all in
+//! one. What a guest finds out it prints as lines `name=value`, so that one boot checks many
+//! things.
+
+mod boot;
+mod disk;
+mod ends;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use crate::fixture::{Outcome, Vmm};
+
+/// Printed by the images' init, once a boot.
+const INIT: &str = "tinyvmm-init: up after";
+
+/// A stock kernel, with an initramfs that fits.
+#[derive(Clone, Copy)]
+struct Kernel {
+    flavour: &'static str,
+    file: &'static str,
+}
+
+/// Its payload is compressed with LZ4.
+const CLOUD_BZIMAGE: Kernel = Kernel { flavour: "cloud", file: "vmlinuz" };
+const CLOUD_ELF: Kernel = Kernel { flavour: "cloud", file: "vmlinux" };
+/// Its payload is compressed with XZ, which takes the guest seconds to unpack.
+const AMD64_BZIMAGE: Kernel = Kernel { flavour: "amd64", file: "vmlinuz" };
+
+impl Kernel {
+    fn path(self) -> PathBuf {
+        image(&format!("kernel-{}", self.flavour)).join(self.file)
+    }
+
+    fn initrd(self) -> PathBuf {
+        image(&format!("initramfs-{}", self.flavour))
+    }
+
+    /// A machine without an initrd, with just this added to the command line.
+    fn bare(self, cmdline: &str) -> Vmm {
+        Vmm::new().args(["--kernel".into(), self.path()]).args(["--cmdline", cmdline])
+    }
+
+    /// A machine with this added to the command line.
+    fn with_cmdline(self, cmdline: &str) -> Vmm {
+        self.bare(cmdline).args(["--initrd".into(), self.initrd()])
+    }
+
+    /// A machine that does not say much, runs `script`, and powers off.
+    fn runs(self, script: &str) -> Vmm {
+        self.with_cmdline(&format!("quiet {}", then_run(script)))
+    }
+}
+
+/// The end of a kernel command line that hands `script` to init.
+fn then_run(script: &str) -> String {
+    assert!(!script.contains(['"', '\n']), "the kernel would take it apart: {script}");
+    format!("-- \"{script}\"")
+}
+
+/// What guest-images/build makes of `recipe`. Slow if that was not done before.
+fn image(recipe: &str) -> PathBuf {
+    static IMAGES: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    let build = || {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/build");
+        let built = Command::new(script).arg(recipe).output().expect("guest-images/build runs");
+        let said = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "guest-images/build {recipe}: {said}");
+        PathBuf::from(String::from_utf8(built.stdout).unwrap().trim_end())
+    };
+    let mut images = IMAGES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    images.get_or_insert_default().entry(recipe.into()).or_insert_with(build).clone()
+}
+
+/// The flag for the disk in `path`, with options such as `,readonly`.
+fn disk(path: &Path, options: &str) -> [OsString; 2] {
+    let mut value = path.as_os_str().to_owned();
+    value.push(options);
+    ["--disk".into(), value]
+}
+
+/// What a guest has printed.
+struct Console(String);
+
+impl Console {
+    fn of(outcome: &Outcome) -> Self {
+        Self(String::from_utf8_lossy(&outcome.stdout).replace('\r', ""))
+    }
+
+    /// How many lines have `text`.
+    fn count(&self, text: &str) -> usize {
+        self.0.lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// The rest of the line that starts with `name=`.
+    #[track_caller]
+    fn value(&self, name: &str) -> &str {
+        let found = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        found.unwrap_or_else(|| panic!("no {name}= in the guest's output:\n{}", self.0))
+    }
+
+    #[track_caller]
+    fn number(&self, name: &str) -> u64 {
+        let value = self.value(name);
+        value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number:\n{}", self.0))
+    }
+
+    /// The guest has said `name=value` with exactly this value.
+    #[track_caller]
+    fn has(&self, name: &str, expected: &str) -> &Self {
+        let found = self.value(name);
+        assert_eq!(found, expected, "{name} in the guest's output:\n{}", self.0);
+        self
+    }
+}
+
+/// Runs a machine that is to power off, and returns what its guest has printed.
+#[track_caller]
+fn console_of(vmm: Vmm) -> Console {
+    let outcome = vmm.run();
+    let console = Console::of(&outcome);
+    assert_eq!(outcome.stderr, "", "standard error; the guest's output:\n{}", console.0);
+    outcome.exits(0);
+    console
+}

@@ -30,7 +30,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, the RSDP first: firmware looks for it from here on (ACPI 6.5, 5.2.5.1).
 pub const ACPI: Range<u64> = 0xe_0000..0xf_0000;
 /// SMBIOS entry point and table, searched for here (SMBIOS 3.7, 5.2.2).
-pub const SMBIOS: Range<u64> = 0xf_0000..0x10_0000;
+pub const SMBIOS: Range<u64> = 0xf_0000..RESET_VECTOR;
+/// Where firmware's code starts, F000:FFF0 in real mode; a kernel jumps here to reset.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The first address that a kernel may be loaded at.
 pub const KERNEL_MIN: u64 = MIB;
 
@@ -80,7 +82,7 @@ const _: () = {
     assert!(PAGE_TABLES_END <= SETUP_DATA);
     assert!(SETUP_DATA + 0x1000 <= CMDLINE);
     assert!(CMDLINE + CMDLINE_ROOM <= LOW_RAM_END);
-    assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end <= KERNEL_MIN);
+    assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end < KERNEL_MIN);
     assert!(GAP_START <= VIRTIO_MMIO);
     assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= IOAPIC as u64);
     assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);

@@ -20,6 +20,11 @@ const LOADER_UNDEFINED: u8 = 0xff;
 /// Bytes of randomness for the kernel: one ChaCha key, as its own EFI stub passes.
 const SEED_LEN: usize = 32;
 
+/// All the firmware there is: `mov al, 0xfe; out 0x64, al; 1: hlt; jmp 1b`, which resets. On
+/// hardware-reduced ACPI Linux reboots through EFI and, without it, through the reset vector
+/// (arch/x86/kernel/reboot.c); it does not use the FADT's reset register.
+const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+
 struct Initrd {
     address: u64,
     len: u64,
@@ -36,6 +41,7 @@ pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
         None => None,
     };
     write_cmdline(ram, &config.kernel_cmdline(), u64::from(kernel.header.cmdline_size))?;
+    ram.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
     match kernel.entry {
         Entry::Linux64(_) => write_zero_page(ram, config, &kernel, initrd.as_ref())?,
         Entry::Pvh(_) => write_start_info(ram, config, initrd.as_ref())?,
