@@ -96,12 +96,12 @@ fn an_unknown_key_is_told_with_the_nearest_one() {
 
 #[test]
 fn wrong_types_and_values_name_the_key() {
-    refused("mem = true", &["mem", "boolean", "say a string"]);
+    refused("mem = true", &["--mem", "'true'"]);
     refused("mem = 1.5", &["mem", "float", "say a string"]);
     refused("mem = ['1G']", &["mem", "array", "say a string"]);
     refused("cpus = -1", &["--cpus", "-1"]);
-    refused("no-reboot = 'yes'", &["no-reboot", "true or false"]);
-    refused("hugepages = 1", &["hugepages", "true or false"]);
+    refused("no-reboot = 'yes'", &["--no-reboot", "'yes'"]);
+    refused("hugepages = 1", &["hugepages", "true, false"]);
     refused("disk = [1]", &["disk", "list of strings"]);
     refused("disk = ['a.img,ro']", &["'ro'", "readonly"]);
     refused("timeout = 'soon'", &["--timeout", "soon"]);

@@ -75,8 +75,8 @@ fn a_whole_bzimage_is_entered_512_bytes_after_its_start() {
 fn a_kernel_that_is_no_kernel() {
     let vmm = |path| vmm().args(["--kernel", path]);
     vmm("missing").run().refuses(3, &["kernel missing", "No such file"]);
-    vmm(".").run().refuses(3, &["kernel .", "not a file"]);
-    vmm("/dev/zero").run().refuses(3, &["kernel /dev/zero", "not a file"]);
+    vmm(".").run().refuses(3, &["kernel .", "not a regular file"]);
+    vmm("/dev/zero").run().refuses(3, &["kernel /dev/zero", "not a regular file"]);
     refused(b"", &["bzImage", "ELF"]);
     refused(b"#!/bin/sh\necho I am text\n", &["neither a bzImage", "nor an ELF"]);
     refused(&vec![0; 100_000], &["neither a bzImage", "nor an ELF"]);
@@ -136,7 +136,7 @@ fn an_initrd_that_is_missing_empty_or_too_large() {
     let vmm = || vmm().guest(guests::hello);
     let initrd = |vmm: Vmm, path| vmm.args(["--initrd", path]).run();
     initrd(vmm(), "missing").refuses(3, &["initrd missing", "No such file"]);
-    initrd(vmm(), ".").refuses(3, &["initrd .", "not a file"]);
+    initrd(vmm(), ".").refuses(3, &["initrd .", "not a regular file"]);
     initrd(vmm().file("empty", ""), "empty").refuses(3, &["initrd empty", "contents"]);
     let large = vmm().sparse_file("large", 100 * MIB);
     initrd(large, "large").refuses(3, &["initrd large", "--mem 102M"]);
@@ -163,7 +163,7 @@ fn a_disk_that_is_missing_in_use_or_of_no_use() {
     disk(vmm(), ".", &["disk .:", "directory"]);
     disk(vmm(), "/dev/zero", &["/dev/zero", "neither a file nor a block device"]);
     disk(vmm().file("odd", [0; 1000]), "odd", &["odd", "1000 bytes", "truncate -s %512"]);
-    disk(vmm().file("empty", ""), "empty", &["empty", "size of 0 bytes"]);
+    disk(vmm().file("empty", ""), "empty", &["disk empty", "truncate"]);
 }
 
 #[test]
@@ -186,9 +186,9 @@ fn a_disk_is_for_one_writer_or_many_readers() {
 #[test]
 fn a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for() {
     let vmm = || with_fifo(vmm().file("good", guests::elf(&guests::hello())));
-    vmm().args(["--kernel", "fifo"]).run().refuses(3, &["kernel fifo", "not a file"]);
+    vmm().args(["--kernel", "fifo"]).run().refuses(3, &["kernel fifo", "not a regular file"]);
     let vmm = || vmm().args(["--kernel", "good"]);
-    vmm().args(["--initrd", "fifo"]).run().refuses(3, &["initrd fifo", "not a file"]);
+    vmm().args(["--initrd", "fifo"]).run().refuses(3, &["initrd fifo", "not a regular file"]);
     vmm().args(["--disk", "fifo"]).run().refuses(3, &["disk fifo", "neither a file"]);
     vmm().args(["--disk", "fifo,readonly"]).run().refuses(3, &["disk fifo", "neither a file"]);
 }

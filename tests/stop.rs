@@ -109,6 +109,9 @@ fn a_second_signal_ends_the_machine_at_once() {
         let running = running(guests::busy, "busy");
         running.signal(first);
         let running = running.says(BUTTON);
+        // Sooner, it would be the same request: timeout(1) sends its signal twice.
+        running.signal(first);
+        std::thread::sleep(Duration::from_millis(600));
         let start = Instant::now();
         running.signal(second);
         let outcome = running.wait().exits(8);

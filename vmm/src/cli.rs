@@ -1,6 +1,7 @@
 //! The command line: flags and sub-commands, and how a configuration file adds to them.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -32,8 +33,8 @@ Exit codes:
     8  stopped by a signal, the guest did not power off in time
     9  Ctrl-A x
 
-SIGTERM, SIGINT and SIGHUP press the power button; a guest that has not powered off after 5 s,
-or a second signal, ends the hard way.";
+SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a guest that has not powered off after
+5 s, or another signal half a second later, ends the hard way.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -157,22 +158,17 @@ fn is_key(arg: &Arg) -> bool {
 }
 
 fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &Arg) -> Result<()> {
-    let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
-    let is_list = matches!(arg.get_action(), ArgAction::Append);
+    let mut push = |text: &dyn Display| flags.push(format!("--{key}={text}").into());
     match value {
-        toml::Value::Boolean(on) if is_switch => {
-            flags.extend(on.then(|| format!("--{key}").into()));
-        }
-        _ if is_switch => bail!("{key} is a switch: say true or false"),
-        toml::Value::String(text) => flags.push(format!("--{key}={text}").into()),
-        toml::Value::Integer(number) => flags.push(format!("--{key}={number}").into()),
-        toml::Value::Array(items) if is_list => {
+        toml::Value::String(text) => push(text),
+        toml::Value::Integer(number) => push(number),
+        toml::Value::Boolean(on) => push(on),
+        toml::Value::Array(items) if matches!(arg.get_action(), ArgAction::Append) => {
             for item in items {
-                let text = item.as_str().ok_or_else(|| anyhow!("{key}: say a list of strings"))?;
-                flags.push(format!("--{key}={text}").into());
+                push(&item.as_str().ok_or_else(|| anyhow!("{key}: say a list of strings"))?);
             }
         }
-        other => bail!("{key} cannot be a {}: say a string", other.type_str()),
+        other => bail!("{key} cannot be of type {}: say a string", other.type_str()),
     }
     Ok(())
 }
@@ -198,11 +194,6 @@ fn one_line(error: &clap::Error) -> anyhow::Error {
         .map(|line| line.trim_start_matches("error: "))
         .collect();
     anyhow!("{} (see tinyvmm --help)", told.join("; "))
-}
-
-/// The machine as a configuration file that would make it again.
-pub fn print_config(machine: &MachineConfig) -> Result<String> {
-    Ok(toml::to_string(machine)?)
 }
 
 /// The completion script for `shell`.

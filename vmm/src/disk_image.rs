@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget, statx};
 
+use rustix::io::retry_on_intr;
+
 use crate::config::DiskConfig;
 use crate::virtio::buffers::Buffers;
 
@@ -53,10 +55,10 @@ impl DiskImage {
             (true, false) => direct_unit(&file),
         };
         let unit = u64::from(block_size);
+        ensure!(len > 0, "empty: give it a size, as in truncate -s 1G");
         ensure!(
-            len > 0 && len.is_multiple_of(unit),
-            "its size of {len} bytes is not a positive multiple of {unit}: \
-             use truncate -s %{unit} on it"
+            len.is_multiple_of(unit),
+            "its size of {len} bytes is not a multiple of {unit}: use truncate -s %{unit} on it"
         );
         let (readonly, direct) = (config.readonly, config.direct);
         Ok(Self { file, path: config.path.clone(), len, readonly, direct, block_size })
@@ -119,13 +121,15 @@ impl DiskImage {
         self.file.sync_data()
     }
 
-    /// Makes `len` bytes at `offset` read as zeroes and gives their space back.
-    pub fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+    /// Makes `len` bytes at `offset` read as zeroes. With `unmap` it gives their space back, else
+    /// it keeps the space for what is written there next.
+    pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         if len == 0 {
             return Ok(());
         }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.file, flags, offset, len)?)
+        let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        let flags = how | FallocateFlags::KEEP_SIZE;
+        Ok(retry_on_intr(|| fallocate(&self.file, flags, offset, len))?)
     }
 }
 
@@ -171,7 +175,11 @@ fn lock(file: &File, readonly: bool) -> Result<()> {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => bail!(
             "in use by another machine{}",
-            if readonly { " that writes to it" } else { ": stop that one, or use a copy" }
+            if readonly {
+                " that writes to it: stop that one"
+            } else {
+                ": stop that one, or use a copy"
+            }
         ),
         Err(TryLockError::Error(error)) => bail!("cannot lock it: {error}"),
     }

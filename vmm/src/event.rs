@@ -36,31 +36,27 @@ pub enum Halt {
 impl Halt {
     /// The process's exit code; `tinyvmm --help` lists them.
     pub fn exit_code(&self) -> u8 {
+        self.told().0
+    }
+
+    fn told(&self) -> (u8, &str) {
         match self {
-            Self::PowerOff => 0,
-            Self::Internal(_) => 1,
-            Self::Reset => 4,
-            Self::TripleFault => 5,
-            Self::Panic => 6,
-            Self::Timeout => 7,
-            Self::Stopped => 8,
-            Self::Quit => 9,
+            Self::PowerOff => (0, "the guest powered off"),
+            Self::Internal(what) => (1, what),
+            Self::Reset => (4, "the guest rebooted"),
+            Self::TripleFault => (5, "triple fault in the guest"),
+            Self::Panic => (6, "kernel panic in the guest"),
+            Self::Timeout => (7, "stopped: --timeout is over"),
+            Self::Stopped => (8, "stopped by a signal"),
+            Self::Quit => (9, "stopped from the terminal"),
         }
     }
 }
 
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::PowerOff => "the guest powered off",
-            Self::Reset => "the guest rebooted",
-            Self::TripleFault => "triple fault in the guest",
-            Self::Panic => "kernel panic in the guest",
-            Self::Timeout => "stopped: --timeout is over",
-            Self::Stopped => "stopped by a signal",
-            Self::Quit => "stopped from the terminal",
-            Self::Internal(what) => return write!(f, "internal error: {what}"),
-        })
+        let internal = if let Self::Internal(_) = self { "internal error: " } else { "" };
+        write!(f, "{internal}{}", self.told().1)
     }
 }
 
@@ -69,7 +65,7 @@ impl fmt::Display for Halt {
 pub enum Event {
     /// The machine, or its terminal, is at its end.
     Halt(Halt),
-    /// The user wants the machine to stop: SIGTERM, SIGINT or SIGHUP.
+    /// The user wants the machine to stop: SIGTERM, SIGINT, SIGHUP or SIGQUIT.
     StopRequest,
 }
 
@@ -105,13 +101,24 @@ extern "C" fn on_stop_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_vo
     }
 }
 
+/// Signals that the process was started with ignored, a bit each from SIGHUP on (proc(5), SigIgn).
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
 impl Events {
     /// Makes the channel and takes over the signals that ask a process to stop.
     pub fn new() -> Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let wake = WAKE.get_or_init(|| wake).clone();
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            register_signal_handler(signal, on_stop_signal).context("cannot handle signals")?;
+        // What is ignored on purpose stays so: SIGHUP under nohup, SIGINT in a script's background.
+        let ignored = ignored_signals();
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+            if ignored & 1 << (signal - 1) == 0 {
+                register_signal_handler(signal, on_stop_signal).context("cannot handle signals")?;
+            }
         }
         let (sender, receiver) = mpsc::channel();
         Ok(Self { receiver, sender: EventSender { sender, wake } })
@@ -122,14 +129,9 @@ impl Events {
         self.sender.clone()
     }
 
-    /// Forgets how the machine that has just stopped ended; what the user asked for stays.
+    /// Forgets how the machine that has just stopped ended. Signals are not forgotten.
     pub fn forget_halts(&self) {
-        let asked: Vec<_> = self
-            .receiver
-            .try_iter()
-            .filter(|event| matches!(event, Event::StopRequest | Event::Halt(Halt::Quit)))
-            .collect();
-        asked.into_iter().for_each(|event| self.sender.send(event));
+        while self.receiver.try_recv().is_ok() {}
     }
 
     /// The next event, or `None` when `deadline` has passed.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_ioctls::{Cap, Kvm};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::errno;
 
 use crate::config::{MachineConfig, Size};
@@ -44,14 +45,11 @@ impl KvmKind {
 }
 
 /// Capabilities that tinyvmm cannot do without, with their names in the KVM API.
-pub const REQUIRED: [(Cap, &str); 7] = [
+pub const REQUIRED: [(Cap, &str); 4] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
 /// Opens `/dev/kvm` and checks that it is a KVM that machines can be built on.
@@ -67,9 +65,11 @@ pub fn open_kvm() -> Result<Kvm> {
 
 fn explain_open(error: errno::Error) -> anyhow::Error {
     match error.errno() {
-        libc::ENOENT => anyhow!(
-            "no /dev/kvm: enable virtualization in the firmware and load kvm_intel or kvm_amd"
-        ),
+        libc::ENOENT => {
+            anyhow!(
+                "no /dev/kvm: enable virtualization in the firmware and load kvm_intel or kvm_amd"
+            )
+        }
         libc::EACCES => anyhow!(
             "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER, then log in \
              again); `tinyvmm doctor` knows more"
@@ -104,7 +104,7 @@ pub fn max_cpus(kvm: &Kvm) -> u32 {
 
 /// The most guest memory that can be addressed here, and that one KVM slot can hold.
 fn max_mem(kvm: &Kvm) -> Result<Size> {
-    // KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h) is 2^31 - 1 pages.
+    // KVM_MEM_MAX_NR_PAGES (include/linux/kvm_host.h) is 2^31 - 1 pages; half of that is plenty.
     const SLOT: u64 = 4 << 40;
     let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
     let cpuid = cpuid.context("cannot read what CPUs KVM supports")?;
@@ -112,4 +112,11 @@ fn max_mem(kvm: &Kvm) -> Result<Size> {
     let bits = leaf.map_or(36, |leaf| (leaf.eax & 0xff).clamp(36, 52));
     let addressable = (1u64 << bits) - (layout::GAP_END - layout::GAP_START);
     Ok(Size::new(addressable.min(SLOT)))
+}
+
+/// Random bytes, at most 256 of them, which the host gives at once (getrandom(2)).
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom(&mut bytes, GetRandomFlags::empty()).context("the host has no random bytes")?;
+    Ok(bytes)
 }

@@ -29,7 +29,7 @@ pub const CMDLINE_ROOM: u64 = 0x1_0000;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, the RSDP first: firmware looks for it from here on (ACPI 6.5, 5.2.5.1).
 pub const ACPI: Range<u64> = 0xe_0000..0xf_0000;
-/// SMBIOS entry point and table, searched for here (SMBIOS 3.7, 5.2.2).
+/// SMBIOS entry point and table, searched for here (SMBIOS 3.0, 5.2.2).
 pub const SMBIOS: Range<u64> = 0xf_0000..RESET_VECTOR;
 /// Where firmware's code starts, F000:FFF0 in real mode; a kernel jumps here to reset.
 pub const RESET_VECTOR: u64 = 0xf_fff0;

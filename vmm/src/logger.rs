@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::Write;
 
 use log::{LevelFilter, Log, Metadata, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 struct Stderr;
 
@@ -25,9 +26,15 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Tells the user `message`, in a line on stderr; nobody there to read it is not an error.
+/// Tells the user `message`, in a line on stderr. Where nobody reads it, it is lost: a message
+/// is never worth a machine that cannot be stopped.
 pub fn tell(message: impl Display) {
-    let _ = writeln!(std::io::stderr(), "tinyvmm: {message}");
+    let mut stderr = std::io::stderr();
+    let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let writable = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience));
+    if writable.is_ok_and(|ready| ready > 0) {
+        let _ = stderr.write(format!("tinyvmm: {message}\n").as_bytes());
+    }
 }
 
 /// Shows messages up to `level` from now on.

@@ -1,12 +1,10 @@
 //! A machine, stopped or running. Only `Machine::build` reads a `MachineConfig`.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use kvm_bindings::kvm_pit_config;
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
-use uuid::Uuid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, SharedDevice, lock};
@@ -56,12 +54,12 @@ impl Machine {
     /// Builds what `config` describes in `ram`, which is zero, with the kernel loaded.
     pub fn build(
         config: &MachineConfig,
+        kvm: &Kvm,
         ram: &GuestRam,
         console: Console,
         events: EventSender,
     ) -> Result<Self> {
-        let kvm = host::open_kvm()?;
-        let vm = create_vm(&kvm, config)?;
+        let vm = create_vm(kvm, config)?;
         memory::map_into_guest(&vm, ram)?;
 
         let panicked = PanicFlag::default();
@@ -82,11 +80,12 @@ impl Machine {
             add_virtio(&mut mmio, &vm, ram, index, device)?;
         }
         acpi::write(ram, config.cpus, count)?;
-        let uuid = config.uuid.map_or_else(random_uuid, Ok)?;
+        let random = uuid::Builder::from_random_bytes(host::random()?).into_uuid();
+        let uuid = config.uuid.unwrap_or(random);
         smbios::write(ram, config.cpus, config.mem.bytes(), uuid)?;
 
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio) };
-        let cpuid = CpuidTemplate::new(&kvm, config.cpus)?;
+        let cpuid = CpuidTemplate::new(kvm, config.cpus)?;
         let mut vcpus = Vec::new();
         for index in 0..config.cpus.count() {
             let fd = vm
@@ -155,7 +154,6 @@ impl Board {
 }
 
 fn create_vm(kvm: &Kvm, config: &MachineConfig) -> Result<VmFd> {
-    host::check(kvm, config)?;
     let vm = kvm.create_vm().context("KVM cannot make a virtual machine")?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
@@ -166,11 +164,9 @@ fn create_vm(kvm: &Kvm, config: &MachineConfig) -> Result<VmFd> {
     Ok(vm)
 }
 
-/// A guest that does without kvmclock or the local APIC's timer has only the PIT to tell time by.
+/// A guest that does without kvmclock measures its TSC against the PIT.
 fn needs_pit(cmdline: &str) -> bool {
-    let words =
-        ["no-kvmclock", "nopv", "noapic", "nolapic", "nolapic_timer", "lapic=notscdeadline"];
-    cmdline.split_ascii_whitespace().any(|word| words.contains(&word))
+    cmdline.split_ascii_whitespace().any(|word| ["no-kvmclock", "nopv"].contains(&word))
 }
 
 /// An event that raises `gsi` when it is written.
@@ -215,13 +211,5 @@ fn add_virtio(
         vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue)
             .context("KVM_IOEVENTFD")?;
     }
-    let window: Range<u64> = base..base + layout::VIRTIO_MMIO_SIZE;
-    mmio.insert(window, Arc::new(Mutex::new(Mmio::new(transport))))
-}
-
-fn random_uuid() -> Result<Uuid> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .context("the host has no random bytes")?;
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    mmio.insert(base..base + layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(Mmio::new(transport))))
 }

@@ -20,10 +20,8 @@ fn main() -> ExitCode {
         None => {}
     }
     if cli.print_config {
-        return match cli::print_config(&cli.machine) {
-            Ok(text) => show(&text),
-            Err(error) => fail(&error, cli::EXIT_INTERNAL),
-        };
+        let text = toml::to_string(&cli.machine).map_err(anyhow::Error::from);
+        return text.map_or_else(|error| fail(&error, cli::EXIT_INTERNAL), |text| show(&text));
     }
     if let Err(error) = cli.machine.validate() {
         return fail(&error, cli::EXIT_USAGE);
@@ -34,12 +32,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line that says how the machine ended; nothing for a plain power-off.
+/// One line that says how the machine ended. A power-off is a success, and success is quiet.
 fn end(halt: &Halt) -> ExitCode {
     let failed = matches!(halt, Halt::Internal(_) | Halt::TripleFault);
     match doctor::why_boots_fail_here().filter(|_| failed) {
         Some(reason) => logger::tell(format_args!("{halt}; {reason}")),
-        None if *halt == Halt::PowerOff => {}
+        None if *halt == Halt::PowerOff => log::info!("{halt}"),
         None => logger::tell(halt),
     }
     ExitCode::from(halt.exit_code())

@@ -7,8 +7,8 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, MmapRegion,
 };
 
 use crate::layout;
@@ -98,9 +98,17 @@ pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
     Ok(())
 }
 
-/// Gives all pages back to the host; the guest's RAM reads as zero afterwards.
-pub fn discard(ram: &GuestRam) -> Result<()> {
+/// Makes the guest's RAM read as zero. Pages go back to the host, except `hugepages`, which others
+/// could then take from the pool.
+pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     for region in ram.iter() {
+        if hugepages {
+            let zeroes = vec![0; HUGE_PAGE];
+            for offset in (0..region.len()).step_by(HUGE_PAGE) {
+                region.write(&zeroes, MemoryRegionAddress(offset))?;
+            }
+            continue;
+        }
         let len = usize::try_from(region.len())?;
         // SAFETY: guest RAM is only touched through volatile accessors, which may find it zero
         // at any time.
@@ -113,7 +121,6 @@ pub fn discard(ram: &GuestRam) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
 
     #[test]
     fn ram_is_aligned_split_at_the_gap_and_zero_again_after_discard() {
@@ -121,8 +128,10 @@ mod tests {
         assert!(ram.iter().all(|r| (r.as_ptr() as usize).is_multiple_of(HUGE_PAGE)));
         assert!(ram.check_address(GuestAddress(layout::GAP_START)).is_none());
         let high = GuestAddress(layout::GAP_END + 4096);
-        ram.write_obj(7u64, high).unwrap();
-        discard(&ram).unwrap();
-        assert_eq!(ram.read_obj::<u64>(high).unwrap(), 0);
+        for hugepages in [false, true] {
+            ram.write_obj(7u64, high).unwrap();
+            discard(&ram, hugepages).unwrap();
+            assert_eq!(ram.read_obj::<u64>(high).unwrap(), 0);
+        }
     }
 }

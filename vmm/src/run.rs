@@ -10,28 +10,33 @@ use crate::event::{Event, Events, Halt};
 use crate::machine::{Machine, RunningMachine};
 use crate::{host, memory};
 
+/// A second signal this soon is the same request: timeout(1) signals a child and then its group.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
 /// How long a guest has to power off once its power button was pressed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the machine until it ends for good, and returns why.
+/// Runs the machine until it ends for good, and returns why. An error means that it did not start.
 pub fn run(config: &MachineConfig) -> Result<Halt> {
-    host::check(&host::open_kvm()?, config)?;
+    let kvm = host::open_kvm()?;
+    host::check(&kvm, config)?;
     let events = Events::new()?;
     let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
-    let mut console = Console::new(config.console.clone())?;
-    let deadline = config.timeout.map(|timeout| Instant::now() + timeout);
-    loop {
-        let running = Machine::build(config, &ram, console, events.sender())?.start()?;
+    let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let build = |console| Machine::build(config, &kvm, &ram, console, events.sender())?.start();
+    let mut running = build(Console::new(config.console.clone())?)?;
+    let until_it_ends = || loop {
         let halt = wait_for_end(&events, &running, deadline)?;
         let machine = running.stop()?;
         if halt != Halt::Reset || config.no_reboot {
             return Ok(halt);
         }
         log::info!("the guest rebooted: starting it again");
-        console = machine.into_console();
-        memory::discard(&ram)?;
+        memory::discard(&ram, config.hugepages)?;
         events.forget_halts();
-    }
+        running = build(machine.into_console())?;
+    };
+    let halt: Result<Halt> = until_it_ends();
+    Ok(halt.unwrap_or_else(|error| Halt::Internal(format!("{error:#}"))))
 }
 
 /// Waits for the machine's end, or brings it about.
@@ -51,7 +56,12 @@ fn wait_for_end(
                     halt => halt,
                 });
             }
-            Some(Event::StopRequest) if grace.is_some() => return Ok(Halt::Stopped),
+            Some(Event::StopRequest)
+                if grace.is_some_and(|end| end < Instant::now() + GRACE - ONE_REQUEST) =>
+            {
+                return Ok(Halt::Stopped);
+            }
+            Some(Event::StopRequest) if grace.is_some() => {}
             Some(Event::StopRequest) => {
                 log::info!("pressing the guest's power button");
                 running.press_power_button()?;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
-};
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
@@ -68,12 +66,6 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(address, data)) => self.buses.mmio.write(address, data),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => return Some(Halt::TripleFault),
-            Ok(VcpuExit::SystemEvent(kind, _)) => match kind {
-                KVM_SYSTEM_EVENT_SHUTDOWN => return Some(Halt::PowerOff),
-                KVM_SYSTEM_EVENT_RESET => return Some(Halt::Reset),
-                KVM_SYSTEM_EVENT_CRASH => return Some(Halt::Panic),
-                _ => {}
-            },
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return internal(format!(
                     "KVM cannot enter the guest, hardware reason {reason:#x}"

@@ -15,11 +15,6 @@ pub struct Cpus {
 }
 
 impl Cpus {
-    /// One socket with `cores` cores of one thread each.
-    pub const fn cores(cores: u32) -> Self {
-        Self { sockets: 1, cores, threads: 1 }
-    }
-
     /// Number of virtual CPUs.
     pub const fn count(self) -> u32 {
         self.sockets * self.cores * self.threads

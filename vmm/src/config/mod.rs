@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use clap::{Args, ValueHint};
+use clap::{ArgAction, Args, ValueHint};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
@@ -19,6 +19,9 @@ pub use disk::DiskConfig;
 pub use size::Size;
 
 use crate::layout;
+
+/// A switch is on where it is named; `=false` takes back what a configuration file turns on.
+const SWITCH: &str = "true|false";
 
 /// A machine: its processors, memory, kernel and devices.
 ///
@@ -43,7 +46,9 @@ pub struct MachineConfig {
     pub mem: Size,
 
     /// Take guest memory from the host's hugetlb pool, 2 MiB pages, all of it at start
-    #[arg(long)]
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
     pub hugepages: bool,
 
     /// Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)
@@ -62,7 +67,9 @@ pub struct MachineConfig {
     pub cmdline: Option<String>,
 
     /// Use --cmdline as the whole command line, untouched
-    #[arg(long)]
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
     pub cmdline_only: bool,
 
     /// Disk: a raw image file or block device. May be given several times
@@ -93,7 +100,9 @@ pub struct MachineConfig {
     pub timeout: Option<Duration>,
 
     /// End when the guest reboots, instead of starting it again
-    #[arg(long)]
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
     pub no_reboot: bool,
 }
 
@@ -112,6 +121,7 @@ impl MachineConfig {
             self.cmdline.is_some() || !self.cmdline_only,
             "--cmdline-only: there is no command line, add --cmdline STRING"
         );
+        ensure!(!self.kernel_cmdline().contains('\0'), "--cmdline: contains a zero byte");
         let mem = self.mem.bytes();
         ensure!(mem >= Self::MIN_MEM, "--mem {}: too little, the least is 16M", self.mem);
         let page = if self.hugepages { 2 << 20 } else { 4096 };

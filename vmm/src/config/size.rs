@@ -28,13 +28,8 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, String> {
         let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(split);
-        let mut unit = unit.trim().to_ascii_uppercase();
-        for suffix in ["IB", "B"] {
-            if let Some(short) = unit.strip_suffix(suffix) {
-                unit = short.to_owned();
-                break;
-            }
-        }
+        let unit = unit.trim().to_ascii_uppercase();
+        let unit = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
         let shift = match UNITS.iter().find(|(letter, _)| unit == letter.to_string()) {
             Some((_, shift)) => *shift,
             None if unit.is_empty() => 0,

@@ -2,9 +2,10 @@
 //!
 //! vCPUs put bytes into a bounded buffer; one thread writes it out and feeds input.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,7 +65,13 @@ impl Console {
         match &self.config {
             ConsoleConfig::Off => {}
             ConsoleConfig::File(path) => {
-                let created = File::create(path);
+                // O_NONBLOCK: a named pipe without a reader is to be refused, not to be waited for.
+                let created = OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .custom_flags(libc::O_NONBLOCK)
+                    .open(path);
                 self.sink = Some(created.with_context(|| format!("console {}", path.display()))?);
             }
             ConsoleConfig::Stdio => {
@@ -125,7 +132,8 @@ impl Console {
         }
         for key in bytes.iter().filter_map(|byte| self.keys.feed(*byte)) {
             match key {
-                Key::Guest(byte) => self.typed.push(byte),
+                Key::Guest(byte) if self.typed.len() < CHUNK => self.typed.push(byte),
+                Key::Guest(_) => {} // the guest does not read: typed in vain
                 Key::Quit => events.send(Event::Halt(Halt::Quit)),
                 Key::Help => HELP.bytes().for_each(|byte| self.output.push(byte)),
             }
@@ -138,11 +146,8 @@ impl Console {
         if !self.typed.is_empty()
             && let Ok(mut port) = serial.try_lock()
         {
-            let len = port.room().min(self.typed.len());
-            if len > 0 {
-                port.receive(&self.typed[..len]);
-                self.typed.drain(..len);
-            }
+            let taken = port.receive(&self.typed);
+            self.typed.drain(..taken);
         }
         self.typed.is_empty()
     }
@@ -185,7 +190,9 @@ impl ConsoleWork {
         let (pending, output) = (console.pending(), console.output.clone());
         let nothing = stop.as_fd();
         let sink = console.sink.as_ref().filter(|_| pending).map(File::as_fd);
-        let source = console.source.as_ref().filter(|_| fed).map(File::as_fd);
+        // A pipe waits until the guest has room; a terminal is read always, for the keys that are ours.
+        let listen = fed || console.raw.is_some();
+        let source = console.source.as_ref().filter(|_| listen).map(File::as_fd);
         let watch = |fd: Option<_>, flags| match fd {
             Some(fd) => PollFd::from_borrowed_fd(fd, flags),
             None => PollFd::from_borrowed_fd(nothing, PollFlags::empty()),
@@ -208,7 +215,7 @@ impl ConsoleWork {
         if ready[2] && pending {
             self.console.write_out();
         }
-        if ready[3] && fed {
+        if ready[3] && listen {
             self.console.read_in(&self.events);
         }
     }

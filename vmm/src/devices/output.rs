@@ -30,6 +30,8 @@ struct Buffer {
     bytes: Vec<u8>,
     /// The reader does not read: drop at once instead of waiting, until it does.
     stalled: bool,
+    /// The user has been told of that, once.
+    stall_told: bool,
     /// Nobody reads, ever.
     discard: bool,
 }
@@ -59,7 +61,7 @@ impl Output {
             let waited = self.0.drained.wait_timeout_while(buffer, PATIENCE, full);
             buffer = waited.unwrap_or_else(PoisonError::into_inner).0;
             buffer.stalled = full(&mut buffer);
-            if buffer.stalled {
+            if buffer.stalled && !std::mem::replace(&mut buffer.stall_told, true) {
                 log::warn!("nobody reads the console: its output is dropped until someone does");
             }
         }

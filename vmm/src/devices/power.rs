@@ -22,9 +22,9 @@ const PVPANIC_EVENTS: u8 = 0b11;
 pub struct PanicFlag(Arc<AtomicBool>);
 
 impl PanicFlag {
-    /// The kernel has panicked.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// The kernel has panicked, or it has not after all.
+    pub fn set(&self, panicked: bool) {
+        self.0.store(panicked, Ordering::Relaxed);
     }
 
     /// What `halt` really was: a kernel that has panicked resets the machine.
@@ -94,7 +94,7 @@ impl BusDevice for Pvpanic {
         if let [event] = data
             && event & 1 != 0
         {
-            self.panicked.set();
+            self.panicked.set(true);
             self.events.send(Event::Halt(Halt::Panic));
         }
     }

@@ -13,6 +13,9 @@ use crate::bus::BusDevice;
 /// How the kernel starts its last message (kernel/panic.c).
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 
+/// Most bytes that a kernel prints between its panic and the reset: registers and a trace.
+const LAST_WORDS: usize = 32 << 10;
+
 /// The interrupt line.
 struct Line(EventFd);
 
@@ -30,6 +33,8 @@ struct Transmitter {
     panicked: PanicFlag,
     /// How much of `PANIC_MESSAGE` the last bytes were.
     matched: usize,
+    /// How many bytes since the message.
+    since: usize,
 }
 
 impl Write for Transmitter {
@@ -53,8 +58,12 @@ impl Transmitter {
             Some(expected) if *expected == byte => self.matched + 1,
             _ => usize::from(byte == PANIC_MESSAGE[0]),
         };
+        self.since += 1;
         if self.matched == PANIC_MESSAGE.len() {
-            self.panicked.set();
+            self.since = 0;
+            self.panicked.set(true);
+        } else if self.since == LAST_WORDS {
+            self.panicked.set(false); // it went on: someone only printed these words
         }
     }
 }
@@ -67,20 +76,13 @@ pub struct SerialPort {
 impl SerialPort {
     /// A port that raises `interrupt` and sends to `output`.
     pub fn new(interrupt: EventFd, output: Output, panicked: PanicFlag) -> Self {
-        let transmitter = Transmitter { output, panicked, matched: 0 };
+        let transmitter = Transmitter { output, panicked, matched: 0, since: 0 };
         Self { uart: Serial::new(Line(interrupt), transmitter) }
     }
 
-    /// How many bytes of input the guest's FIFO has room for.
-    pub fn room(&self) -> usize {
-        self.uart.fifo_capacity()
-    }
-
-    /// Gives input to the guest, at most [`SerialPort::room`] bytes.
-    pub fn receive(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.uart.enqueue_raw_bytes(bytes) {
-            log::debug!("serial port: input lost: {error:?}");
-        }
+    /// Gives input to the guest, and returns how many bytes it had room for.
+    pub fn receive(&mut self, bytes: &[u8]) -> usize {
+        self.uart.enqueue_raw_bytes(bytes).unwrap_or(0)
     }
 }
 
@@ -106,7 +108,12 @@ mod tests {
     use super::*;
 
     fn transmitter() -> Transmitter {
-        Transmitter { output: Output::discard(), panicked: PanicFlag::default(), matched: 0 }
+        Transmitter {
+            output: Output::discard(),
+            panicked: PanicFlag::default(),
+            matched: 0,
+            since: 0,
+        }
     }
 
     #[test]
@@ -115,6 +122,8 @@ mod tests {
         let mut heard = transmitter();
         heard.write_all(b"[ 1.0] KKernel panic - not syncing: VFS").unwrap();
         assert_eq!(heard.panicked.explain(Halt::Reset), Halt::Panic);
+        heard.write_all(&[b'.'; LAST_WORDS]).unwrap();
+        assert_eq!(heard.panicked.explain(Halt::Reset), Halt::Reset, "long ago");
         let mut not = transmitter();
         not.write_all(b"Kernel panic - not  syncing").unwrap();
         assert_eq!(not.panicked.explain(Halt::Reset), Halt::Reset);

@@ -56,10 +56,10 @@ pub fn in_background() -> bool {
 }
 
 /// What Ctrl-A h shows.
-pub const HELP: &str = "\r\n\
-    Ctrl-A h  this help\r\n\
-    Ctrl-A x  stop the machine\r\n\
-    Ctrl-A a  send Ctrl-A to the guest\r\n";
+pub const HELP: &str = "\n\
+    Ctrl-A h  this help\n\
+    Ctrl-A x  stop the machine\n\
+    Ctrl-A a  send Ctrl-A to the guest\n";
 
 /// What the user typed means.
 #[derive(Debug, PartialEq, Eq)]

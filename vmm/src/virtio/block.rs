@@ -62,7 +62,7 @@ impl Block {
         Self { image, name, id: padded, queues, write_through: true, error_told: false }
     }
 
-    fn serve(&mut self, chain: &mut Chain) -> Result<Option<u32>> {
+    fn serve(&mut self, chain: &mut Chain) -> Result<u32> {
         let status = chain.writable.take_last_byte();
         ensure!(status.is_some(), "a request without room for its status");
         let room = chain.writable.len();
@@ -80,7 +80,7 @@ impl Block {
         if let Some(status) = status {
             status.copy_from(&[code as u8]);
         }
-        Ok(Some(u32::try_from(written)?.saturating_add(1)))
+        Ok(u32::try_from(written)?.saturating_add(1))
     }
 
     /// Does what `chain` asks for. What it takes of `chain.writable` it has filled.
@@ -106,10 +106,8 @@ impl Block {
                 room.copy_from(&self.id);
                 Ok(())
             }
-            blk::VIRTIO_BLK_T_DISCARD => self.punch(&mut chain.readable, 0),
-            blk::VIRTIO_BLK_T_WRITE_ZEROES => {
-                self.punch(&mut chain.readable, blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP)
-            }
+            blk::VIRTIO_BLK_T_DISCARD => self.zero(&mut chain.readable, true),
+            blk::VIRTIO_BLK_T_WRITE_ZEROES => self.zero(&mut chain.readable, false),
             _ => Err(Refusal::Unsupported),
         }
     }
@@ -132,8 +130,8 @@ impl Block {
         if fits { Ok(offset) } else { Err(Refusal::Invalid) }
     }
 
-    /// Discards or zeroes ranges: both punch holes, which read as zeroes and take no space.
-    fn punch(&mut self, ranges: &mut Buffers, allowed_flags: u32) -> Result<(), Refusal> {
+    /// Discards or zeroes ranges: both read as zeroes then.
+    fn zero(&mut self, ranges: &mut Buffers, discard: bool) -> Result<(), Refusal> {
         self.writable()?;
         if ranges.len() > MAX_RANGES as usize * 16 {
             return Err(Refusal::Invalid);
@@ -141,7 +139,8 @@ impl Block {
         while !ranges.is_empty() {
             let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
             let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
-            if flags & !allowed_flags != 0 {
+            let allowed = if discard { 0 } else { blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
+            if flags & !allowed != 0 {
                 return Err(Refusal::Unsupported);
             }
             if count > MAX_RANGE_SECTORS {
@@ -149,9 +148,11 @@ impl Block {
             }
             let len = u64::from(count) * SECTOR;
             let offset = self.range(sector, len)?;
-            self.image.punch_hole(offset, len).map_err(|error| match error.kind() {
-                io::ErrorKind::Unsupported => Refusal::Unsupported,
-                _ => Refusal::Io(error),
+            self.image.zero(offset, len, discard || flags != 0).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::Unsupported => Refusal::Unsupported,
+                    _ => Refusal::Io(error),
+                }
             })?;
         }
         self.sync_if_write_through()

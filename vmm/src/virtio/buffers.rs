@@ -34,17 +34,18 @@ impl<'a> Buffers<'a> {
 
     /// Takes the first `count` bytes, or all if there are fewer.
     pub fn take(&mut self, count: usize) -> Buffers<'a> {
-        let (mut left, mut taken) = (count, Buffers::default());
-        while left > 0 && !self.slices.is_empty() {
-            let first = self.slices[0];
-            if first.len() <= left {
-                left -= first.len();
-                taken.slices.push(self.slices.remove(0));
-            } else if let (Ok(front), Ok(rest)) = (first.subslice(0, left), first.offset(left)) {
-                taken.slices.push(front);
-                self.slices[0] = rest;
-                left = 0;
+        let mut taken = Buffers::default();
+        while let Some(first) = self.slices.first().copied() {
+            let left = count - taken.len();
+            if first.len() > left {
+                // Cannot fail: `left` is within `first`.
+                if let (Ok(front), Ok(rest)) = (first.subslice(0, left), first.offset(left)) {
+                    taken.slices.push(front);
+                    self.slices[0] = rest;
+                }
+                break;
             }
+            taken.slices.push(self.slices.remove(0));
         }
         taken
     }

@@ -36,11 +36,11 @@ impl Mmio {
         match offset as u32 {
             reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             reg::VIRTIO_MMIO_VERSION => 2,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.transport.facts.id,
+            reg::VIRTIO_MMIO_DEVICE_ID => self.transport.id,
             reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
             reg::VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
-                0 => self.transport.facts.features as u32,
-                1 => (self.transport.facts.features >> 32) as u32,
+                0 => self.transport.features as u32,
+                1 => (self.transport.features >> 32) as u32,
                 _ => 0,
             },
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |q| q.max_size().into()),
@@ -49,8 +49,7 @@ impl Mmio {
             reg::VIRTIO_MMIO_STATUS => self.transport.status(),
             // No shared memory regions: their length is all ones (4.2.2).
             reg::VIRTIO_MMIO_SHM_LEN_LOW | reg::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => 0,
-            _ => 0,
+            _ => 0, // ConfigGeneration, too: the configuration does not change
         }
     }
 
@@ -117,7 +116,7 @@ impl Mmio {
 impl BusDevice for Mmio {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(CONFIG) {
-            let config = &self.transport.facts.config;
+            let config = &self.transport.config;
             for (index, byte) in (at as usize..).zip(data) {
                 *byte = config.get(index).copied().unwrap_or(0);
             }

@@ -77,15 +77,12 @@ impl Virtqueue {
         Self { queue, ram, interrupt, kick }
     }
 
-    /// Calls `serve` for each request. `Some(bytes written)` completes it; `None` leaves it and
-    /// all behind it queued. Fails when the driver made a ring or chain that cannot be followed.
+    /// Calls `serve` for each request; it answers how many bytes it wrote, which completes the
+    /// request. Fails when the driver made a ring or chain that cannot be followed.
     ///
     /// A driver that keeps adding requests keeps neither the device from being stopped nor its
     /// other queues from being served: after its turn the queue kicks itself and returns.
-    pub fn serve_each(
-        &mut self,
-        mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>>,
-    ) -> Result<()> {
+    pub fn serve_each(&mut self, mut serve: impl FnMut(&mut Chain) -> Result<u32>) -> Result<()> {
         let ram = self.ram.clone();
         let end = Instant::now() + TURN;
         self.queue.disable_notification(&ram)?;
@@ -98,11 +95,7 @@ impl Virtqueue {
                 self.queue.disable_notification(&ram)?;
                 continue;
             };
-            let Some(written) = serve(&mut chain)? else {
-                self.queue.go_to_previous_position();
-                self.queue.enable_notification(&ram)?;
-                return Ok(());
-            };
+            let written = serve(&mut chain)?;
             self.queue.add_used(&ram, head, written)?;
             if self.queue.needs_notification(&ram)? {
                 self.interrupt.raise(USED_BUFFER);

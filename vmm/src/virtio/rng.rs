@@ -1,6 +1,7 @@
 //! virtio-rng: the host's random numbers (virtio 1.2, 5.4).
 
 use anyhow::{Context, Result};
+use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
@@ -30,9 +31,9 @@ impl VirtioDevice for Rng {
         queues[index].serve_each(|chain| {
             let mut bytes = [0; MOST];
             let len = chain.writable.len().min(MOST);
-            let filled = getrandom(&mut bytes[..len], GetRandomFlags::empty());
+            let filled = retry_on_intr(|| getrandom(&mut bytes[..len], GetRandomFlags::empty()));
             let filled = filled.context("the host has no random bytes")?;
-            Ok(Some(chain.writable.copy_from(&bytes[..filled]) as u32))
+            Ok(chain.writable.copy_from(&bytes[..filled]) as u32)
         })
     }
 }

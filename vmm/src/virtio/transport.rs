@@ -6,11 +6,7 @@ use std::sync::{Arc, Once};
 use anyhow::{Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::AsFd;
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
-};
+use virtio_bindings::virtio_config as conf;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -21,19 +17,22 @@ use crate::memory::GuestRam;
 use crate::worker::{StopFlag, Work, Worker, borrow};
 
 const COMMON_FEATURES: u64 =
-    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+    1 << conf::VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// The status bits in the order in which a driver sets them (virtio 1.2, 3.1.1).
 const STATUS_ORDER: [u32; 4] = [
-    VIRTIO_CONFIG_S_ACKNOWLEDGE,
-    VIRTIO_CONFIG_S_DRIVER,
-    VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_CONFIG_S_DRIVER_OK,
+    conf::VIRTIO_CONFIG_S_ACKNOWLEDGE,
+    conf::VIRTIO_CONFIG_S_DRIVER,
+    conf::VIRTIO_CONFIG_S_FEATURES_OK,
+    conf::VIRTIO_CONFIG_S_DRIVER_OK,
 ];
 
 /// A device and what its driver has set up of it.
 pub struct Transport {
-    /// What the driver reads: it does not change while the device runs elsewhere.
-    pub(super) facts: Facts,
+    pub(super) id: u32,
+    /// Feature bits that are offered.
+    pub(super) features: u64,
+    /// The configuration space: it does not change while the device runs elsewhere.
+    pub(super) config: Vec<u8>,
     pub(super) interrupt: Arc<Interrupt>,
     /// Feature bits that the driver accepts.
     pub(super) driver_features: u64,
@@ -43,13 +42,6 @@ pub struct Transport {
     kicks: Vec<Arc<EventFd>>,
     ram: GuestRam,
     life: Life,
-}
-
-/// What a device says of itself.
-pub(super) struct Facts {
-    pub(super) id: u32,
-    pub(super) features: u64,
-    pub(super) config: Vec<u8>,
 }
 
 enum Life {
@@ -64,18 +56,15 @@ enum Life {
 impl Transport {
     /// `device`, stopped, with its rings in `ram`; it raises `interrupt`, an irqfd.
     pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, interrupt: EventFd) -> Result<Self> {
-        let facts = Facts {
-            id: device.id(),
-            features: device.features() | COMMON_FEATURES,
-            config: device.config(),
-        };
         let (mut queues, mut kicks) = (Vec::new(), Vec::new());
         for size in device.queue_sizes() {
             queues.push(Queue::new(size)?);
             kicks.push(Arc::new(EventFd::new(EFD_NONBLOCK)?));
         }
         Ok(Self {
-            facts,
+            id: device.id(),
+            features: device.features() | COMMON_FEATURES,
+            config: device.config(),
             interrupt: Arc::new(Interrupt::new(interrupt)),
             driver_features: 0,
             queues,
@@ -99,7 +88,7 @@ impl Transport {
     /// Whether the driver may still set up features and queues.
     pub(super) fn in_setup(&self, wanted: u32) -> bool {
         let status = self.status();
-        status & wanted == wanted && status & VIRTIO_CONFIG_S_DRIVER_OK == 0
+        status & wanted == wanted && status & conf::VIRTIO_CONFIG_S_DRIVER_OK == 0
     }
 
     /// The driver writes the status: zero resets, anything else has to add the next bit.
@@ -108,8 +97,8 @@ impl Transport {
             return self.reset();
         }
         let old = self.status();
-        if value & VIRTIO_CONFIG_S_FAILED != 0 {
-            self.status.fetch_or(VIRTIO_CONFIG_S_FAILED, Ordering::SeqCst);
+        if value & conf::VIRTIO_CONFIG_S_FAILED != 0 {
+            self.status.fetch_or(conf::VIRTIO_CONFIG_S_FAILED, Ordering::SeqCst);
             return;
         }
         for (index, bit) in STATUS_ORDER.into_iter().enumerate() {
@@ -117,25 +106,21 @@ impl Transport {
             if value & bit == 0 || old & bit != 0 || self.status() & before != before {
                 continue;
             }
-            if bit == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_are_ok() {
+            if bit == conf::VIRTIO_CONFIG_S_FEATURES_OK && !self.features_are_ok() {
                 return; // the bit stays clear, which tells the driver
             }
             self.status.fetch_or(bit, Ordering::SeqCst);
-            if bit == VIRTIO_CONFIG_S_DRIVER_OK
+            if bit == conf::VIRTIO_CONFIG_S_DRIVER_OK
                 && let Err(error) = self.activate()
             {
-                self.broken(&error);
+                needs_reset(&self.status, &self.interrupt, &error);
             }
         }
     }
 
     fn features_are_ok(&self) -> bool {
-        self.driver_features & !self.facts.features == 0
-            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
-    }
-
-    fn broken(&self, error: &anyhow::Error) {
-        needs_reset(&self.status, &self.interrupt, error);
+        self.driver_features & !self.features == 0
+            && self.driver_features & 1 << conf::VIRTIO_F_VERSION_1 != 0
     }
 
     /// The driver is ready: the device goes to its thread.
@@ -180,7 +165,7 @@ impl Transport {
         self.queues.iter_mut().for_each(QueueT::reset);
         self.interrupt.acknowledge(u32::MAX);
         let dead = matches!(self.life, Life::Dead);
-        let status = if dead { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
+        let status = if dead { conf::VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
         self.status.store(status, Ordering::SeqCst);
     }
 
@@ -211,7 +196,7 @@ fn needs_reset(status: &AtomicU32, interrupt: &Interrupt, error: &anyhow::Error)
     static TOLD: Once = Once::new();
     TOLD.call_once(|| log::warn!("virtio: the guest's driver is broken, as in {error:#}"));
     log::debug!("virtio: device needs reset: {error:#}");
-    status.fetch_or(VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+    status.fetch_or(conf::VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
     interrupt.config_changed();
 }
 
@@ -236,7 +221,8 @@ impl Work for DeviceWork {
         while !stop.is_set() {
             let Some(index) = wait_for_kick(stop, &self.kicks, last) else { continue };
             last = index;
-            let broken = self.status.load(Ordering::SeqCst) & VIRTIO_CONFIG_S_NEEDS_RESET != 0;
+            let broken =
+                self.status.load(Ordering::SeqCst) & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
             if broken || !self.ready[index] {
                 continue;
             }

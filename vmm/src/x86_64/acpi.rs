@@ -1,5 +1,8 @@
 //! ACPI tables: RSDP, XSDT, hardware-reduced FADT, MADT and DSDT (ACPI 6.5, chapters 5 and 18).
 
+use std::ops::Range;
+
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
     ResourceTemplate, Scope,
@@ -12,7 +15,6 @@ use acpi_tables::madt::{
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
 use anyhow::{Result, ensure};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -31,26 +33,28 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
 /// The RSDP is at the start of [`layout::ACPI`].
 pub fn write(ram: &GuestRam, cpus: Cpus, virtio_devices: usize) -> Result<()> {
     let mut next = layout::ACPI.start + 64; // past the RSDP
-    let mut place = |table: &dyn Aml| -> Result<u64> {
-        let mut bytes = Vec::new();
-        table.to_aml_bytes(&mut bytes);
+    let mut place = |bytes: &[u8]| -> Result<u64> {
         let at = next;
         next = (at + bytes.len() as u64).next_multiple_of(16);
         ensure!(next <= layout::ACPI.end, "the ACPI tables are too large");
-        ram.write_slice(&bytes, GuestAddress(at))?;
+        ram.write_slice(bytes, GuestAddress(at))?;
         Ok(at)
     };
-    let dsdt = place(&dsdt(virtio_devices))?;
-    let fadt = place(&fadt(dsdt))?;
-    let madt = place(&madt(cpus))?;
+    let dsdt = place(dsdt(virtio_devices).as_slice())?;
+    let fadt = place(&bytes(&fadt(dsdt)))?;
+    let madt = place(&bytes(&madt(cpus)))?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    let xsdt = place(&xsdt)?;
-    let mut rsdp = Vec::new();
-    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
-    ram.write_slice(&rsdp, GuestAddress(layout::ACPI.start))?;
+    let rsdp = Rsdp::new(OEM, place(&bytes(&xsdt))?);
+    ram.write_slice(&bytes(&rsdp), GuestAddress(layout::ACPI.start))?;
     Ok(())
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
@@ -60,7 +64,9 @@ fn fadt(dsdt: u64) -> impl Aml {
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
+        .flag(Flags::Wbinvd)
         .flag(Flags::PwrButton) // the button is a control method device, not a fixed one
+        .flag(Flags::SlpButton) // and there is no sleep button
         .flag(Flags::Headless);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
     fadt.sleep_control_reg = register(power);
@@ -82,31 +88,32 @@ fn madt(cpus: Cpus) -> MADT {
     madt
 }
 
-/// The AML of the DSDT, under its table header.
-struct Dsdt(Sdt);
-
-impl Aml for Dsdt {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(self.0.as_slice());
-    }
-}
-
-fn dsdt(virtio_devices: usize) -> Dsdt {
+fn dsdt(virtio_devices: usize) -> Sdt {
     let mut aml = Vec::new();
     Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5])).to_aml_bytes(&mut aml);
-    add_serial_port(&mut aml);
-    add_rtc(&mut aml);
+    add_port_devices(&mut aml);
     add_power_button(&mut aml);
-    add_pvpanic(&mut aml);
     for index in 0..virtio_devices {
         add_virtio(&mut aml, index);
     }
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
     table.append_slice(&aml);
-    Dsdt(table)
+    table
 }
 
-fn add_device(aml: &mut Vec<u8>, name: &str, children: Vec<&dyn Aml>) {
+/// Adds device `name` with hardware id `hid`, unit `uid`, its `resources` and what else it has.
+fn add_device(
+    aml: &mut Vec<u8>,
+    name: &str,
+    (hid, uid): (&dyn Aml, u8),
+    resources: Vec<&dyn Aml>,
+    more: Vec<&dyn Aml>,
+) {
+    let hid = Name::new("_HID".into(), hid);
+    let uid = Name::new("_UID".into(), &uid);
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(resources));
+    let mut children: Vec<&dyn Aml> = vec![&hid, &uid, &resources];
+    children.extend(more);
     let device = Device::new(name.into(), children);
     Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(aml);
 }
@@ -116,63 +123,39 @@ fn interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }
 
-fn ports(range: std::ops::Range<u64>) -> IO {
+fn ports(range: Range<u64>) -> IO {
     let first = range.start as u16;
     IO::new(first, first, 1, (range.end - range.start) as u8)
 }
 
-fn add_serial_port(aml: &mut Vec<u8>) {
-    let (io, irq) = (ports(layout::SERIAL_PORTS), interrupt(layout::SERIAL_GSI));
-    let resources = ResourceTemplate::new(vec![&io, &irq]);
-    let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
-    let uid = Name::new("_UID".into(), &0u8);
-    add_device(aml, "COM1", vec![&hid, &uid, &Name::new("_CRS".into(), &resources)]);
-}
-
-fn add_rtc(aml: &mut Vec<u8>) {
-    let io = ports(layout::RTC_PORTS);
-    let resources = ResourceTemplate::new(vec![&io]);
-    let hid = Name::new("_HID".into(), &EISAName::new("PNP0B00"));
-    add_device(aml, "RTC_", vec![&hid, &Name::new("_CRS".into(), &resources)]);
+/// Serial port, clock and pvpanic.
+fn add_port_devices(aml: &mut Vec<u8>) {
+    let (serial, irq) = (ports(layout::SERIAL_PORTS), interrupt(layout::SERIAL_GSI));
+    add_device(aml, "COM1", (&EISAName::new("PNP0501"), 0), vec![&serial, &irq], vec![]);
+    let rtc = ports(layout::RTC_PORTS);
+    add_device(aml, "RTC_", (&EISAName::new("PNP0B00"), 0), vec![&rtc], vec![]);
+    let pvpanic = ports(layout::PVPANIC_PORTS);
+    add_device(aml, "PEVT", (&"QEMU0001", 0), vec![&pvpanic], vec![]);
 }
 
 /// On hardware-reduced ACPI an event is an interrupt of the generic event device (5.6.9), whose
 /// method tells the button.
 fn add_power_button(aml: &mut Vec<u8>) {
-    let hid = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
-    add_device(aml, "PWRB", vec![&hid]);
-    let irq = interrupt(layout::EVENT_GSI);
-    let resources = ResourceTemplate::new(vec![&irq]);
-    let hid = Name::new("_HID".into(), &"ACPI0013");
-    let uid = Name::new("_UID".into(), &0u8);
+    add_device(aml, "PWRB", (&EISAName::new("PNP0C0C"), 0), vec![], vec![]);
     let button = Path::new("\\_SB_.PWRB");
     let pressed = Notify::new(&button, &0x80u8);
     let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
-    add_device(aml, "GED_", vec![&hid, &uid, &Name::new("_CRS".into(), &resources), &event]);
-}
-
-fn add_pvpanic(aml: &mut Vec<u8>) {
-    let io = ports(layout::PVPANIC_PORTS);
-    let resources = ResourceTemplate::new(vec![&io]);
-    let hid = Name::new("_HID".into(), &"QEMU0001");
-    let status = Name::new("_STA".into(), &0xfu8);
-    add_device(aml, "PEVT", vec![&hid, &status, &Name::new("_CRS".into(), &resources)]);
+    let irq = interrupt(layout::EVENT_GSI);
+    add_device(aml, "GED_", (&"ACPI0013", 0), vec![&irq], vec![&event]);
 }
 
 fn add_virtio(aml: &mut Vec<u8>, index: usize) {
-    let window = Memory32Fixed::new(
-        true,
-        layout::virtio_mmio(index) as u32,
-        layout::VIRTIO_MMIO_SIZE as u32,
-    );
+    let base = layout::virtio_mmio(index) as u32;
+    let window = Memory32Fixed::new(true, base, layout::VIRTIO_MMIO_SIZE as u32);
     let irq = interrupt(layout::virtio_gsi(index));
-    let resources = ResourceTemplate::new(vec![&window, &irq]);
-    let hid = Name::new("_HID".into(), &"LNRO0005");
-    let uid = Name::new("_UID".into(), &(index as u8));
     let coherent = Name::new("_CCA".into(), &1u8);
-    let name = format!("VR{index:02X}");
-    let resources = Name::new("_CRS".into(), &resources);
-    add_device(aml, &name, vec![&hid, &uid, &coherent, &resources]);
+    let (name, hid) = (format!("VR{index:02X}"), "LNRO0005");
+    add_device(aml, &name, (&hid, index as u8), vec![&window, &irq], vec![&coherent]);
 }
 
 #[cfg(test)]
@@ -184,7 +167,7 @@ mod tests {
     fn the_tables_of_the_largest_machine_fit_and_sum_to_zero() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         assert_eq!(ram.num_regions(), 1);
-        write(&ram, Cpus::cores(255), layout::MAX_VIRTIO).unwrap();
+        write(&ram, "255".parse().unwrap(), layout::MAX_VIRTIO).unwrap();
         let bytes = |at: u64, len: usize| {
             let mut bytes = vec![0; len];
             ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();

@@ -9,14 +9,16 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::{self, Entry, Kernel};
 use crate::config::{MachineConfig, Size};
-use crate::layout;
 use crate::memory::GuestRam;
+use crate::{host, layout};
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 const XEN_HVM_START_MAGIC: u32 = 0x336e_c578;
 /// A bootloader without an assigned number (boot.rst, type_of_loader).
 const LOADER_UNDEFINED: u8 = 0xff;
+/// Where initrds end for every 64-bit kernel (initrd_addr_max, arch/x86/boot/header.S).
+const INITRD_MAX: u64 = 0x7fff_ffff;
 /// Bytes of randomness for the kernel: one ChaCha key, as its own EFI stub passes.
 const SEED_LEN: usize = 32;
 
@@ -56,12 +58,12 @@ fn load_initrd(path: &Path, ram: &GuestRam, kernel_end: u64, limit: u64) -> Resu
     ensure!(len > 0, "{}: empty, a file with contents is needed", named());
     let address = limit.checked_sub(len).map(|address| address & !0xfff);
     let address = address.filter(|address| *address >= kernel_end).with_context(|| {
-        format!(
-            "{}: its {} bytes and the kernel do not fit below {limit:#x}: use --mem {} or more",
-            named(),
-            len,
-            Size::new((kernel_end + len).next_multiple_of(layout::MIB)),
-        )
+        let least = (kernel_end + len.next_multiple_of(4096)).next_multiple_of(layout::MIB);
+        let remedy = match least {
+            0..=INITRD_MAX => format!("use --mem {} or more", Size::new(least)),
+            _ => "use a smaller one".into(),
+        };
+        format!("{}: its {len} bytes do not fit beside the kernel: {remedy}", named())
     })?;
     ram.read_exact_volatile_from(GuestAddress(address), &mut file, usize::try_from(len)?)
         .context("cannot read it")
@@ -76,7 +78,6 @@ fn write_cmdline(ram: &GuestRam, line: &str, kernel_limit: u64) -> Result<()> {
         "the kernel command line has {} bytes, this kernel takes at most {limit}: shorten --cmdline",
         line.len()
     );
-    ensure!(!line.contains('\0'), "--cmdline: contains a zero byte");
     ram.write_slice(line.as_bytes(), GuestAddress(layout::CMDLINE))?;
     ram.write_obj(0u8, GuestAddress(layout::CMDLINE + line.len() as u64))?;
     Ok(())
@@ -121,9 +122,7 @@ fn write_zero_page(
 /// A `struct setup_data` with random bytes: the kernel's CRNG is ready at once (since 6.0;
 /// older kernels pass over it). Returns its address.
 fn write_seed(ram: &GuestRam) -> Result<u64> {
-    let mut seed = [0; SEED_LEN];
-    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
-        .context("cannot get random bytes from the host")?;
+    let seed: [u8; SEED_LEN] = host::random()?;
     let at = GuestAddress(layout::SETUP_DATA);
     let no_next = 0u64;
     let header = [SETUP_RNG_SEED, SEED_LEN as u32];

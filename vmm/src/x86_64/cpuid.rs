@@ -15,7 +15,6 @@ const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
-const EXT1_ECX_TOPOEXT: u32 = 1 << 22;
 
 /// CPUID of all CPUs of a machine.
 pub struct CpuidTemplate {
@@ -96,9 +95,8 @@ impl CpuidTemplate {
             }
             0x8000_0001 => {
                 set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, per_socket > 1 && self.is_amd());
-                set(&mut entry.ecx, EXT1_ECX_TOPOEXT, self.is_amd());
             }
-            0x8000_0008 => {
+            0x8000_0008 if self.is_amd() => {
                 entry.ecx = self.cpus.socket_shift() << 12 | (per_socket - 1).min(255);
             }
             0x8000_001d if entry.eax & 0x1f != 0 => {

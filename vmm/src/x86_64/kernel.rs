@@ -59,7 +59,7 @@ pub(super) fn open(path: &Path) -> Result<(File, u64)> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = file.context("cannot open it")?;
     let metadata = file.metadata()?;
-    ensure!(metadata.is_file(), "not a file");
+    ensure!(metadata.is_file(), "not a regular file: name one");
     Ok((file, metadata.len()))
 }
 
@@ -93,7 +93,9 @@ fn load_bzimage(file: &mut File, size: u64, ram: &GuestRam, low_ram_end: u64) ->
         header.version >= PROTOCOL_64 && header.xloadflags & XLF_KERNEL_64 != 0,
         "a bzImage without a 64-bit entry: use an x86-64 kernel, 3.8 or later"
     );
-    let setup = (u64::from(header.setup_sects.max(1)) + 1) * 512;
+    // Zero means 4, for the sake of ancient kernels.
+    let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
+    let setup = (u64::from(sectors) + 1) * 512;
     // `syssize` counts the protected-mode part in 16-byte units.
     ensure!(size >= setup + u64::from(header.syssize) * 16, truncated());
     let load = header.pref_address;

@@ -21,7 +21,8 @@ const PTE_PRESENT_WRITE: u64 = 0b11;
 const PDE_LARGE: u64 = 1 << 7;
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;
-const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// Fast strings; no branch trace store, no PEBS.
+const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 
@@ -105,10 +106,8 @@ fn set_long_mode(sregs: &mut kvm_sregs, ram: &GuestRam) -> Result<()> {
 /// MSRs as firmware leaves them: fast strings, and memory write-back unless a page says otherwise.
 pub fn set_msrs(vcpu: &VcpuFd) -> Result<()> {
     let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    let wanted = [
-        entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
-        entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
-    ];
+    let wanted =
+        [entry(MSR_MISC_ENABLE, MISC_ENABLE), entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK)];
     let set = vcpu.set_msrs(&Msrs::from_entries(&wanted)?).context("KVM_SET_MSRS")?;
     if set < wanted.len() {
         // KVM stops at the first MSR that it does not know; kernels start without these.

@@ -1,4 +1,4 @@
-//! SMBIOS tables: what `dmidecode` shows (DSP0134, SMBIOS 3.7).
+//! SMBIOS tables: what `dmidecode` shows (DSP0134, SMBIOS 3.0).
 
 use anyhow::{Result, ensure};
 use uuid::Uuid;
@@ -11,7 +11,6 @@ use crate::memory::GuestRam;
 const MAKER: &str = "tinyvmm";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ENTRY_LEN: u8 = 0x18;
-const UNKNOWN: u8 = 2;
 
 /// The structure table as it grows. A structure's handle is its index.
 #[derive(Default)]
@@ -53,7 +52,7 @@ pub fn write(ram: &GuestRam, cpus: Cpus, mem: u64, uuid: Uuid) -> Result<()> {
 /// The 64-bit entry point (5.2.2).
 fn entry_point(table: u64, len: u32) -> Vec<u8> {
     let mut entry = b"_SM3_".to_vec();
-    entry.extend([0, ENTRY_LEN, 3, 7, 0, 1, 0]); // checksum, length, version 3.7.0, revision 1
+    entry.extend([0, ENTRY_LEN, 3, 0, 0, 1, 0]); // checksum, length, version 3.0.0, revision 1
     entry.extend(len.to_le_bytes());
     entry.extend(table.to_le_bytes());
     entry[5] = entry.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
@@ -72,15 +71,11 @@ fn structures(cpus: Cpus, mem: u64, uuid: Uuid) -> Vec<u8> {
     system.extend(uuid.to_bytes_le());
     system.extend([6, 0, 0]); // woken by the power switch
     table.add(1, &system, &[MAKER, "Virtual Machine", VERSION]);
-    // Type 3, chassis: "other", with no locks and in a safe state.
-    table.add(3, &[1, 1, 0, 0, 0, 3, 3, 3, UNKNOWN, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[MAKER]);
     for _ in 0..cpus.sockets {
         table.add(4, &processor(cpus), &["CPU", MAKER]);
     }
     add_memory(&mut table, mem);
-    // Type 32, no boot errors; type 127, the end.
-    table.add(32, &[0, 0, 0, 0, 0, 0, 0], &[]);
-    table.add(127, &[], &[]);
+    table.add(127, &[], &[]); // the end
     table.bytes
 }
 
@@ -117,7 +112,7 @@ fn add_memory(table: &mut Table, mem: u64) {
     module.extend([9, 0, 1, 0, 7]); // DIMM, of no set; "RAM 0"; type RAM
     module.extend([0; 2 + 2 + 4 + 1]); // details, speed, strings, attributes
     module.extend(((mem >> 20) as u32).to_le_bytes());
-    module.extend([0; 2]);
+    module.extend([0; 2 + 6]); // configured speed, voltages: unknown
     table.add(17, &module, &["RAM 0"]);
     for range in layout::ram_ranges(mem) {
         let mut mapped = u32::MAX.to_le_bytes().to_vec(); // the addresses are in the long fields
@@ -150,6 +145,6 @@ mod tests {
             at += usize::from(bytes[at + 1]);
             at += bytes[at..].windows(2).position(|end| end == [0, 0]).unwrap() + 2;
         }
-        assert_eq!(kinds, [0, 1, 3, 4, 4, 16, 17, 19, 19, 32, 127]);
+        assert_eq!(kinds, [0, 1, 4, 4, 16, 17, 19, 19, 127]);
     }
 }

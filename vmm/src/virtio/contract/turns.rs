@@ -37,7 +37,7 @@ impl VirtioDevice for Endless {
                 let last: u16 = ram.load(available, Ordering::SeqCst)?;
                 ram.store(last.wrapping_add(1), available, Ordering::SeqCst)?;
             }
-            Ok(Some(0))
+            Ok(0)
         })
     }
 }
@@ -80,7 +80,7 @@ impl VirtioDevice for Slow {
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
         queues[index].serve_each(|_| {
             thread::sleep(Duration::from_millis(11));
-            Ok(Some(0))
+            Ok(0)
         })
     }
 }
