@@ -64,7 +64,6 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioRead(address, data)) => self.buses.mmio.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => self.buses.mmio.write(address, data),
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => return Some(Halt::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return internal(format!(

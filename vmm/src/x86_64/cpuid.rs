@@ -15,6 +15,7 @@ const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
+const EXT1_ECX_TOPOEXT: u32 = 1 << 22;
 
 /// CPUID of all CPUs of a machine.
 pub struct CpuidTemplate {
@@ -95,6 +96,9 @@ impl CpuidTemplate {
             }
             0x8000_0001 => {
                 set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, per_socket > 1 && self.is_amd());
+                // KVM may offer the leaf and not the bit that tells guests to read it.
+                let told = self.entries.iter().any(|e| e.function == 0x8000_001e);
+                set(&mut entry.ecx, EXT1_ECX_TOPOEXT, told);
             }
             0x8000_0008 if self.is_amd() => {
                 entry.ecx = self.cpus.socket_shift() << 12 | (per_socket - 1).min(255);

@@ -29,12 +29,10 @@ const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 /// A flat 4 GiB segment; `kind` is its type field (Intel SDM volume 3, 3.4.5.1).
 fn flat(selector: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {
-        base: 0,
         limit: 0xffff_ffff,
         selector,
         type_: kind,
         present: 1,
-        dpl: 0,
         db: u8::from(!long),
         s: 1,
         l: u8::from(long),
