@@ -35,6 +35,14 @@ resolve_packages() {
 # The package that meta package $1 stands for today.
 meta_target() { LC_ALL=C apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: //p' | head -n 1; }
 
+# Runs "$@" and, if it fails, once more with apt's package lists updated, as only root can: a new machine has none.
+with_fresh_lists() {
+    "$@" && return
+    [ "$(id -u)" = 0 ] || return 1
+    say "updating apt's package lists"
+    apt-get update -qq >&2 && "$@"
+}
+
 # Installs the commands that the recipe lacks, or says how to.
 need_commands() {
     local tool missing=()
@@ -44,7 +52,7 @@ need_commands() {
     [ ${#missing[@]} = 0 ] && return
     [ "$(id -u)" = 0 ] || die "missing tools; run: apt-get install ${missing[*]}"
     say "installing ${missing[*]}"
-    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2 ||
+    with_fresh_lists env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2 ||
         die "cannot install ${missing[*]}; run 'apt-get update' first"
 }
 
