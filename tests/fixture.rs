@@ -371,6 +371,11 @@ impl Outcome {
         self
     }
 
+    /// The folder that it ran in.
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
     /// What it wrote to a file in its folder.
     pub fn file(&self, name: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.dir.path(name)).unwrap()).into_owned()

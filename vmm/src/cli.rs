@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use clap_complete::Shell;
 use log::LevelFilter;
 
+use crate::boot_test;
 use crate::config::MachineConfig;
 
 /// Exit code of an internal error.
@@ -88,6 +89,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Boot the machines that a file describes and check what they do
+    ///
+    /// Exit code 0: all passed; 1: some failed; 2: the file is wrong; 3: no machine can run here.
+    BootTest(boot_test::Options),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete in
@@ -143,7 +148,7 @@ fn flags_of_file(file: &Path, given: &ArgMatches) -> Result<Vec<OsString>> {
     let mut flags = Vec::new();
     for (key, value) in &table {
         let Some(arg) = known.iter().find(|arg| arg.get_long() == Some(key)) else {
-            return Err(unknown_key(key, &known));
+            return Err(no_such_key(key, known.iter().filter_map(|arg| arg.get_long())));
         };
         if given.value_source(arg.get_id().as_str()) != Some(ValueSource::CommandLine) {
             push_flags(&mut flags, key, value, arg)?;
@@ -152,12 +157,19 @@ fn flags_of_file(file: &Path, given: &ArgMatches) -> Result<Vec<OsString>> {
     Ok(flags)
 }
 
-fn is_key(arg: &Arg) -> bool {
+/// Whether a flag is a key of configuration files too.
+pub(crate) fn is_key(arg: &Arg) -> bool {
     arg.get_long()
         .is_some_and(|long| !["config", "print-config", "help", "version"].contains(&long))
 }
 
-fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &Arg) -> Result<()> {
+/// Adds what `key = value` of a configuration file stands for.
+pub(crate) fn push_flags(
+    flags: &mut Vec<OsString>,
+    key: &str,
+    value: &toml::Value,
+    arg: &Arg,
+) -> Result<()> {
     let mut push = |text: &dyn Display| flags.push(format!("--{key}={text}").into());
     match value {
         toml::Value::String(text) => push(text),
@@ -173,20 +185,24 @@ fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &A
     Ok(())
 }
 
-fn unknown_key(key: &str, known: &[&Arg]) -> anyhow::Error {
-    let names = known.iter().filter_map(|arg| arg.get_long());
-    let nearest = names.min_by_key(|name| strsim::damerau_levenshtein(name, key));
+/// Says that there is no such key, and which of `known` may be meant.
+pub(crate) fn no_such_key<'a>(
+    key: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> anyhow::Error {
+    let nearest = known.into_iter().min_by_key(|name| strsim::damerau_levenshtein(name, key));
     anyhow!("there is no key '{key}', the nearest is '{}'", nearest.unwrap_or_default())
 }
 
-fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
+/// What is wrong with the TOML of `text`, with the line.
+pub(crate) fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let start = error.span().map_or(0, |span| span.start);
     let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
     anyhow!("line {line}: {}", error.message().replace('\n', ", "))
 }
 
 /// clap's message without its usage lines, which `--help` shows better.
-fn one_line(error: &clap::Error) -> anyhow::Error {
+pub(crate) fn one_line(error: &clap::Error) -> anyhow::Error {
     let text = error.to_string();
     let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let told: Vec<&str> = told

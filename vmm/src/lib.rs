@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has the map. In short: [`cli`] makes a [`config::MachineConfig`], [`run`]
 //! builds a [`machine::Machine`] from it, starts it and waits for its end.
 
+pub mod boot_test;
 pub mod bus;
 pub mod cli;
 pub mod config;

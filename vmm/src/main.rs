@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use tinyvmm::cli::{self, Command, Invocation};
 use tinyvmm::event::Halt;
-use tinyvmm::{doctor, logger, run};
+use tinyvmm::{boot_test, doctor, logger, run};
 
 fn main() -> ExitCode {
+    boot_test::die_with_runner();
     let cli = match cli::parse(std::env::args_os().collect()) {
         Ok(Invocation::Run(cli)) => cli,
         Ok(Invocation::Shown(text)) => return show(&text),
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     logger::init(cli.log_level);
     match cli.command {
         Some(Command::Doctor { json }) => return doctor::main(json),
+        Some(Command::BootTest(options)) => return boot_test::main(&options),
         Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
         Some(Command::Man) => return show(&cli::man_page()),
         None => {}

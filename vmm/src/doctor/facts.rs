@@ -39,7 +39,6 @@ pub(super) struct KvmFacts {
 
 impl Facts {
     pub(super) fn gather() -> Self {
-        let available = field("/proc/meminfo", "MemAvailable:");
         Self {
             kind: KvmKind::detect(),
             node: fs::metadata("/dev/kvm")
@@ -50,7 +49,7 @@ impl Facts {
             cpus: thread::available_parallelism().map_or(1, Into::into),
             thp: fs::read_to_string(THP).ok(),
             pool: pool(),
-            available_mib: available.and_then(|kib| mib(&kib)),
+            available_mib: available_mib(),
             tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
         }
     }
@@ -70,6 +69,11 @@ impl KvmFacts {
             vm: kvm.create_vm().map(drop),
         }
     }
+}
+
+/// Memory that new programs can have without swapping, in MiB (proc(5)).
+pub(super) fn available_mib() -> Option<u64> {
+    field("/proc/meminfo", "MemAvailable:").and_then(|kib| mib(&kib))
 }
 
 /// What follows `key` in the first line of `file` that begins with it.

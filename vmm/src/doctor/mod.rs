@@ -214,6 +214,11 @@ fn why_boots_fail(kind: KvmKind) -> Option<String> {
     (!kind.runs_stock_kernels()).then(|| reason.into())
 }
 
+/// Memory that new programs can have without swapping, in MiB; `None` where the host does not tell.
+pub fn available_mib() -> Option<u64> {
+    facts::available_mib()
+}
+
 /// Prints the findings, for people or as JSON. Exit code 0: ready; 1: limited; 2: unusable.
 pub fn main(json: bool) -> ExitCode {
     let report = Report::judge(&Facts::gather());

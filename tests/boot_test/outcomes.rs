@@ -1,0 +1,117 @@
+//! What passes and what fails, and why.
+
+use super::{boot_test, fails, logs, one, passes, row};
+
+#[test]
+fn a_machine_that_powers_off_passes() {
+    let outcome = passes(&one("kernel = 'hello'")).prints("1 passed in ");
+    assert!(row(&outcome, "m").starts_with("passed "), "{}", row(&outcome, "m"));
+}
+
+#[test]
+fn expected_lines_are_seen_and_the_machine_is_stopped() {
+    passes(&one("kernel = 'idle'\nexpect = 'up'"));
+    passes(&one("kernel = 'idle'\nexpect = ['^up$']"));
+    // A prompt is a line that does not end.
+    passes(&one("kernel = 'prompt'\nexpect = ['up', { pattern = 'login: $', timeout = '30s' }]"));
+}
+
+#[test]
+fn expected_lines_and_an_end() {
+    let expect = "expect = ['^Linux [0-9.]+$', 'up', 'running', 'bye']";
+    passes(&one(&format!("kernel = 'hello'\n{expect}\nend = 'power-off'")));
+    passes(&one("kernel = 'reset'\nexpect = 'resetting'\nend = 'reboot'"));
+    let why = ["the end is to be 'reboot': power-off"];
+    fails(&one(&format!("kernel = 'hello'\n{expect}\nend = 'reboot'")), &why);
+}
+
+#[test]
+fn the_order_counts() {
+    let keys = "kernel = 'hello'\nexpect = ['up', 'Linux']\nend = 'power-off'";
+    fails(&one(keys), &["'Linux' was not seen before the end: power-off (after 'up')"]);
+    let keys = "kernel = 'hello'\nexpect = ['up', 'up']\nend = 'power-off'";
+    fails(&one(keys), &["'up' was not seen before the end: power-off (after 'up')"]);
+}
+
+#[test]
+fn every_end_can_be_wanted() {
+    passes(&one("kernel = 'reset'\nend = 'reboot'"));
+    passes(&one("kernel = 'panic'\nend = 'panic'"));
+    passes(&one("kernel = 'triple'\nend = 'triple-fault'"));
+    passes(&one("kernel = 'idle'\nend = 'timeout'\ntimeout = '500ms'"));
+}
+
+#[test]
+fn another_end_is_told_with_tinyvmms_words() {
+    fails(&one("kernel = 'reset'"), &["to be 'power-off': reboot (the guest rebooted)"]);
+    fails(&one("kernel = 'triple'"), &["triple-fault (triple fault in the guest"]);
+    fails(&one("kernel = 'missing'"), &["it could not start (", "missing", "No such file"]);
+    let spec = one("kernel = 'idle'\ntimeout = '500ms'");
+    fails(&spec, &["to be 'power-off': it took longer than 500ms"]);
+    let spec = one("kernel = 'idle'\nexpect = ['up', 'down']\ntimeout = '500ms'");
+    fails(&spec, &["'down' was not seen before the end: it took longer than 500ms (after 'up')"]);
+}
+
+#[test]
+fn a_pattern_has_its_own_time() {
+    let pattern = "{ pattern = 'down', timeout = '300ms' }";
+    let spec = one(&format!("kernel = 'idle'\nexpect = ['up', {pattern}]"));
+    fails(&spec, &["'down' was not seen within 300ms (after 'up')"]);
+}
+
+#[test]
+fn failures_of_a_kernel_are_found() {
+    fails(&one("kernel = 'bug'"), &[r"the console shows '\bBUG:': BUG: kernel NULL pointer"]);
+    let outcome = fails(&one("kernel = 'panic'"), &["shows 'Kernel panic': Kernel panic - not"]);
+    outcome.prints("log: ").prints("/boot-test-logs/m.log");
+    // What was seen before does not help.
+    let after = one("kernel = 'bug'\nexpect = ['up', 'Call Trace']");
+    fails(&after, &[r"the console shows '\bBUG:'"]);
+    // DEBUG is no bug.
+    passes(&one("kernel = 'again'"));
+}
+
+#[test]
+fn what_fails_can_be_chosen() {
+    passes(&one("kernel = 'warning'"));
+    fails(&one("kernel = 'warning'\nfail-on-warning = true"), &[r"'\bWARNING:'"]);
+    fails(&one("kernel = 'hello'\nfail-on = ['and running$']"), &["shows 'and running$'"]);
+    passes(&one("kernel = 'bug'\nfail-on = []\nexpect = 'Call Trace'"));
+}
+
+#[test]
+fn a_failure_ends_with_its_last_words() {
+    let outcome = fails(&one("kernel = 'bug'"), &["1 failed"]);
+    let log = outcome.file("boot-test-logs/m.log");
+    assert!(log.contains("Call Trace:\n"), "{log}");
+    assert!(log.ends_with("[tinyvmm boot-test: failed: the console shows '\\bBUG:': BUG: kernel NULL pointer dereference]\n"), "{log}");
+}
+
+#[test]
+fn a_flood_neither_fills_the_disk_nor_holds_the_runner_up() {
+    let outcome = fails(&one("kernel = 'flood'\ntimeout = '3s'"), &["it took longer than 3s"]);
+    let log = outcome.file("boot-test-logs/m.log");
+    assert!(log.len() < (16 << 20) + 4096, "{} bytes", log.len());
+    passes(&one("kernel = 'flood'\nexpect = 'xxxxxx'"));
+}
+
+#[test]
+fn only_a_failed_machine_keeps_its_log() {
+    let machine =
+        |name: &str, kernel| format!("[[machine]]\nname = '{name}'\nkernel = '{kernel}'\n");
+    let spec = [machine("good", "hello"), machine("bad", "reset")].concat();
+    let spec = format!("[defaults]\nmem = '32M'\n{spec}");
+    let outcome = boot_test(&spec).run().exits(1).prints("1 passed, 1 failed in ");
+    assert!(row(&outcome, "good").starts_with("passed "));
+    assert!(row(&outcome, "bad").starts_with("failed "));
+    assert_eq!(logs(outcome.dir()), ["bad.log"]);
+    assert!(outcome.file("boot-test-logs/bad.log").starts_with("resetting\n"));
+}
+
+#[test]
+fn a_spec_may_be_elsewhere_and_its_files_are_beside_it() {
+    let vmm = boot_test(&one("kernel = 'hello'"));
+    let spec = vmm.dir().path("spec.toml");
+    let other = crate::fixture::Vmm::new().args(["boot-test".as_ref(), spec.as_os_str()]);
+    other.run().exits(0).silently().leaves_nothing();
+}

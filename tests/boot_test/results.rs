@@ -1,0 +1,133 @@
+//! JSON, JUnit XML, the list of names, the matrix, repetitions.
+
+use serde_json::Value;
+
+use super::{boot_test, fails, logs, one, passes, row};
+use crate::fixture::Outcome;
+
+const TWO: &str = "
+[defaults]
+mem = '32M'
+[[machine]]
+name = 'good'
+kernel = 'hello'
+[[machine]]
+name = 'bad'
+kernel = 'reset'
+";
+
+#[track_caller]
+fn names(spec: &str) -> Vec<String> {
+    let outcome = boot_test(spec).args(["--list"]).run().exits(0).silently().leaves_nothing();
+    String::from_utf8(outcome.stdout).unwrap().lines().map(String::from).collect()
+}
+
+fn json(outcome: &Outcome) -> Value {
+    serde_json::from_str(&outcome.file("results.json")).unwrap()
+}
+
+#[test]
+fn results_for_programs() {
+    let outcome = boot_test(TWO).args(["--json", "results.json"]).run().exits(1).silently();
+    let json = json(&outcome);
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["spec"], "spec.toml");
+    assert_eq!(json["interrupted"], false);
+    assert_eq!([&json["passed"], &json["failed"], &json["not_run"]], [1, 1, 0]);
+    let [good, bad] = [&json["tests"][0], &json["tests"][1]];
+    assert_eq!([&good["name"], &good["result"]], ["good", "passed"]);
+    assert_eq!(good["reasons"], Value::Array(vec![]));
+    assert_eq!(good["runs"][0]["exit_code"], 0);
+    assert_eq!(good["runs"][0]["log"], Value::Null);
+    assert!(good["runs"][0]["seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!([&bad["name"], &bad["result"]], ["bad", "failed"]);
+    assert!(bad["reasons"][0].as_str().unwrap().contains("to be 'power-off': reboot"));
+    assert_eq!(bad["runs"][0]["exit_code"], 4);
+    let log = bad["runs"][0]["log"].as_str().unwrap();
+    assert!(log.ends_with("/boot-test-logs/bad.log") && log.starts_with('/'), "{log}");
+}
+
+#[test]
+fn results_for_ci_systems() {
+    let outcome = boot_test(TWO).args(["--junit", "results.xml"]).run().exits(1).silently();
+    let xml = outcome.file("results.xml");
+    for part in [
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n",
+        "<testsuite name=\"spec\" tests=\"2\" failures=\"1\" errors=\"0\" skipped=\"0\" time=\"",
+        "<testcase classname=\"spec\" name=\"good\" time=\"",
+        "<failure message=\"the end is to be &apos;power-off&apos;: reboot (the guest rebooted)\">",
+        "\nresetting\n",
+        "</failure>\n    </testcase>\n  </testsuite>\n</testsuites>\n",
+    ] {
+        assert!(xml.contains(part), "no {part} in:\n{xml}");
+    }
+}
+
+#[test]
+fn results_that_cannot_be_written_are_told_before_anything_runs() {
+    for flag in ["--json", "--junit"] {
+        let vmm = boot_test(TWO).args([flag, "nowhere/file"]);
+        vmm.run().refuses(1, &["result nowhere/file", "No such file"]);
+    }
+    let vmm = boot_test(TWO).args(["--logs", "spec.toml"]);
+    vmm.run().refuses(1, &["--logs spec.toml"]);
+}
+
+#[test]
+fn a_matrix_makes_every_combination() {
+    let matrix = "[matrix]\nmem = ['32M', '64M']\ncpus = [1, 2]\n";
+    let machines = "[[machine]]\nname = 'a'\nkernel = 'hello'\n\
+                    [[machine]]\nname = 'b'\nkernel = 'hello'\nmem = '48M'\n\
+                    [[machine]]\nname = 'c'\nmatrix = { cpus = [4], kernel = ['hello', 'again'] }\n";
+    let expected = [
+        "a[mem=32M,cpus=1]",
+        "a[mem=32M,cpus=2]",
+        "a[mem=64M,cpus=1]",
+        "a[mem=64M,cpus=2]",
+        "b[cpus=1]",
+        "b[cpus=2]",
+        "c[mem=32M,cpus=4,kernel=hello]",
+        "c[mem=32M,cpus=4,kernel=again]",
+        "c[mem=64M,cpus=4,kernel=hello]",
+        "c[mem=64M,cpus=4,kernel=again]",
+    ];
+    assert_eq!(names(&format!("{matrix}{machines}")), expected);
+}
+
+#[test]
+fn each_machine_of_a_matrix_is_run_and_logged() {
+    let spec = one("matrix = { kernel = ['hello', 'reset', './reset'] }");
+    let outcome = fails(&spec, &["1 passed, 2 failed"]);
+    assert!(row(&outcome, "m[kernel=hello]").starts_with("passed "));
+    assert!(row(&outcome, "m[kernel=reset]").starts_with("failed "));
+    assert_eq!(logs(outcome.dir()), ["m_kernel=._reset_2.log", "m_kernel=reset_1.log"]);
+}
+
+#[test]
+fn only_some_can_be_run() {
+    let vmm = boot_test(TWO).args(["--only", "goo"]);
+    vmm.run().exits(0).silently().leaves_nothing().prints("1 passed");
+}
+
+#[test]
+fn a_machine_can_be_run_several_times() {
+    let json_of = |spec: &str, code| {
+        let outcome = boot_test(spec).args(["--json", "results.json"]).run().exits(code);
+        (json(&outcome), logs(outcome.dir()))
+    };
+    let (results, kept) = json_of(&one("kernel = 'hello'\nrepeat = 3"), 0);
+    assert_eq!(results["tests"][0]["runs"].as_array().unwrap().len(), 3);
+    assert_eq!(kept, [""; 0]);
+    let (results, kept) = json_of(&one("kernel = 'reset'\nrepeat = 3"), 1);
+    let reason = results["tests"][0]["reasons"][0].as_str().unwrap();
+    assert!(reason.starts_with("3 of 3 runs: the end is to be"), "{reason}");
+    assert_eq!(kept, ["m.1.log", "m.2.log", "m.3.log"]);
+}
+
+#[test]
+fn a_figure_that_is_not_measured_is_no_success() {
+    let keys = |budget: &str| one(&format!("kernel = 'idle'\nexpect = 'up'\nbudget = {budget}"));
+    // These guests have no init.
+    fails(&keys("{ init-ms = 5000 }"), &["init-ms was not measured, so its budget cannot be"]);
+    passes(&keys("{ instructions = 9e18 }"));
+}

@@ -1,0 +1,101 @@
+//! Looks at console lines for what must come, in order, and for what must not.
+
+use std::time::{Duration, Instant};
+
+use super::test::{Expected, Test};
+
+/// Most of a line that is told.
+const MAX_TOLD: usize = 200;
+
+/// What a test's patterns have seen so far.
+pub(super) struct Matcher<'a> {
+    test: &'a Test,
+    /// How many of the expected patterns were seen.
+    seen: usize,
+    /// When the last of them was, or the start.
+    since: Instant,
+    failure: Option<String>,
+}
+
+/// How far into an unfinished line the expected patterns were found, in bytes.
+#[derive(Default)]
+pub(super) struct Place(usize);
+
+impl<'a> Matcher<'a> {
+    pub(super) fn new(test: &'a Test, now: Instant) -> Self {
+        Self { test, seen: 0, since: now, failure: None }
+    }
+
+    /// Looks at a whole line, whose start may have been looked at while it was unfinished.
+    pub(super) fn line(&mut self, line: &str, place: &mut Place, now: Instant) {
+        self.unfinished(line, place, now);
+        *place = Place::default();
+    }
+
+    /// Looks at a line that may go on.
+    pub(super) fn unfinished(&mut self, line: &str, place: &mut Place, now: Instant) {
+        if self.failure.is_some() {
+            return;
+        }
+        if let Some(pattern) = self.test.fail_on.iter().find(|pattern| pattern.is_match(line)) {
+            let line = line.chars().take(MAX_TOLD).collect::<String>();
+            self.failure = Some(format!("the console shows '{}': {}", pattern, line.trim()));
+            return;
+        }
+        while let Some(expected) = self.missing() {
+            // An incomplete character at the end of an unfinished line has another length later.
+            let mut start = place.0.min(line.len());
+            while !line.is_char_boundary(start) {
+                start += 1;
+            }
+            let Some(found) = expected.pattern.find_at(line, start) else { return };
+            place.0 = found.end();
+            self.seen += 1;
+            self.since = now;
+        }
+    }
+
+    /// The next pattern that has to come.
+    fn missing(&self) -> Option<&'a Expected> {
+        self.test.expect.get(self.seen)
+    }
+
+    /// Whether all that is expected was seen.
+    pub(super) fn all_seen(&self) -> bool {
+        self.missing().is_none()
+    }
+
+    /// Why the test has failed, if it has.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// When the next pattern has to have come.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let timeout = self.missing()?.timeout?;
+        self.since.checked_add(timeout).filter(|_| self.failure.is_none())
+    }
+
+    /// Fails if the deadline is over.
+    pub(super) fn check(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| now >= deadline) {
+            let timeout = self.missing().and_then(|expected| expected.timeout).unwrap_or_default();
+            self.failure = self.not_seen(&format!("within {}", shown(timeout)));
+        }
+    }
+
+    /// `'PATTERN' was not seen WHEN`, if one is missing.
+    pub(super) fn not_seen(&self, when: &str) -> Option<String> {
+        let pattern = &self.missing()?.pattern;
+        let after = match self.seen.checked_sub(1).and_then(|last| self.test.expect.get(last)) {
+            Some(last) => format!(" (after '{}')", last.pattern),
+            None => String::new(),
+        };
+        Some(format!("'{pattern}' was not seen {when}{after}"))
+    }
+}
+
+/// A duration as a spec has it.
+pub(super) fn shown(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}

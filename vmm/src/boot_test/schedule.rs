@@ -1,0 +1,110 @@
+//! Which machines run side by side: as many as there are CPUs and memory for.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::run::Run;
+use super::test::Test;
+use crate::event::Events;
+
+/// What a machine takes besides its RAM, in bytes: a generous guess.
+const OVERHEAD: u64 = 16 << 20;
+/// How often signals are looked for.
+const TICK: Duration = Duration::from_millis(50);
+
+/// One run of one test.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job<'a> {
+    pub(super) test: &'a Test,
+    /// Of the test, in the spec.
+    pub(super) index: usize,
+    /// Which of its repetitions.
+    pub(super) repetition: u32,
+}
+
+impl Job<'_> {
+    fn id(self) -> (usize, u32) {
+        (self.index, self.repetition)
+    }
+}
+
+/// What machines may have together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    pub(super) cpus: u32,
+    /// In bytes.
+    pub(super) memory: u64,
+}
+
+impl Budget {
+    /// Whether `test` may run beside `running`. Alone, every machine may.
+    pub(super) fn allows(self, test: &Test, running: &[&Test]) -> bool {
+        if running.is_empty() {
+            return true;
+        }
+        if test.alone || running.iter().any(|other| other.alone || share_a_disk(test, other)) {
+            return false;
+        }
+        let all = || running.iter().copied().chain([test]);
+        let cpus: u64 = all().map(|test| u64::from(test.machine.cpus)).sum();
+        let needs = all().map(|test| test.machine.memory.saturating_add(OVERHEAD));
+        let memory = needs.fold(0u64, u64::saturating_add);
+        cpus <= self.cpus.into() && memory <= self.memory
+    }
+}
+
+/// Whether one of them writes to a disk that the other has: that is locked.
+fn share_a_disk(one: &Test, other: &Test) -> bool {
+    one.machine.disks.iter().any(|(path, readonly)| {
+        let same = |(theirs, their_readonly): &_| theirs == path && !(*readonly && *their_readonly);
+        other.machine.disks.iter().any(same)
+    })
+}
+
+/// Runs all `jobs`, within `budget`, and hands what came of each to `done`. A signal sets
+/// `interrupt`; then no more are started.
+pub(super) fn run_all<'a>(
+    jobs: Vec<Job<'a>>,
+    budget: Budget,
+    (events, interrupt): (&Events, &AtomicBool),
+    run: impl Fn(Job<'a>) -> Run + Sync,
+    mut done: impl FnMut(Job<'a>, Run),
+) {
+    let run = &run;
+    let (sender, results) = mpsc::channel();
+    let mut waiting = jobs;
+    let mut running: Vec<Job> = Vec::new();
+    thread::scope(|scope| {
+        while !running.is_empty() || !waiting.is_empty() {
+            while let Some(job) = next(&mut waiting, &running, budget) {
+                let sender = sender.clone();
+                // The receiver lives until the last has sent.
+                let work = move || drop(sender.send((job, run(job))));
+                match thread::Builder::new().spawn_scoped(scope, work) {
+                    Ok(_) => running.push(job),
+                    Err(error) => done(job, Run::impossible(&error.into())),
+                }
+            }
+            match results.recv_timeout(TICK) {
+                Ok((job, run)) => {
+                    running.retain(|other| other.id() != job.id());
+                    done(job, run);
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            if events.wait(Some(Instant::now())).is_some() {
+                interrupt.store(true, Ordering::Relaxed);
+                waiting.clear();
+            }
+        }
+    });
+}
+
+/// Takes the first job that may be started now.
+fn next<'a>(waiting: &mut Vec<Job<'a>>, running: &[Job<'a>], budget: Budget) -> Option<Job<'a>> {
+    let tests: Vec<&Test> = running.iter().map(|job| job.test).collect();
+    let index = waiting.iter().position(|job| budget.allows(job.test, &tests))?;
+    Some(waiting.remove(index))
+}

@@ -1,0 +1,156 @@
+//! The spec: a TOML file that describes machines and what each must do. docs/boot-test.md tells its keys.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::machine;
+use super::matrix::{self, MAX_MACHINES, Matrix};
+use super::node::Node;
+use super::test::{self, Test};
+use crate::cli;
+
+/// Largest spec, in bytes.
+const MAX_SPEC: u64 = 1 << 20;
+const TOP_KEYS: [&str; 4] = ["baseline", "defaults", "machine", "matrix"];
+/// What a machine's table has besides the keys of the machine and of the test.
+const OWN_KEYS: [&str; 2] = ["matrix", "name"];
+const MAX_NAME: usize = 100;
+
+/// What a file asks for.
+#[derive(Debug)]
+pub(super) struct Spec {
+    /// What the names of files in it are relative to.
+    pub(super) folder: PathBuf,
+    /// The file of figures that new ones are compared with.
+    pub(super) baseline: Option<PathBuf>,
+    pub(super) tests: Vec<Test>,
+}
+
+impl Spec {
+    /// Reads `path`. Errors are one line with the file, the line and the key.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let named = || path.display().to_string();
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let size = std::fs::metadata(path).context("cannot read it").with_context(named)?.len();
+        if size > MAX_SPEC {
+            bail!("{}: is larger than {} KiB: it is no spec", named(), MAX_SPEC >> 10);
+        }
+        let text = std::fs::read_to_string(path).context("cannot read it").with_context(named)?;
+        let folder = std::path::absolute(folder).with_context(named)?;
+        Self::parse(&text, folder).with_context(named)
+    }
+
+    /// Reads the text of a spec in `folder`.
+    pub(super) fn parse(text: &str, folder: PathBuf) -> Result<Self> {
+        let table = DeTable::parse(text).map_err(|error| cli::toml_error(text, &error))?;
+        let root = Spanned::new(0..0, DeValue::Table(table.into_inner()));
+        let top =
+            Entries::read(&Node::root(text, &root), |key| TOP_KEYS.contains(&key), &TOP_KEYS)?;
+        let baseline = top.get("baseline").map(Node::string).transpose()?;
+        let defaults = match top.get("defaults") {
+            Some(node) => Entries::read_machine(node, |key| !OWN_KEYS.contains(&key))?,
+            None => Entries::default(),
+        };
+        let matrix = top.get("matrix").map(Matrix::read).transpose()?.unwrap_or_default();
+        let machines = top.get("machine").map(|node| node.items("[[machine]]")).transpose()?;
+        let mut tests = Vec::new();
+        for node in machines.unwrap_or_default() {
+            let place = (folder.as_path(), baseline.is_some());
+            add_machine(&mut tests, &node, &defaults, &matrix, place)?;
+        }
+        if tests.is_empty() {
+            bail!("line 1: machine: there is none, describe one under [[machine]]");
+        }
+        Ok(Self { baseline: baseline.map(|path| folder.join(path)), folder, tests })
+    }
+}
+
+/// Adds what `node`, a `[[machine]]`, describes to `tests`.
+fn add_machine<'a>(
+    tests: &mut Vec<Test>,
+    node: &Node<'a>,
+    defaults: &Entries<'a>,
+    matrix: &Matrix<'a>,
+    place: (&Path, bool),
+) -> Result<()> {
+    let own = Entries::read_machine(node, |_| true)?;
+    let name = own.get("name").ok_or_else(|| node.error("it has no name: add name = \"...\""))?;
+    let base = check_name(name)?;
+    let theirs = own.get("matrix").map(Matrix::read).transpose()?.unwrap_or_default();
+    if let Some((key, node)) = own.0.iter().find(|(key, _)| theirs.has(key)) {
+        return Err(node.error(format_args!("'{key}' is in this machine's matrix too")));
+    }
+    let matrix = matrix.narrowed(theirs, |key| own.get(key).is_some());
+    if tests.len().saturating_add(matrix.len()) > MAX_MACHINES {
+        return Err(node.error(format_args!("makes more than {MAX_MACHINES} machines in all")));
+    }
+    for choices in matrix.combinations() {
+        let chosen = Entries(choices.clone());
+        let keys = defaults.clone().overlaid(&own).overlaid(&chosen);
+        let full_name = matrix::name(base, &choices)?;
+        if tests.iter().any(|test| test.name == full_name) {
+            return Err(name.error(format_args!("there is a machine '{full_name}' already")));
+        }
+        tests.push(Test::read(full_name, node, &keys, place)?);
+    }
+    Ok(())
+}
+
+/// A name is part of the names of files.
+fn check_name<'a>(node: &Node<'a>) -> Result<&'a str> {
+    let name = node.string()?;
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.len() > MAX_NAME || !name.chars().all(good) || name.starts_with(['.', '-']) {
+        return Err(node.error(format_args!(
+            "'{}': say at most {MAX_NAME} letters, digits, '-', '_' and '.'",
+            name.escape_debug()
+        )));
+    }
+    Ok(name)
+}
+
+/// Keys with their values, in the file's order.
+#[derive(Clone, Default)]
+pub(super) struct Entries<'a>(Vec<(&'a str, Node<'a>)>);
+
+impl<'a> Entries<'a> {
+    fn read(node: &Node<'a>, is_key: impl Fn(&str) -> bool, known: &[&str]) -> Result<Self> {
+        let entries = node.entries()?;
+        if let Some((key, node)) = entries.iter().find(|(key, _)| !is_key(key)) {
+            let at = node.error(cli::no_such_key(key, known.iter().copied()));
+            return Err(anyhow!("{at:#}"));
+        }
+        Ok(Self(entries))
+    }
+
+    fn read_machine(node: &Node<'a>, may: impl Fn(&str) -> bool) -> Result<Self> {
+        let machine = machine::keys();
+        let machine = machine.iter().map(String::as_str);
+        let known = machine.chain(test::KEYS).chain(OWN_KEYS).filter(|key| may(key));
+        let known: Vec<&str> = known.collect();
+        Self::read(node, |key| known.contains(&key), &known)
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Node<'a>> {
+        self.0.iter().find(|(name, _)| *name == key).map(|(_, node)| node)
+    }
+
+    /// Those of the machine itself.
+    pub(super) fn of_machine(&self) -> impl Iterator<Item = &(&'a str, Node<'a>)> {
+        let own = |key: &str| test::KEYS.contains(&key) || OWN_KEYS.contains(&key);
+        self.0.iter().filter(move |(key, _)| !own(key))
+    }
+
+    /// These, with what `other` says of the same keys.
+    fn overlaid(mut self, other: &Self) -> Self {
+        self.0.retain(|(key, _)| other.get(key).is_none());
+        self.0.extend(other.0.iter().cloned());
+        self
+    }
+}

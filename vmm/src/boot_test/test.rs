@@ -1,0 +1,212 @@
+//! One machine of the spec and what it must do.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use regex_lite::Regex;
+
+use super::budget::{Limit, Tolerance};
+use super::figures::Figure;
+use super::machine::Machine;
+use super::node::Node;
+use super::spec::Entries;
+use crate::event::Halt;
+
+/// Keys of a machine in a spec that are not the machine's but the test's.
+pub(super) const KEYS: [&str; 11] = [
+    "alone",
+    "budget",
+    "end",
+    "exit-status",
+    "expect",
+    "fail-on",
+    "fail-on-warning",
+    "repeat",
+    "run",
+    "timeout",
+    "tolerance",
+];
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_REPEAT: u32 = 1000;
+/// What Linux prints when something went wrong, e.g. `BUG: kernel NULL pointer dereference` (not DEBUG:).
+const FAILURES: [&str; 3] = ["Kernel panic", r"\bBUG:", r"\bOops\b"];
+const WARNING: &str = r"\bWARNING:";
+
+/// The ends that a machine can be wanted to have, as a spec names them.
+pub(super) const ENDS: [(&str, Halt); 5] = [
+    ("power-off", Halt::PowerOff),
+    ("reboot", Halt::Reset),
+    ("triple-fault", Halt::TripleFault),
+    ("panic", Halt::Panic),
+    ("timeout", Halt::Timeout),
+];
+
+/// A machine, and what it must do to pass.
+#[derive(Clone, Debug)]
+pub(super) struct Test {
+    /// Unique in the spec.
+    pub(super) name: String,
+    pub(super) machine: Machine,
+    /// What is to run in the guest; nothing if empty.
+    pub(super) command: Vec<String>,
+    /// Of a whole run.
+    pub(super) timeout: Duration,
+    /// What the console has to show, in this order.
+    pub(super) expect: Vec<Expected>,
+    /// What the console must not show.
+    pub(super) fail_on: Vec<Regex>,
+    pub(super) end: Wanted,
+    pub(super) limits: Vec<Limit>,
+    pub(super) tolerance: Tolerance,
+    pub(super) repeat: u32,
+    /// No other machine may run meanwhile: the time it takes is measured.
+    pub(super) alone: bool,
+}
+
+/// Something that the console has to show.
+#[derive(Clone, Debug)]
+pub(super) struct Expected {
+    pub(super) pattern: Regex,
+    /// Since the pattern before it, or the start.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// How a run has to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The runner stops the machine once it has shown all that is expected.
+    Shown,
+    /// The machine ends like this, by itself.
+    End(Halt),
+    /// The command ends with this status.
+    Status(u8),
+}
+
+impl Test {
+    /// Reads what `keys` say of the machine that is described at `node`.
+    ///
+    /// `baseline`: figures will be compared with those of another time.
+    pub(super) fn read(
+        name: String,
+        node: &Node,
+        keys: &Entries,
+        (folder, baseline): (&Path, bool),
+    ) -> Result<Self> {
+        let mut machine = Machine::default();
+        for (key, value) in keys.of_machine() {
+            machine.set(key, value)?;
+        }
+        machine.finish(node, folder)?;
+        let command = keys.get("run").map(read_command).transpose()?.unwrap_or_default();
+        let expect = keys.get("expect").map(read_expect).transpose()?.unwrap_or_default();
+        let end = read_end(keys, !command.is_empty(), !expect.is_empty())?;
+        let fail_on = read_fail_on(keys, &end)?;
+        let timeout = keys.get("timeout").map(Node::duration).transpose()?;
+        let limits = keys.get("budget").map(Limit::read_all).transpose()?.unwrap_or_default();
+        let repeat = keys.get("repeat").map(|node| node.integer(1..=MAX_REPEAT)).transpose()?;
+        let tolerance = keys.get("tolerance").map(Tolerance::read).transpose()?;
+        let tolerance = tolerance.unwrap_or_default();
+        let alone = keys.get("alone").map(Node::bool).transpose()?;
+        let limited = limits.iter().any(|limit| limit.figure == Figure::InitMs);
+        let timed = limited || baseline && tolerance.of(Figure::InitMs).is_some();
+        Ok(Self {
+            name,
+            machine,
+            command,
+            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            expect,
+            fail_on,
+            end,
+            limits,
+            tolerance,
+            repeat: repeat.unwrap_or(1),
+            alone: alone.unwrap_or(timed),
+        })
+    }
+}
+
+/// A string is for the guest's shell, a list is a program and its arguments.
+fn read_command(node: &Node) -> Result<Vec<String>> {
+    if node.is_string() {
+        return Ok(["sh", "-c", node.string()?].map(Into::into).to_vec());
+    }
+    let words = node.strings()?;
+    if words.is_empty() {
+        return Err(node.error("is an empty list: name a program"));
+    }
+    Ok(words)
+}
+
+fn read_expect(node: &Node) -> Result<Vec<Expected>> {
+    let items = if node.is_string() { vec![node.clone()] } else { node.items("a list")? };
+    if items.is_empty() {
+        return Err(node.error("is an empty list: name a pattern, or leave it out"));
+    }
+    items.iter().map(read_expected).collect()
+}
+
+fn read_expected(node: &Node) -> Result<Expected> {
+    if !node.is_table() {
+        return Ok(Expected { pattern: node.regex()?, timeout: None });
+    }
+    let (mut pattern, mut timeout) = (None, None);
+    for (key, value) in node.entries()? {
+        match key {
+            "pattern" => pattern = Some(value.regex()?),
+            "timeout" => timeout = Some(value.duration()?),
+            _ => return Err(value.error(crate::cli::no_such_key(key, ["pattern", "timeout"]))),
+        }
+    }
+    let pattern = pattern.ok_or_else(|| node.error("has no pattern"))?;
+    Ok(Expected { pattern, timeout })
+}
+
+fn read_end(keys: &Entries, command: bool, expect: bool) -> Result<Wanted> {
+    let status = keys.get("exit-status");
+    if let (Some(node), false) = (status, command) {
+        return Err(node.error("is a command's: add run = \"...\""));
+    }
+    let Some(node) = keys.get("end") else {
+        let status = status.map(|node| node.integer(0..=255).map(|status| (node, status)));
+        return Ok(match status.transpose()? {
+            Some((node, 125)) => {
+                return Err(node.error("125 says that there is no exit status: choose another"));
+            }
+            Some((_, status)) => Wanted::Status(u8::try_from(status).unwrap_or(u8::MAX)),
+            None if command => Wanted::Status(0),
+            None if expect => Wanted::Shown,
+            None => Wanted::End(Halt::PowerOff),
+        });
+    };
+    if command {
+        return Err(node.error("a machine with 'run' ends with its command: say exit-status"));
+    }
+    let name = node.string()?;
+    match ENDS.iter().find(|(end, _)| *end == name) {
+        Some((_, halt)) => Ok(Wanted::End(halt.clone())),
+        None => {
+            let names = ENDS.map(|(end, _)| end).join(", ");
+            Err(node.error(format_args!("'{name}' is not one of {names}")))
+        }
+    }
+}
+
+/// A machine that is to panic says so, and may say anything else.
+fn read_fail_on(keys: &Entries, end: &Wanted) -> Result<Vec<Regex>> {
+    let built_in = |text: &str| Regex::new(text).map_err(anyhow::Error::from);
+    let mut patterns: Vec<Regex> = match keys.get("fail-on") {
+        Some(node) if node.is_string() => vec![node.regex()?],
+        Some(node) => {
+            let items = node.items("a list of patterns")?;
+            items.iter().map(Node::regex).collect::<Result<_>>()?
+        }
+        None if *end == Wanted::End(Halt::Panic) => Vec::new(),
+        None => FAILURES.iter().map(|text| built_in(text)).collect::<Result<_>>()?,
+    };
+    if keys.get("fail-on-warning").map(Node::bool).transpose()? == Some(true) {
+        patterns.push(built_in(WARNING)?);
+    }
+    Ok(patterns)
+}
