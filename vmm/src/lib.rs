@@ -5,17 +5,22 @@
 
 pub mod bus;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod devices;
 pub mod disk_image;
 pub mod doctor;
 pub mod event;
+pub mod exits;
 pub mod host;
 pub mod layout;
 pub mod logger;
 pub mod machine;
 pub mod memory;
+pub mod report;
 pub mod run;
+pub mod timeline;
+pub mod trace;
 pub mod vcpu;
 pub mod virtio;
 pub mod worker;
