@@ -2,8 +2,8 @@
 
 packages() { echo busybox-static; }
 base_recipes() { echo "kernel-$flavour"; }
-source_files() { echo init power-button; }
-tools() { printf '%s\n' cpio:cpio depmod:kmod xz:xz-utils; }
+source_files() { echo init power-button tell.s; }
+tools() { printf '%s\n' as:binutils cpio:cpio depmod:kmod xz:xz-utils; }
 
 make() {
     local out=$1 kernel=$2 root=$work/root
@@ -14,6 +14,9 @@ make() {
     add_modules "$kernel" "$root" virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio_rng \
         virtio_balloon vmw_vsock_virtio_transport ext4 crc32c_generic crc32c_intel button evdev pvpanic_mmio
     cp "$here/init" "$root/init"
+    as -msyntax=intel -mnaked-reg -o "$work/tell.o" "$here/tell.s"
+    objcopy -O binary -j .rodata.tell "$work/tell.o" "$root/bin/tell"
+    chmod +x "$root/bin/tell"
     cp "$here/power-button" "$root/etc/acpi/PWRF/00000080"
     pack_initramfs "$root" "$out"
 }

@@ -234,6 +234,12 @@ impl Running {
         self
     }
 
+    /// Closes standard input.
+    pub fn ends_input(mut self) -> Self {
+        self.child.stdin = None;
+        self
+    }
+
     pub fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: sends a signal to a child that was not waited for, so the id is still its own.

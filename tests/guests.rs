@@ -53,12 +53,13 @@ macro_rules! guest {
                     ".purgem sleep",
                     ".purgem power_off",
                     ".popsection",
-                    "/* {com1} {sleep_control} {reset} {i8042} {pvpanic} {zero_page} */",
+                    "/* {com1} {sleep_control} {reset} {i8042} {pvpanic} {told} {zero_page} */",
                     com1 = const layout::SERIAL_PORTS.start,
                     sleep_control = const layout::POWER_PORTS.start,
                     reset = const layout::POWER_PORTS.start + 2,
                     i8042 = const layout::I8042_PORTS.start,
                     pvpanic = const layout::PVPANIC_PORTS.start,
+                    told = const layout::TOLD_PORTS.start,
                     zero_page = const layout::ZERO_PAGE,
                 );
                 unsafe extern "C" {
@@ -87,6 +88,16 @@ guest!(
     "dump 16",
     "power_off",
     r#"2: .ascii "hello at a time\n""#,
+);
+
+guest!(
+    /// Says what a kernel says before init, marks as init does, and ends with status 42.
+    marks_and_exits_with_42,
+    r#"say "as init process\n""#,
+    "out8 {told}, 1",
+    r#"say "marked\n""#,
+    "out8 {told} + 1, 42",
+    "sleep",
 );
 
 guest!(

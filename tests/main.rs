@@ -14,6 +14,7 @@ mod fixture;
 mod guests;
 mod host;
 mod linux;
+mod measure;
 mod small;
 mod stop;
 mod terminal;

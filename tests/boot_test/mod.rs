@@ -48,7 +48,8 @@ fn printing(text: &str, then: Then) -> Vec<u8> {
 }
 
 /// A runner with this spec, and kernels: `hello` and `again` print and power off, `idle` and `prompt`
-/// print and sleep, `bug` and `warning` print what Linux does, `reset` and `panic` end otherwise.
+/// print and sleep, `bug` and `warning` print what Linux does, `reset`, `panic`,
+/// `triple` and `status` end otherwise; that marks its init.
 fn boot_test(spec: &str) -> Vmm {
     let hello = printing("Linux 6.1\r\n\x1b[32mup\x1b[0m and running\r\nbye\r\n", Then::PowerOff);
     let bug = "up\nBUG: kernel NULL pointer dereference\nCall Trace:\n";
@@ -63,6 +64,7 @@ fn boot_test(spec: &str) -> Vmm {
         .file("warning", printing("WARNING: CPU: 0\n", Then::PowerOff))
         .file("reset", printing("resetting\n", Then::Reset))
         .file("panic", printing("Kernel panic - not syncing: test\n", Then::Reset))
+        .file("status", guests::elf(&guests::marks_and_exits_with_42()))
         .file("flood", guests::elf(&guests::flood()))
         .file("triple", guests::elf(&guests::triple_fault()))
 }

@@ -42,6 +42,24 @@ fn every_end_can_be_wanted() {
 }
 
 #[test]
+fn a_guest_can_end_with_a_status() {
+    passes(&one("kernel = 'status'\nexit-status = 42"));
+    fails(&one("kernel = 'status'\nexit-status = 1"), &["to be 1: exit status 42"]);
+    fails(&one("kernel = 'status'"), &["to be 'power-off': exit status 42"]);
+    // A reboot has the exit code 4, and is no status.
+    let outcome = fails(&one("kernel = 'reset'\nexit-status = 4"), &["to be 4: reboot"]);
+    outcome.prints("(the guest rebooted)");
+}
+
+#[test]
+fn a_command_that_is_not_run_is_no_success() {
+    let spec = one("kernel = 'hello'\ninitrd = 'hello'\nrun = 'true'");
+    fails(&spec, &["the machine ended before its command: power-off (the guest powered off)"]);
+    let spec = one("kernel = 'missing'\ninitrd = 'hello'\nrun = ['true']\nexit-status = 3");
+    fails(&spec, &["the machine ended before its command: it could not start ("]);
+}
+
+#[test]
 fn another_end_is_told_with_tinyvmms_words() {
     fails(&one("kernel = 'reset'"), &["to be 'power-off': reboot (the guest rebooted)"]);
     fails(&one("kernel = 'triple'"), &["triple-fault (triple fault in the guest"]);

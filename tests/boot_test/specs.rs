@@ -65,6 +65,7 @@ fn wrong_types_and_values() {
     refused_key("cpus = 0", &["machine.cpus", "at least 1"]);
     refused_key("cmdline = ['a', 'b']", &["machine.cmdline", "array", "a string"]);
     refused_key("console = 'file'", &["machine.console", "the runner reads the console"]);
+    refused_key("boot-report = 'file'", &["machine.boot-report", "for itself"]);
     refused_key("expect = 7", &["machine.expect", "integer"]);
     refused_key("expect = []", &["machine.expect", "empty list"]);
     refused_key("expect = ['']", &["machine.expect", "is empty"]);
@@ -91,13 +92,17 @@ fn wrong_types_and_values() {
 #[test]
 fn ends_and_commands() {
     refused_key("end = 'explosion'", &["machine.end", "'explosion'", "power-off, reboot"]);
-    refused_key("exit-status = 1", &["machine.exit-status", "add run"]);
+    refused_key("exit-status = -1", &["machine.exit-status", "from 0 to 255"]);
+    refused_key("exit-status = 1\nend = 'panic'", &["machine.exit-status", "leave one out"]);
     refused_key("run = ''", &["machine.run", "is empty"]);
     refused_key("run = []", &["machine.run", "empty list"]);
     refused_key("run = ['ls', 7]", &["machine.run", "integer"]);
-    refused_key("end = 'panic'\nrun = 'true'", &["machine.end", "say exit-status"]);
-    refused_key("exit-status = 256\nrun = 'true'", &["machine.exit-status", "from 0 to 255"]);
-    refused_key("exit-status = 125\nrun = 'true'", &["machine.exit-status", "125"]);
+    refused_key("end = 'panic'\nrun = 'true'\ninitrd = 'hello'", &["machine.end", "its command"]);
+    refused_key("exit-status = 256", &["machine.exit-status", "from 0 to 255"]);
+    refused_key(
+        "exit-status = 125\nrun = 'true'\ninitrd = 'hello'",
+        &["machine.exit-status", "125"],
+    );
 }
 
 #[test]
@@ -117,6 +122,8 @@ fn a_machine_as_a_whole() {
     refused("# none\n[[machine]]\nname = 'm'", 2, &["machine", "no kernel"]);
     let spec = "[[machine]]\nname = 'm'\nkernel = 'hello'\nmem = '5'";
     refused(spec, 1, &["machine", "--mem 5", "16M"]);
+    let spec = "[[machine]]\nname = 'm'\nkernel = 'hello'\nrun = 'true'";
+    refused(spec, 1, &["machine", "a command needs --initrd"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! things.
 
 mod boot;
+mod command;
 mod disk;
 mod ends;
 

@@ -33,6 +33,7 @@ Exit codes:
     7  --timeout is over
     8  stopped by a signal, the guest did not power off in time
     9  Ctrl-A x
+    any, if the guest writes it to port 0x701 (or has run a COMMAND; 125 if the machine ended otherwise)
 
 SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a guest that has not powered off after
 5 s, or another signal half a second later, ends the hard way.";
@@ -119,7 +120,7 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Invocation::Shown(e.to_string()));
         }
-        Err(e) => return Err(one_line(&e)),
+        Err(e) => return Err(unknown_word(&argv).unwrap_or_else(|| one_line(&e))),
     };
     let Some(file) = matches.get_one::<PathBuf>("config") else {
         return Ok(Invocation::Run(Box::new(cli(&matches)?)));
@@ -133,6 +134,23 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
     let merged = std::iter::once(&program).chain(&from_file).chain(argv.get(1..).unwrap_or(&[]));
     let matches = Cli::command().try_get_matches_from(merged).map_err(|e| one_line(&e))?;
     Ok(Invocation::Run(Box::new(cli(&matches)?)))
+}
+
+/// The error for a first word that is no sub-command, which clap takes for the start of a COMMAND.
+fn unknown_word(argv: &[OsString]) -> Option<anyhow::Error> {
+    let word = argv.get(1)?.to_string_lossy();
+    let command = Cli::command();
+    let mut names = command.get_subcommands().map(clap::Command::get_name);
+    if word.starts_with('-') || names.any(|name| name == word) {
+        return None;
+    }
+    let names = command.get_subcommands().map(clap::Command::get_name);
+    let nearest = nearest(&word, names);
+    Some(anyhow!("'{word}' is no sub-command, the nearest is '{nearest}' (see tinyvmm --help)"))
+}
+
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
+    names.min_by_key(|name| strsim::damerau_levenshtein(name, word)).unwrap_or_default()
 }
 
 fn cli(matches: &ArgMatches) -> Result<Cli> {
@@ -190,8 +208,7 @@ pub(crate) fn no_such_key<'a>(
     key: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> anyhow::Error {
-    let nearest = known.into_iter().min_by_key(|name| strsim::damerau_levenshtein(name, key));
-    anyhow!("there is no key '{key}', the nearest is '{}'", nearest.unwrap_or_default())
+    anyhow!("there is no key '{key}', the nearest is '{}'", nearest(key, known.into_iter()))
 }
 
 /// What is wrong with the TOML of `text`, with the line.

@@ -17,6 +17,8 @@ use crate::worker::borrow;
 pub enum Halt {
     /// The guest powered off.
     PowerOff,
+    /// The guest asked for the end with this exit status.
+    Exited(u8),
     /// The guest asked for a reset.
     Reset,
     /// A CPU gave up: triple fault.
@@ -36,27 +38,48 @@ pub enum Halt {
 impl Halt {
     /// The process's exit code; `tinyvmm --help` lists them.
     pub fn exit_code(&self) -> u8 {
-        self.told().0
+        match self {
+            Self::PowerOff => 0,
+            Self::Exited(status) => *status,
+            Self::Internal(_) => 1,
+            Self::Reset => 4,
+            Self::TripleFault => 5,
+            Self::Panic => 6,
+            Self::Timeout => 7,
+            Self::Stopped => 8,
+            Self::Quit => 9,
+        }
     }
 
-    fn told(&self) -> (u8, &str) {
+    /// A word for it, for programs.
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::PowerOff => (0, "the guest powered off"),
-            Self::Internal(what) => (1, what),
-            Self::Reset => (4, "the guest rebooted"),
-            Self::TripleFault => (5, "triple fault in the guest"),
-            Self::Panic => (6, "kernel panic in the guest"),
-            Self::Timeout => (7, "stopped: --timeout is over"),
-            Self::Stopped => (8, "stopped by a signal"),
-            Self::Quit => (9, "stopped from the terminal"),
+            Self::PowerOff => "power-off",
+            Self::Exited(_) => "exit",
+            Self::Internal(_) => "internal-error",
+            Self::Reset => "reboot",
+            Self::TripleFault => "triple-fault",
+            Self::Panic => "panic",
+            Self::Timeout => "timeout",
+            Self::Stopped => "signal",
+            Self::Quit => "quit",
         }
     }
 }
 
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let internal = if let Self::Internal(_) = self { "internal error: " } else { "" };
-        write!(f, "{internal}{}", self.told().1)
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Exited(status) => write!(f, "the guest ended with status {status}"),
+            Self::Internal(what) => write!(f, "internal error: {what}"),
+            Self::Reset => f.write_str("the guest rebooted"),
+            Self::TripleFault => f.write_str("triple fault in the guest"),
+            Self::Panic => f.write_str("kernel panic in the guest"),
+            Self::Timeout => f.write_str("stopped: --timeout is over"),
+            Self::Stopped => f.write_str("stopped by a signal"),
+            Self::Quit => f.write_str("stopped from the terminal"),
+        }
     }
 }
 

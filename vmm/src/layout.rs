@@ -61,6 +61,8 @@ pub const I8042_PORTS: Range<u64> = 0x64..0x65;
 pub const SERIAL_PORTS: Range<u64> = 0x3f8..0x400;
 /// pvpanic, at QEMU's address (QEMU docs/specs/pvpanic).
 pub const PVPANIC_PORTS: Range<u64> = 0x505..0x506;
+/// What a guest tells of itself: its mark, and the status to end with (devices/told.rs).
+pub const TOLD_PORTS: Range<u64> = 0x700..0x702;
 /// ACPI sleep control, sleep status and reset registers, a byte each.
 pub const POWER_PORTS: Range<u64> = 0x600..0x603;
 

@@ -13,9 +13,12 @@ use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::SerialPort;
+use crate::devices::told::{InitRuns, Told};
 use crate::disk_image::DiskImage;
 use crate::event::{EventSender, Halt};
 use crate::memory::{self, GuestRam};
+use crate::timeline::{Mark, Timeline};
+use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
@@ -46,6 +49,7 @@ struct Board {
     buses: Buses,
     power_button: EventFd,
     panicked: PanicFlag,
+    timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
     _vm: VmFd,
 }
@@ -58,20 +62,32 @@ impl Machine {
         ram: &GuestRam,
         console: Console,
         events: EventSender,
+        timeline: Timeline,
     ) -> Result<Self> {
         let vm = create_vm(kvm, config)?;
+        timeline.reach(Mark::VmCreated);
         memory::map_into_guest(&vm, ram)?;
+        timeline.reach(Mark::MemoryReady);
 
         let panicked = PanicFlag::default();
         let serial = Arc::new(Mutex::new(SerialPort::new(
             irqfd(&vm, layout::SERIAL_GSI)?,
             console.output(),
             panicked.clone(),
+            timeline.clone(),
         )));
-        let console = ConsoleWork { console, serial: serial.clone(), events: events.clone() };
+        let init_runs = InitRuns::default();
+        let console = ConsoleWork {
+            console,
+            serial: serial.clone(),
+            init_runs: init_runs.clone(),
+            events: events.clone(),
+        };
         let mut ports = Bus::default();
         ports.insert(layout::SERIAL_PORTS, serial)?;
         add_pc_devices(&mut ports, &panicked, &events)?;
+        let told = Told { init_runs, timeline: timeline.clone(), events: events.clone() };
+        ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
 
         let mut mmio = Bus::default();
         let virtio = virtio_devices(config)?;
@@ -97,12 +113,15 @@ impl Machine {
             }
             regs::set_msrs(&fd)?;
             let (buses, events) = (buses.clone(), events.clone());
-            vcpus.push(Vcpu { fd, index, buses, events });
+            timeline.count_exits_of(&fd);
+            let trace = config.trace_exits.then(ExitTrace::default);
+            vcpus.push(Vcpu { fd, index, buses, events, trace });
         }
         let entry = boot::load(config, ram)?;
+        timeline.reach(Mark::KernelLoaded);
         regs::set_boot_state(&vcpus[0].fd, ram, entry)?;
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
-        let board = Board { buses, power_button, panicked, _vm: vm };
+        let board = Board { buses, power_button, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }
 
@@ -113,8 +132,14 @@ impl Machine {
             lock(device).resume()?;
         }
         let console = Worker::spawn(self.console)?;
+        self.board.timeline.reach(Mark::CpuEntered);
         let vcpus = self.vcpus.into_iter().map(Worker::spawn).collect::<Result<_>>()?;
         Ok(RunningMachine { vcpus, console, board: self.board })
+    }
+
+    /// What its CPUs exited for, if that was asked for.
+    pub fn traces(&self) -> impl Iterator<Item = &ExitTrace> {
+        self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.
@@ -138,6 +163,7 @@ impl RunningMachine {
     pub fn stop(self) -> Result<Machine> {
         self.vcpus.iter().for_each(Worker::ask_to_stop);
         let vcpus: Option<Vec<_>> = self.vcpus.into_iter().map(Worker::stop).collect();
+        self.board.timeline.reach(Mark::End);
         for device in self.board.devices() {
             lock(device).pause();
         }

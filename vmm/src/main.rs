@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use tinyvmm::cli::{self, Command, Invocation};
 use tinyvmm::event::Halt;
-use tinyvmm::{boot_test, doctor, logger, run};
+use tinyvmm::{boot_test, command, doctor, logger, run, timeline};
 
 fn main() -> ExitCode {
+    let start = timeline::process_start();
     boot_test::die_with_runner();
     let cli = match cli::parse(std::env::args_os().collect()) {
         Ok(Invocation::Run(cli)) => cli,
@@ -25,24 +26,28 @@ fn main() -> ExitCode {
         let text = toml::to_string(&cli.machine).map_err(anyhow::Error::from);
         return text.map_or_else(|error| fail(&error, cli::EXIT_INTERNAL), |text| show(&text));
     }
+    let in_guest = !cli.machine.command.is_empty();
+    // A command's status is its own, whatever it is; ours must not be taken for it.
+    let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };
     if let Err(error) = cli.machine.validate() {
-        return fail(&error, cli::EXIT_USAGE);
+        return fail(&error, ours(cli::EXIT_USAGE));
     }
-    match run::run(&cli.machine) {
-        Ok(halt) => end(&halt),
-        Err(error) => fail(&error, cli::EXIT_CANNOT_START),
+    match run::run(&cli.machine, start) {
+        Ok(halt @ Halt::Exited(_)) if in_guest => ExitCode::from(halt.exit_code()),
+        Ok(halt) => end(&halt, ours(halt.exit_code())),
+        Err(error) => fail(&error, ours(cli::EXIT_CANNOT_START)),
     }
 }
 
 /// One line that says how the machine ended. A power-off is a success, and success is quiet.
-fn end(halt: &Halt) -> ExitCode {
+fn end(halt: &Halt, code: u8) -> ExitCode {
     let failed = matches!(halt, Halt::Internal(_) | Halt::TripleFault);
     match doctor::why_boots_fail_here().filter(|_| failed) {
         Some(reason) => logger::tell(format_args!("{halt}; {reason}")),
-        None if *halt == Halt::PowerOff => log::info!("{halt}"),
+        None if code == 0 => log::info!("{halt}"),
         None => logger::tell(halt),
     }
-    ExitCode::from(halt.exit_code())
+    ExitCode::from(code)
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

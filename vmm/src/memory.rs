@@ -118,6 +118,28 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     Ok(())
 }
 
+/// How much of `ram` has host pages behind it, in KiB.
+pub fn resident_kib(ram: &GuestRam) -> u64 {
+    let regions: Vec<_> =
+        ram.iter().map(|r| r.as_ptr() as u64..r.as_ptr() as u64 + r.len()).collect();
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let mut of_guest = false;
+    let mut sum = 0;
+    for line in maps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (first, second) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        // A mapping starts with its addresses, `7f00-7fff`, and goes on with fields, `Rss: 4 kB`.
+        if let Some(start) =
+            first.split_once('-').and_then(|(s, _)| u64::from_str_radix(s, 16).ok())
+        {
+            of_guest = regions.iter().any(|region| region.contains(&start));
+        } else if of_guest && first == "Rss:" {
+            sum += second.parse().unwrap_or(0);
+        }
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,8 +150,10 @@ mod tests {
         assert!(ram.iter().all(|r| (r.as_ptr() as usize).is_multiple_of(HUGE_PAGE)));
         assert!(ram.check_address(GuestAddress(layout::GAP_START)).is_none());
         let high = GuestAddress(layout::GAP_END + 4096);
+        let before = resident_kib(&ram);
         for hugepages in [false, true] {
             ram.write_obj(7u64, high).unwrap();
+            assert!(resident_kib(&ram) > before, "a page is there");
             discard(&ram, hugepages).unwrap();
             assert_eq!(ram.read_obj::<u64>(high).unwrap(), 0);
         }

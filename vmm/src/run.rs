@@ -8,7 +8,10 @@ use crate::config::MachineConfig;
 use crate::devices::console::Console;
 use crate::event::{Event, Events, Halt};
 use crate::machine::{Machine, RunningMachine};
-use crate::{host, memory};
+use crate::report::{Memory, Target};
+use crate::timeline::{Mark, Timeline};
+use crate::trace::ExitTrace;
+use crate::{host, logger, memory};
 
 /// A second signal this soon is the same request: timeout(1) signals a child and then its group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
@@ -16,17 +19,31 @@ const ONE_REQUEST: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the machine until it ends for good, and returns why. An error means that it did not start.
-pub fn run(config: &MachineConfig) -> Result<Halt> {
+/// `start` is when the process was started.
+pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
+    let timeline = match config.boot_report.is_some() || config.trace_exits {
+        true => Timeline::since(start),
+        false => Timeline::default(),
+    };
+    timeline.reach(Mark::Configured);
     let kvm = host::open_kvm()?;
     host::check(&kvm, config)?;
+    let report = config.boot_report.as_deref().map(Target::open).transpose()?;
     let events = Events::new()?;
     let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
     let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let build = |console| Machine::build(config, &kvm, &ram, console, events.sender())?.start();
-    let mut running = build(Console::new(config.console.clone())?)?;
+    let build = |console| {
+        Machine::build(config, &kvm, &ram, console, events.sender(), timeline.clone())?.start()
+    };
+    let mut running = build(Console::new(config.console.clone(), !config.command.is_empty())?)?;
+    let (mut trace, mut used) = (ExitTrace::default(), None);
     let until_it_ends = || loop {
         let halt = wait_for_end(&events, &running, deadline)?;
         let machine = running.stop()?;
+        machine.traces().for_each(|of_cpu| trace.merge(of_cpu));
+        if config.boot_report.is_some() {
+            used.get_or_insert_with(|| Memory::now(&ram));
+        }
         if halt != Halt::Reset || config.no_reboot {
             return Ok(halt);
         }
@@ -36,7 +53,16 @@ pub fn run(config: &MachineConfig) -> Result<Halt> {
         running = build(machine.into_console())?;
     };
     let halt: Result<Halt> = until_it_ends();
-    Ok(halt.unwrap_or_else(|error| Halt::Internal(format!("{error:#}"))))
+    let halt = halt.unwrap_or_else(|error| Halt::Internal(format!("{error:#}")));
+    if let Some(report) = report
+        && let Err(error) = report.write(&timeline, &halt, used.unwrap_or_default())
+    {
+        log::error!("{error:#}");
+    }
+    if config.trace_exits {
+        logger::tell(trace.to_string().trim_end());
+    }
+    Ok(halt)
 }
 
 /// Waits for the machine's end, or brings it about.

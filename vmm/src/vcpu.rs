@@ -7,6 +7,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
 use crate::event::{Event, EventSender, Halt};
+use crate::trace::{Access, ExitTrace};
 use crate::worker::{StopFlag, Work};
 
 /// The address spaces that all CPUs of a machine share.
@@ -28,6 +29,8 @@ pub struct Vcpu {
     pub buses: Buses,
     /// Whom to tell that the machine is at its end.
     pub events: EventSender,
+    /// Counts its exits by address, where that is wanted.
+    pub trace: Option<ExitTrace>,
 }
 
 impl Work for Vcpu {
@@ -50,6 +53,7 @@ impl Vcpu {
         let internal = |what: String| Some(Halt::Internal(what));
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
+                count(&mut self.trace, Access::Out(port));
                 if let [_] = data {
                     self.buses.ports.write(port.into(), data);
                 } else {
@@ -58,12 +62,19 @@ impl Vcpu {
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
+                count(&mut self.trace, Access::In(port));
                 // More bytes than a port is wide: a string instruction reads byte after byte.
                 let size = if data.len() > 4 { 1 } else { data.len().max(1) };
                 data.chunks_mut(size).for_each(|data| self.buses.ports.read(port.into(), data));
             }
-            Ok(VcpuExit::MmioRead(address, data)) => self.buses.mmio.read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => self.buses.mmio.write(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(&mut self.trace, Access::Read(address));
+                self.buses.mmio.read(address, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(&mut self.trace, Access::Write(address));
+                self.buses.mmio.write(address, data);
+            }
             Ok(VcpuExit::Shutdown) => return Some(Halt::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return internal(format!(
@@ -88,6 +99,12 @@ impl Vcpu {
     fn write_ports(&mut self, port: u16, data: &[u8]) {
         let size = access_size(self.fd.get_kvm_run());
         data.chunks(size).for_each(|data| self.buses.ports.write(port.into(), data));
+    }
+}
+
+fn count(trace: &mut Option<ExitTrace>, access: Access) {
+    if let Some(trace) = trace {
+        trace.add(access);
     }
 }
 

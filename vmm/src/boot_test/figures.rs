@@ -21,7 +21,7 @@ pub(super) enum Figure {
     InitExits,
     /// All of them.
     Exits,
-    /// The most memory that guest and tinyvmm had at one time each, in MiB.
+    /// The most memory that guest and tinyvmm together had at any time, in MiB.
     MemoryMib,
     /// Instructions that the guest executed.
     Instructions,
@@ -63,6 +63,7 @@ pub(super) struct Summary {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Report {
+    end: Option<String>,
     marks: Vec<Mark>,
     exits: Option<Exits>,
     memory_kib: Option<MemoryKib>,
@@ -83,19 +84,26 @@ struct Exits {
 
 #[derive(Debug, Deserialize)]
 struct MemoryKib {
-    guest_peak: Option<u64>,
-    vmm_peak: Option<u64>,
+    peak: Option<u64>,
 }
 
-/// Reads the figures from the boot report `path`.
-pub(super) fn read(path: &Path) -> Result<Figures> {
+/// What is known of a run.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    /// How the machine ended, as the report has it, e.g. `power-off`.
+    pub(super) end: Option<String>,
+    pub(super) figures: Figures,
+}
+
+/// Reads the boot report `path`.
+pub(super) fn read(path: &Path) -> Result<Measured> {
     let mut text = String::new();
     let file = File::open(path).context("no boot report")?;
     file.take(MAX_REPORT).read_to_string(&mut text).context("boot report")?;
     parse(&text)
 }
 
-fn parse(text: &str) -> Result<Figures> {
+fn parse(text: &str) -> Result<Measured> {
     let report: Report = serde_json::from_str(text).context("boot report")?;
     let mark = |name: &str| report.marks.iter().find(|mark| mark.name == name);
     // A guest that tells when it is up is believed more than the guess.
@@ -103,15 +111,17 @@ fn parse(text: &str) -> Result<Figures> {
     #[expect(clippy::cast_precision_loss, reason = "figures to compare, far below 2^53")]
     let count = |count: u64| count as f64;
     let total = |exits: &Exits| exits.total.map(count);
-    let memory = report.memory_kib.as_ref().and_then(|m| Some((m.guest_peak?, m.vmm_peak?)));
+    // Nobody has none: it is 0 where the machine did not get so far.
+    let memory = report.memory_kib.as_ref().and_then(|memory| memory.peak).filter(|kib| *kib > 0);
     let all = [
         (Figure::InitMs, init.map(|mark| mark.ms)),
         (Figure::InitExits, init.and_then(|mark| mark.exits.as_ref().and_then(total))),
         (Figure::Exits, report.exits.as_ref().and_then(total)),
-        (Figure::MemoryMib, memory.map(|(guest, vmm)| count(guest.saturating_add(vmm)) / 1024.0)),
+        (Figure::MemoryMib, memory.map(|kib| count(kib) / 1024.0)),
         (Figure::Instructions, report.instructions.map(count)),
     ];
-    Ok(all.into_iter().filter_map(|(figure, value)| Some((figure, value?))).collect())
+    let figures = all.into_iter().filter_map(|(figure, value)| Some((figure, value?))).collect();
+    Ok(Measured { end: report.end, figures })
 }
 
 /// Median and p99 of each figure that any of `runs` has.
@@ -144,12 +154,13 @@ mod tests {
                  {"name":"init-started","ms":300.5,"exits":{"total":2000}},
                  {"name":"init-mark","ms":320.25,"exits":{"total":2100}}],
         "exits":{"total":2725,"io":561},
-        "memory_kib":{"guest_peak":80000,"guest_settled":1,"vmm_peak":1920,"vmm_settled":2},
+        "memory_kib":{"guest":70000,"vmm":1920,"peak":81920},
         "instructions":null}"#;
 
     #[test]
     fn figures_are_read_from_a_report() {
-        let figures = parse(REPORT).unwrap();
+        let Measured { end, figures } = parse(REPORT).unwrap();
+        assert_eq!(end.as_deref(), Some("power-off"));
         let expected = [
             (Figure::InitMs, 320.25),
             (Figure::InitExits, 2100.0),
@@ -162,11 +173,12 @@ mod tests {
     #[test]
     fn what_a_report_lacks_is_no_figure() {
         let earlier = REPORT.replace("init-mark", "other");
-        assert_eq!(parse(&earlier).unwrap()[&Figure::InitMs], 300.5);
-        assert_eq!(parse("{}").unwrap(), Figures::new());
-        let text = r#"{"instructions":7,"marks":[{"name":"init-mark","ms":1}],"memory_kib":{"guest_peak":1}}"#;
+        assert_eq!(parse(&earlier).unwrap().figures[&Figure::InitMs], 300.5);
+        assert_eq!(parse("{}").unwrap().figures, Figures::new());
+        let text =
+            r#"{"instructions":7,"marks":[{"name":"init-mark","ms":1}],"memory_kib":{"guest":1}}"#;
         let figures = [(Figure::InitMs, 1.0), (Figure::Instructions, 7.0)];
-        assert_eq!(parse(text).unwrap(), figures.into());
+        assert_eq!(parse(text).unwrap().figures, figures.into());
         for text in ["", "[]x", r#"{"marks":7}"#, r#"{"exits":{"total":-1}}"#] {
             parse(text).unwrap_err();
         }

@@ -57,11 +57,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Checks the machine as a whole. `node` is where it is described, `folder` what its files'
-    /// names are relative to.
-    pub(super) fn finish(&mut self, node: &Node, folder: &Path) -> Result<()> {
-        let config = parse(&self.flags).and_then(|config| config.validate().map(|()| config));
-        let config = config.map_err(|error| node.error(error))?;
+    /// Checks the machine as a whole, with `command` to run in it. `node` is where it is described,
+    /// `folder` what its files' names are relative to.
+    pub(super) fn finish(&mut self, node: &Node, command: &[String], folder: &Path) -> Result<()> {
+        let mut config = parse(&self.flags).map_err(|error| node.error(error))?;
+        config.command = command.to_vec();
+        config.validate().map_err(|error| node.error(error))?;
         self.cpus = config.cpus.count();
         self.memory = config.mem.bytes();
         let disks = config.disk.iter();

@@ -10,13 +10,13 @@ use anyhow::Result;
 use std::os::unix::process::ExitStatusExt;
 
 use super::child::{Next, Stream, Vmm};
-use super::figures::{self, Figures};
+use super::figures::{self, Figures, Measured};
 use super::lines::Lines;
 use super::log::Log;
 use super::matcher::{Matcher, Place, shown};
-use super::test::{ENDS, Test, Wanted};
-use super::{machine, tail::Tail};
-use crate::cli;
+use super::tail::Tail;
+use super::test::{Test, Wanted};
+use crate::command::EXIT_NO_STATUS;
 use crate::event::Halt;
 
 /// A console that says nothing for so long may be waiting at a prompt: the line is looked at unfinished.
@@ -25,8 +25,6 @@ const QUIET: Duration = Duration::from_millis(50);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What a machine has beyond its time before it is stopped from outside: --timeout comes first.
 const GRACE: Duration = Duration::from_secs(10);
-/// tinyvmm's exit code with a command that did not get to its end.
-const NO_STATUS: i32 = 125;
 
 /// What came of a run.
 #[derive(Debug, Default)]
@@ -38,6 +36,8 @@ pub(super) struct Run {
     pub(super) seconds: f64,
     /// tinyvmm's exit code; `None` if it was killed or did not start.
     pub(super) exit_code: Option<i32>,
+    /// How the machine ended, in the boot report's words.
+    pub(super) end: Option<String>,
     pub(super) figures: Figures,
     /// Kept only of failures.
     pub(super) log: Option<PathBuf>,
@@ -63,12 +63,18 @@ pub(super) fn run(
     let report = logs.join(format!("{name}.report.json"));
     let start = Instant::now();
     let vmm = Vmm::start(&flags(test, &report), folder);
-    let watched =
-        vmm.and_then(|vmm| Watch::new(test, start, &mut log).until_the_end(vmm, interrupt));
-    let figures = figures::read(&report);
+    let mut watch = Watch::new(test, start, &mut log);
+    let status = vmm.and_then(|vmm| watch.until_the_end(vmm, interrupt));
+    let Measured { end, figures } = figures::read(&report).unwrap_or_default();
     let _ = std::fs::remove_file(&report);
-    let mut run = watched.unwrap_or_else(|error| Run::impossible(&error));
-    run.figures = figures.unwrap_or_default();
+    let exit_code = status.as_ref().ok().and_then(ExitStatus::code);
+    let failure = match status {
+        _ if watch.interrupted => Some("interrupted".to_owned()),
+        Ok(status) => watch.judge(status, end.as_deref()),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    let (interrupted, tail) = (watch.interrupted, watch.tail.into_lines());
+    let mut run = Run { failure, interrupted, exit_code, end, figures, tail, ..Run::default() };
     run.seconds = start.elapsed().as_secs_f64();
     let Some(failure) = &run.failure else {
         log.remove();
@@ -92,11 +98,9 @@ fn flags(test: &Test, report: &Path) -> Vec<OsString> {
         flags.push("--no-reboot".into());
     }
     flags.push(format!("--timeout={}", shown(test.timeout)).into());
-    if machine::is_key("boot-report") {
-        let mut flag = OsString::from("--boot-report=");
-        flag.push(report);
-        flags.push(flag);
-    }
+    let mut flag = OsString::from("--boot-report=");
+    flag.push(report);
+    flags.push(flag);
     if !test.command.is_empty() {
         flags.push("--".into());
         flags.extend(test.command.iter().map(Into::into));
@@ -115,6 +119,8 @@ struct Watch<'a> {
     tail: Tail,
     /// The last that tinyvmm itself has said.
     said: Option<String>,
+    /// The user wants an end.
+    interrupted: bool,
     /// When the machine is to be stopped, if there is a reason to.
     stop_at: Option<Instant>,
 }
@@ -123,30 +129,42 @@ impl<'a> Watch<'a> {
     fn new(test: &'a Test, start: Instant, log: &'a mut Log) -> Self {
         let streams = Default::default();
         let (matcher, tail) = (Matcher::new(test, start), Tail::default());
-        Self { test, start, log, matcher, streams, tail, said: None, stop_at: None }
+        Self {
+            test,
+            start,
+            log,
+            matcher,
+            streams,
+            tail,
+            said: None,
+            interrupted: false,
+            stop_at: None,
+        }
     }
 
-    fn until_the_end(mut self, mut vmm: Vmm, interrupt: &AtomicBool) -> Result<Run> {
-        let mut interrupted = false;
-        let status = loop {
+    fn until_the_end(&mut self, mut vmm: Vmm, interrupt: &AtomicBool) -> Result<ExitStatus> {
+        loop {
             match vmm.next(Instant::now() + QUIET)? {
                 Next::Output(stream, bytes) => self.output(stream, &bytes),
                 Next::Quiet => self.unfinished(),
-                Next::Ended(status) => break status,
+                Next::Ended(status) => {
+                    self.unfinished();
+                    self.last_lines();
+                    return Ok(status);
+                }
             }
             let now = Instant::now();
-            interrupted |= interrupt.load(Ordering::Relaxed);
-            if interrupted || self.is_to_stop(now) {
+            self.interrupted |= interrupt.load(Ordering::Relaxed);
+            if self.interrupted || self.is_to_stop(now) {
                 vmm.stop(now);
             }
-        };
-        self.unfinished();
-        let failure = match interrupted {
-            true => Some("interrupted".to_owned()),
-            false => self.judge(status),
-        };
-        let (exit_code, tail) = (status.code(), self.tail.into_lines());
-        Ok(Run { failure, interrupted, exit_code, tail, ..Run::default() })
+        }
+    }
+
+    /// What is not followed by a newline belongs to the console's end.
+    fn last_lines(&mut self) {
+        let lines = self.streams.iter().filter_map(|(lines, _)| lines.unfinished());
+        lines.for_each(|line| self.tail.push(&line));
     }
 
     fn output(&mut self, stream: Stream, bytes: &[u8]) {
@@ -186,54 +204,45 @@ impl<'a> Watch<'a> {
         self.stop_at.is_some_and(|at| now >= at)
     }
 
-    /// Why the run has failed, if it has.
-    fn judge(&self, status: ExitStatus) -> Option<String> {
+    /// Why the run has failed, if it has. `end` is the boot report's word.
+    fn judge(&self, status: ExitStatus, end: Option<&str>) -> Option<String> {
         if let Some(failure) = self.matcher.failure() {
             return Some(failure.to_owned());
         }
-        let ended = self.how_it_ended(status);
-        let code = status.code();
+        let ended = self.how_it_ended(status, end);
         if !self.matcher.all_seen() {
             return self.matcher.not_seen(&format!("before the end: {ended}"));
         }
+        let has_code = |wanted: u8| status.code() == Some(wanted.into());
+        let is_command = !self.test.command.is_empty();
         match &self.test.end {
             Wanted::Shown => None,
-            Wanted::End(halt) if code == Some(halt.exit_code().into()) => None,
-            Wanted::End(halt) => Some(format!("the end is to be '{}': {ended}", end_name(halt))),
-            Wanted::Status(wanted) if code == Some((*wanted).into()) => None,
-            Wanted::Status(_) if code == Some(NO_STATUS) => {
+            Wanted::End(halt) if has_code(halt.exit_code()) && end == Some(halt.name()) => None,
+            Wanted::End(halt) => Some(format!("the end is to be '{}': {ended}", halt.name())),
+            // Of a command no other end has this exit code.
+            Wanted::Status(wanted) if has_code(*wanted) && (is_command || end == Some("exit")) => {
+                None
+            }
+            Wanted::Status(_) if is_command && has_code(EXIT_NO_STATUS) => {
                 Some(format!("the machine ended before its command: {ended}"))
             }
             Wanted::Status(wanted) => Some(format!("the exit status is to be {wanted}: {ended}")),
         }
     }
 
-    fn how_it_ended(&self, status: ExitStatus) -> String {
+    fn how_it_ended(&self, status: ExitStatus, end: Option<&str>) -> String {
         let said = self.said.as_ref().map(|said| format!(" ({said})")).unwrap_or_default();
-        let is_status = matches!(self.test.end, Wanted::Status(_));
-        match (status.code(), status.signal()) {
-            (Some(code), _) if is_status => format!("tinyvmm exits with {code}{said}"),
-            (Some(code), _) if code == i32::from(Halt::Timeout.exit_code()) => {
+        let Some(code) = status.code() else {
+            return format!("tinyvmm was killed by signal {}", status.signal().unwrap_or(0));
+        };
+        match end {
+            Some("exit") => format!("exit status {code}"),
+            Some(end) if end == Halt::Timeout.name() => {
                 format!("it took longer than {}", shown(self.test.timeout))
             }
-            (Some(code), _) => {
-                let ends = ENDS.iter().map(|(name, halt)| (*name, halt.exit_code()));
-                let others = [
-                    ("an internal error", cli::EXIT_INTERNAL),
-                    ("wrong flags", cli::EXIT_USAGE),
-                    ("it could not start", cli::EXIT_CANNOT_START),
-                    ("stopped by a signal", Halt::Stopped.exit_code()),
-                ];
-                let known = ends.chain(others).find(|(_, known)| i32::from(*known) == code);
-                let name =
-                    known.map_or_else(|| format!("exit code {code}"), |(name, _)| name.into());
-                format!("{name}{said}")
-            }
-            (None, signal) => format!("tinyvmm was killed by signal {}", signal.unwrap_or(0)),
+            Some(end) => format!("{end}{said}"),
+            // No report: there was no machine.
+            None => format!("it could not start{said}"),
         }
     }
-}
-
-fn end_name(halt: &Halt) -> &'static str {
-    ENDS.iter().find(|(_, end)| end == halt).map_or("another", |(name, _)| name)
 }

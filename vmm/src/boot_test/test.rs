@@ -11,6 +11,7 @@ use super::figures::Figure;
 use super::machine::Machine;
 use super::node::Node;
 use super::spec::Entries;
+use crate::command::EXIT_NO_STATUS;
 use crate::event::Halt;
 
 /// Keys of a machine in a spec that are not the machine's but the test's.
@@ -34,14 +35,9 @@ const MAX_REPEAT: u32 = 1000;
 const FAILURES: [&str; 3] = ["Kernel panic", r"\bBUG:", r"\bOops\b"];
 const WARNING: &str = r"\bWARNING:";
 
-/// The ends that a machine can be wanted to have, as a spec names them.
-pub(super) const ENDS: [(&str, Halt); 5] = [
-    ("power-off", Halt::PowerOff),
-    ("reboot", Halt::Reset),
-    ("triple-fault", Halt::TripleFault),
-    ("panic", Halt::Panic),
-    ("timeout", Halt::Timeout),
-];
+/// The ends that a machine can be wanted to have; a spec has their names.
+const ENDS: [Halt; 5] =
+    [Halt::PowerOff, Halt::Reset, Halt::TripleFault, Halt::Panic, Halt::Timeout];
 
 /// A machine, and what it must do to pass.
 #[derive(Clone, Debug)]
@@ -80,7 +76,7 @@ pub(super) enum Wanted {
     Shown,
     /// The machine ends like this, by itself.
     End(Halt),
-    /// The command ends with this status.
+    /// The command, or the guest by itself, ends with this status.
     Status(u8),
 }
 
@@ -98,8 +94,8 @@ impl Test {
         for (key, value) in keys.of_machine() {
             machine.set(key, value)?;
         }
-        machine.finish(node, folder)?;
         let command = keys.get("run").map(read_command).transpose()?.unwrap_or_default();
+        machine.finish(node, &command, folder)?;
         let expect = keys.get("expect").map(read_expect).transpose()?.unwrap_or_default();
         let end = read_end(keys, !command.is_empty(), !expect.is_empty())?;
         let fail_on = read_fail_on(keys, &end)?;
@@ -165,32 +161,34 @@ fn read_expected(node: &Node) -> Result<Expected> {
 
 fn read_end(keys: &Entries, command: bool, expect: bool) -> Result<Wanted> {
     let status = keys.get("exit-status");
-    if let (Some(node), false) = (status, command) {
-        return Err(node.error("is a command's: add run = \"...\""));
+    if let Some(node) = keys.get("end") {
+        return match (command, status) {
+            (true, _) => Err(node.error("a machine with 'run' ends with its command")),
+            (_, Some(node)) => Err(node.error("the machine has an 'end': leave one out")),
+            _ => read_halt(node).map(Wanted::End),
+        };
     }
-    let Some(node) = keys.get("end") else {
-        let status = status.map(|node| node.integer(0..=255).map(|status| (node, status)));
-        return Ok(match status.transpose()? {
-            Some((node, 125)) => {
-                return Err(node.error("125 says that there is no exit status: choose another"));
-            }
-            Some((_, status)) => Wanted::Status(u8::try_from(status).unwrap_or(u8::MAX)),
-            None if command => Wanted::Status(0),
-            None if expect => Wanted::Shown,
-            None => Wanted::End(Halt::PowerOff),
+    let Some(node) = status else {
+        return Ok(match (command, expect) {
+            (true, _) => Wanted::Status(0),
+            (false, true) => Wanted::Shown,
+            (false, false) => Wanted::End(Halt::PowerOff),
         });
     };
-    if command {
-        return Err(node.error("a machine with 'run' ends with its command: say exit-status"));
-    }
-    let name = node.string()?;
-    match ENDS.iter().find(|(end, _)| *end == name) {
-        Some((_, halt)) => Ok(Wanted::End(halt.clone())),
-        None => {
-            let names = ENDS.map(|(end, _)| end).join(", ");
-            Err(node.error(format_args!("'{name}' is not one of {names}")))
+    match u8::try_from(node.integer(0..=255)?) {
+        Ok(EXIT_NO_STATUS) if command => {
+            Err(node
+                .error(format_args!("{EXIT_NO_STATUS} says that there is none: choose another")))
         }
+        status => Ok(Wanted::Status(status?)),
     }
+}
+
+fn read_halt(node: &Node) -> Result<Halt> {
+    let name = node.string()?;
+    let found = ENDS.into_iter().find(|halt| halt.name() == name);
+    let names = || ENDS.map(|halt| halt.name()).join(", ");
+    found.ok_or_else(|| node.error(format_args!("'{name}' is not one of {}", names())))
 }
 
 /// A machine that is to panic says so, and may say anything else.

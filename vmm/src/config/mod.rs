@@ -18,7 +18,7 @@ pub use cpus::Cpus;
 pub use disk::DiskConfig;
 pub use size::Size;
 
-use crate::layout;
+use crate::{command, layout};
 
 /// A switch is on where it is named; `=false` takes back what a configuration file turns on.
 const SWITCH: &str = "true|false";
@@ -104,6 +104,28 @@ pub struct MachineConfig {
     #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
     #[arg(hide_possible_values = true, hide_default_value = true)]
     pub no_reboot: bool,
+
+    /// Tell where the boot's time went: a table on stderr, or a file, as JSON if it ends in .json
+    ///
+    /// Milliseconds and exits up to each step of the first boot, and memory.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "-", help_heading = "Measuring")]
+    pub boot_report: Option<PathBuf>,
+
+    /// Count the guest's exits by port and address, and print the table to stderr at the end
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Measuring")]
+    pub trace_exits: bool,
+
+    /// A command for the guest: its output is all that is printed, its exit status is tinyvmm's
+    ///
+    /// It needs an initrd with sh, mount, stty and dd, such as one of guest-images; the kernel needs
+    /// /dev/port. What follows a `--` is the command: `tinyvmm --kernel K --initrd I -- uname -a`.
+    /// Exit code 125: the machine ended otherwise.
+    #[arg(last = true, value_name = "COMMAND")]
+    #[serde(skip)]
+    pub command: Vec<String>,
 }
 
 impl MachineConfig {
@@ -121,6 +143,21 @@ impl MachineConfig {
             self.cmdline.is_some() || !self.cmdline_only,
             "--cmdline-only: there is no command line, add --cmdline STRING"
         );
+        if !self.command.is_empty() {
+            ensure!(
+                self.initrd.is_some(),
+                "-- {}: a command needs --initrd FILE, one with a shell",
+                self.command[0]
+            );
+            ensure!(
+                !self.cmdline_only,
+                "--cmdline-only leaves no room for what a command needs: leave one out"
+            );
+            ensure!(
+                self.command.iter().all(|word| !word.contains('\0')),
+                "--: the command contains a zero byte"
+            );
+        }
         ensure!(!self.kernel_cmdline().contains('\0'), "--cmdline: contains a zero byte");
         let mem = self.mem.bytes();
         ensure!(mem >= Self::MIN_MEM, "--mem {}: too little, the least is 16M", self.mem);
@@ -149,6 +186,9 @@ impl MachineConfig {
         let mut line = Self::DEFAULT_CMDLINE.to_owned();
         if let (Some(disk), None) = (self.disk.first(), &self.initrd) {
             line += if disk.readonly { " root=/dev/vda ro" } else { " root=/dev/vda rw" };
+        }
+        if !self.command.is_empty() {
+            line = line + " " + command::CMDLINE;
         }
         if !given.is_empty() {
             line = line + " " + given;

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::output::Output;
 use super::serial::SerialPort;
 use super::terminal::{HELP, Key, Keys, RawMode, in_background};
+use super::told::InitRuns;
 use crate::config::ConsoleConfig;
 use crate::event::{Event, EventSender, Halt};
 use crate::worker::{StopFlag, Work, borrow};
@@ -40,11 +41,18 @@ pub struct Console {
     keys: Keys,
     /// Input that the guest's FIFO has no room for yet.
     typed: Vec<u8>,
+    /// Input is for a command: its end is told to the guest.
+    for_command: bool,
 }
+
+/// What ends input that a terminal takes line by line, at the start of a line.
+const END_OF_INPUT: u8 = 4;
 
 impl Console {
     /// A console that is not connected yet.
-    pub fn new(config: ConsoleConfig) -> Result<Self> {
+    ///
+    /// With `for_command`, input waits until the guest's init runs, and its end is a Ctrl-D.
+    pub fn new(config: ConsoleConfig, for_command: bool) -> Result<Self> {
         Ok(Self {
             output: Output::new(config == ConsoleConfig::Off)?,
             config,
@@ -54,6 +62,7 @@ impl Console {
             raw: None,
             keys: Keys::default(),
             typed: Vec::new(),
+            for_command,
         })
     }
 
@@ -123,6 +132,10 @@ impl Console {
             // The end of a pipe or file, or a terminal that is gone: no more input.
             _ => {
                 self.source = None;
+                if self.for_command {
+                    // At the start of a line one ends it; elsewhere the first hands over what is there.
+                    self.typed.extend([END_OF_INPUT; 2]);
+                }
                 return;
             }
         };
@@ -141,7 +154,10 @@ impl Console {
     }
 
     /// Gives the guest as much input as its FIFO takes; true if there is nothing left.
-    fn feed(&mut self, serial: &Mutex<SerialPort>) -> bool {
+    fn feed(&mut self, serial: &Mutex<SerialPort>, init_runs: &InitRuns) -> bool {
+        if self.for_command && !init_runs.get() {
+            return self.typed.is_empty();
+        }
         // A vCPU may hold the port while it waits for us to write output: never wait for it.
         if !self.typed.is_empty()
             && let Ok(mut port) = serial.try_lock()
@@ -159,6 +175,8 @@ pub struct ConsoleWork {
     pub console: Console,
     /// The guest's serial port.
     pub serial: Arc<Mutex<SerialPort>>,
+    /// Told by the guest.
+    pub init_runs: InitRuns,
     /// Told when the user wants to quit.
     pub events: EventSender,
 }
@@ -170,7 +188,7 @@ impl Work for ConsoleWork {
 
     fn run(&mut self, stop: &StopFlag) {
         while !stop.is_set() {
-            let fed = self.console.feed(&self.serial);
+            let fed = self.console.feed(&self.serial, &self.init_runs);
             self.wait(stop, fed);
         }
         // The guest's last words; a reader that does not read cannot hold up the end for ever.

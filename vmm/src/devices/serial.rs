@@ -9,9 +9,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::output::Output;
 use super::power::PanicFlag;
 use crate::bus::BusDevice;
+use crate::timeline::{Mark, Timeline};
 
 /// How the kernel starts its last message (kernel/panic.c).
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
+/// How it ends the one before it starts init (`run_init_process`, init/main.c).
+const INIT_MESSAGE: &[u8] = b"as init process";
 
 /// Most bytes that a kernel prints between its panic and the reset: registers and a trace.
 const LAST_WORDS: usize = 32 << 10;
@@ -27,14 +30,40 @@ impl Trigger for Line {
     }
 }
 
-/// Passes what the guest sends on to the console, and listens for a panic in it.
+/// Listens for a phrase whose first letter occurs in it once.
+struct Ear {
+    phrase: &'static [u8],
+    /// How much of it the last bytes were.
+    matched: usize,
+}
+
+impl Ear {
+    fn new(phrase: &'static [u8]) -> Self {
+        Self { phrase, matched: 0 }
+    }
+
+    /// True if `byte` ends the phrase.
+    fn hears(&mut self, byte: u8) -> bool {
+        // The first letter is nowhere else, so a mismatch can only start the phrase again.
+        self.matched = match self.phrase.get(self.matched) {
+            Some(expected) if *expected == byte => self.matched + 1,
+            _ => usize::from(self.phrase.first() == Some(&byte)),
+        };
+        self.matched == self.phrase.len()
+    }
+}
+
+/// Passes what the guest sends on to the console, and listens to it.
 struct Transmitter {
     output: Output,
     panicked: PanicFlag,
-    /// How much of `PANIC_MESSAGE` the last bytes were.
-    matched: usize,
-    /// How many bytes since the message.
+    panic: Ear,
+    /// How many bytes since the panic.
     since: usize,
+    init: Ear,
+    timeline: Timeline,
+    /// Something was sent.
+    spoken: bool,
 }
 
 impl Write for Transmitter {
@@ -52,14 +81,20 @@ impl Write for Transmitter {
 }
 
 impl Transmitter {
+    fn new(output: Output, panicked: PanicFlag, timeline: Timeline) -> Self {
+        let (panic, init) = (Ear::new(PANIC_MESSAGE), Ear::new(INIT_MESSAGE));
+        Self { output, panicked, panic, since: 0, init, timeline, spoken: false }
+    }
+
     fn listen(&mut self, byte: u8) {
-        // The message's first letter occurs in it once, so a mismatch can only start it again.
-        self.matched = match PANIC_MESSAGE.get(self.matched) {
-            Some(expected) if *expected == byte => self.matched + 1,
-            _ => usize::from(byte == PANIC_MESSAGE[0]),
-        };
+        if !std::mem::replace(&mut self.spoken, true) {
+            self.timeline.reach(Mark::FirstOutput);
+        }
+        if self.init.hears(byte) {
+            self.timeline.reach(Mark::InitStarted);
+        }
         self.since += 1;
-        if self.matched == PANIC_MESSAGE.len() {
+        if self.panic.hears(byte) {
             self.since = 0;
             self.panicked.set(true);
         } else if self.since == LAST_WORDS {
@@ -75,8 +110,13 @@ pub struct SerialPort {
 
 impl SerialPort {
     /// A port that raises `interrupt` and sends to `output`.
-    pub fn new(interrupt: EventFd, output: Output, panicked: PanicFlag) -> Self {
-        let transmitter = Transmitter { output, panicked, matched: 0, since: 0 };
+    pub fn new(
+        interrupt: EventFd,
+        output: Output,
+        panicked: PanicFlag,
+        timeline: Timeline,
+    ) -> Self {
+        let transmitter = Transmitter::new(output, panicked, timeline);
         Self { uart: Serial::new(Line(interrupt), transmitter) }
     }
 
@@ -108,12 +148,7 @@ mod tests {
     use super::*;
 
     fn transmitter() -> Transmitter {
-        Transmitter {
-            output: Output::discard(),
-            panicked: PanicFlag::default(),
-            matched: 0,
-            since: 0,
-        }
+        Transmitter::new(Output::discard(), PanicFlag::default(), Timeline::default())
     }
 
     #[test]

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::kernel::{self, Entry, Kernel};
 use crate::config::{MachineConfig, Size};
 use crate::memory::GuestRam;
-use crate::{host, layout};
+use crate::{command, host, layout};
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -39,7 +39,7 @@ pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
     let kernel = kernel::load(path, ram, low_ram_end)?;
     let limit = low_ram_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
     let initrd = match &config.initrd {
-        Some(path) => Some(load_initrd(path, ram, kernel.end, limit)?),
+        Some(path) => Some(load_initrd(path, &config.command, ram, kernel.end, limit)?),
         None => None,
     };
     write_cmdline(ram, &config.kernel_cmdline(), u64::from(kernel.header.cmdline_size))?;
@@ -52,10 +52,19 @@ pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
 }
 
 /// Loads the initrd as high as it may be: nothing that the kernel unpacks is in its way there.
-fn load_initrd(path: &Path, ram: &GuestRam, kernel_end: u64, limit: u64) -> Result<Initrd> {
+/// Behind it goes what runs `command`, if there is one.
+fn load_initrd(
+    path: &Path,
+    command: &[String],
+    ram: &GuestRam,
+    kernel_end: u64,
+    limit: u64,
+) -> Result<Initrd> {
     let named = || format!("initrd {}", path.display());
-    let (mut file, len) = kernel::open(path).with_context(named)?;
-    ensure!(len > 0, "{}: empty, a file with contents is needed", named());
+    let (mut file, file_len) = kernel::open(path).with_context(named)?;
+    ensure!(file_len > 0, "{}: empty, a file with contents is needed", named());
+    let archive = if command.is_empty() { Vec::new() } else { command::archive(command, file_len) };
+    let len = file_len + archive.len() as u64;
     let address = limit.checked_sub(len).map(|address| address & !0xfff);
     let address = address.filter(|address| *address >= kernel_end).with_context(|| {
         let least = (kernel_end + len.next_multiple_of(4096)).next_multiple_of(layout::MIB);
@@ -65,9 +74,10 @@ fn load_initrd(path: &Path, ram: &GuestRam, kernel_end: u64, limit: u64) -> Resu
         };
         format!("{}: its {len} bytes do not fit beside the kernel: {remedy}", named())
     })?;
-    ram.read_exact_volatile_from(GuestAddress(address), &mut file, usize::try_from(len)?)
+    ram.read_exact_volatile_from(GuestAddress(address), &mut file, usize::try_from(file_len)?)
         .context("cannot read it")
         .with_context(named)?;
+    ram.write_slice(&archive, GuestAddress(address + file_len))?;
     Ok(Initrd { address, len })
 }
 

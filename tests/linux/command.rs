@@ -1,0 +1,76 @@
+//! `tinyvmm ... -- COMMAND`: a script's way to use a machine.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::{CLOUD_ELF, Console};
+use crate::fixture::{Outcome, Vmm};
+
+/// Runs `words` in a guest.
+fn vmm(words: &[&str]) -> Vmm {
+    with_flags(&[], words)
+}
+
+fn with_flags(flags: &[&str], words: &[&str]) -> Vmm {
+    CLOUD_ELF.with_cmdline("").args(flags).args(["--"]).args(words)
+}
+
+fn printed(outcome: &Outcome) -> String {
+    String::from_utf8_lossy(&outcome.stdout).into_owned()
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn what_a_command_prints_is_all_that_is_printed() {
+    let script = "echo $1; echo 'to stderr' >&2; seq 3000 | tail -n 1; exit 7";
+    let outcome =
+        vmm(&["sh", "-c", script, "sh", "it's \"a b\" \\ $HOME"]).run().exits(7).silently();
+    assert_eq!(printed(&outcome), "it's \"a b\" \\ $HOME\nto stderr\n3000\n");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn exit_statuses_are_passed_through() {
+    vmm(&["true"]).run().exits(0).silently();
+    vmm(&["false"]).run().exits(1).silently();
+    let outcome = vmm(&["no-such-command"]).run().exits(127).silently();
+    assert!(printed(&outcome).contains("no-such-command: not found"), "{}", printed(&outcome));
+    vmm(&["sh", "-c", "kill -KILL $$"]).run().exits(137).silently();
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_machine_that_ends_without_a_status_is_told() {
+    vmm(&["poweroff", "-f"]).run().exits(125).says(&["the guest powered off"]);
+    let outcome = vmm(&["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 9"]).run();
+    let outcome = outcome.exits(125).says(&["kernel panic in the guest"]);
+    assert_eq!(Console::of(&outcome).count("Kernel panic - not syncing: sysrq"), 1, "last words");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn input_reaches_the_command_whole_and_ends() {
+    let lines: String = (0..2000).map(|number| format!("line {number}\n")).collect();
+    let vmm = vmm(&["sh", "-c", "cat; echo end"]).stdin(Stdio::piped());
+    let outcome = vmm.start().types(&lines).ends_input().wait().exits(0).silently();
+    assert_eq!(printed(&outcome), lines + "end\n");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_boot_report_counts_exits_by_kind() {
+    let outcome = with_flags(&["--boot-report=report.json", "--cpus=2"], &["true"]).run().exits(0);
+    let report: Value = serde_json::from_str(&outcome.file("report.json")).unwrap();
+    let exits = |of: &Value, kind: &str| of["exits"][kind].as_u64().unwrap();
+    for kind in ["io", "halt", "page_fault"] {
+        assert!(exits(&report, kind) > 0, "{kind}: {report}");
+        assert!(exits(&report, "total") > exits(&report, kind), "{kind}: {report}");
+    }
+    let marks = report["marks"].as_array().unwrap();
+    let init = marks.iter().find(|mark| mark["name"] == "init-mark").expect("init marks");
+    assert!(exits(init, "total") < exits(&report, "total"), "{report}");
+    // All but the guest's memory: a fraction of it.
+    let memory = |name: &str| report["memory_kib"][name].as_u64().unwrap();
+    assert!(memory("vmm") < 8 << 10 && memory("guest") > 32 << 10, "{report}");
+}

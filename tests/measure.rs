@@ -1,0 +1,73 @@
+//! What a guest tells of itself, and what tinyvmm tells of a boot.
+
+use serde_json::Value;
+
+use crate::fixture::Vmm;
+use crate::guests;
+
+#[test]
+fn a_guest_ends_with_the_status_that_it_tells() {
+    let vmm = Vmm::new().guest(guests::marks_and_exits_with_42);
+    let outcome = vmm.run().exits(42).prints("marked");
+    outcome.says(&["the guest ended with status 42"]).leaves_nothing();
+}
+
+#[test]
+fn a_boot_report_has_each_step_in_order_with_exits_and_memory() {
+    let vmm = Vmm::new().guest(guests::marks_and_exits_with_42);
+    let outcome = vmm.args(["--boot-report=report.json"]).run().exits(42);
+    let report: Value = serde_json::from_str(&outcome.file("report.json")).unwrap();
+    assert_eq!((&report["schema"], &report["exit_code"]), (&1.into(), &42.into()));
+    assert_eq!(report["end"], "exit");
+    let marks = report["marks"].as_array().unwrap();
+    let names: Vec<&str> = marks.iter().map(|mark| mark["name"].as_str().unwrap()).collect();
+    let all = "start configured vm-created memory-ready kernel-loaded cpu-entered first-output \
+               init-started init-mark end";
+    assert_eq!(names.join(" "), all);
+    let ms = |mark: &Value| mark["ms"].as_f64().unwrap();
+    assert!(marks.is_sorted_by_key(ms), "{marks:?}");
+    assert!(ms(&marks[0]) == 0.0 && ms(&marks[1]) > 0.0, "{marks:?}");
+    assert_eq!(report["exits"], marks.last().unwrap()["exits"]);
+    let memory = |name: &str| report["memory_kib"][name].as_u64().unwrap();
+    assert!(memory("guest") > 0 && memory("vmm") > 0);
+    assert!(memory("peak") >= memory("vmm"));
+}
+
+#[test]
+fn a_boot_report_is_a_table_for_people() {
+    let vmm = Vmm::new().guest(guests::marks_and_exits_with_42);
+    let outcome = vmm.args(["--boot-report"]).run().exits(42);
+    for words in ["boot report: exit", "until", "init-mark", "memory in KiB: guest"] {
+        assert!(outcome.stderr.contains(words), "'{words}' is not in: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_told_with_its_name() {
+    let vmm = Vmm::new().guest(guests::hello).args(["--boot-report=no/such/folder"]);
+    vmm.run().refuses(3, &["boot report no/such/folder", "No such file"]);
+}
+
+#[test]
+fn traced_exits_are_told_by_port() {
+    let outcome = Vmm::new().guest(guests::marks_and_exits_with_42).args(["--trace-exits"]).run();
+    let outcome = outcome.exits(42);
+    let counts = |access: &str| {
+        let rows = outcome.stderr.lines().filter_map(|line| line.trim().split_once("  "));
+        let mut found = rows.filter(|(_, what)| *what == access);
+        found.next().map(|(count, _)| count.parse::<u32>().unwrap())
+    };
+    assert_eq!(counts("out   0x700"), Some(1), "{}", outcome.stderr);
+    assert_eq!(counts("out   0x701"), Some(1), "{}", outcome.stderr);
+    assert_eq!(counts("out   0x3f8"), Some(23), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_command_needs_somewhere_to_run_and_room_on_the_command_line() {
+    let vmm = || Vmm::new().guest(guests::hello);
+    vmm().args(["--", "true"]).run().refuses(125, &["-- true", "--initrd"]);
+    let with_initrd = || vmm().file("initrd", "x").args(["--initrd", "initrd"]);
+    let whole = ["--cmdline=x", "--cmdline-only", "--", "true"];
+    with_initrd().args(whole).run().refuses(125, &["--cmdline-only"]);
+    with_initrd().args(["--", "a b", "c"]).run().exits(125).says(&["the guest powered off"]);
+}
