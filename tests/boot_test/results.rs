@@ -131,3 +131,66 @@ fn a_figure_that_is_not_measured_is_no_success() {
     fails(&keys("{ init-ms = 5000 }"), &["init-ms was not measured, so its budget cannot be"]);
     passes(&keys("{ instructions = 9e18 }"));
 }
+
+/// A machine with init's mark, and with `keys` more.
+fn measured(keys: &str) -> String {
+    one(&format!("kernel = 'status'\nexit-status = 42\n{keys}"))
+}
+
+#[test]
+fn figures_are_measured_and_shown() {
+    let flags = ["--json", "results.json"];
+    let outcome = boot_test(&measured("repeat = 3")).args(flags).run().exits(0).silently();
+    let json = json(&outcome);
+    let test = &json["tests"][0];
+    for name in ["init-ms", "memory-mib"] {
+        let of = |which: &str| test["figures"][name][which].as_f64().unwrap();
+        assert!(of("median") > 0.0 && of("p99") >= of("median"), "{name}: {json}");
+        assert!(test["runs"][2]["figures"][name].as_f64().unwrap() > 0.0, "{name}: {json}");
+    }
+    assert_eq!(test["runs"][0]["end"], "exit");
+    outcome.prints("p99 of 3 runs: init-ms ");
+}
+
+#[test]
+fn a_budget_is_kept_or_the_machine_fails() {
+    passes(&measured("budget = { init-ms = 1e9, memory-mib = { median = 1e6, p99 = 1e6 } }"));
+    let over = measured("budget = { memory-mib = 0.5, init-ms = { p99 = 0 } }");
+    let outcome = fails(&over, &["memory-mib is ", ", the budget is 0.5"]);
+    // All that is wrong is told at once.
+    outcome.prints("init-ms p99 is ").prints(", the budget is 0\n");
+}
+
+#[test]
+fn a_baseline_is_saved_and_then_compared_with() {
+    let spec =
+        format!("baseline = 'base.json'\n{}", measured("tolerance = { memory-mib = '50%' }"));
+    let saved = boot_test(&spec).args(["--save-baseline"]).run().exits(0).silently();
+    let mut base: Value = serde_json::from_str(&saved.file("base.json")).unwrap();
+    assert_eq!(base["schema"], 1);
+    let memory = base["machines"]["m"]["memory-mib"].as_f64().unwrap();
+    let run = |base: &Value| boot_test(&spec).file("base.json", base.to_string()).run();
+    run(&base).exits(0).silently();
+    base["machines"]["m"]["memory-mib"] = (memory / 2.0).into();
+    let outcome = run(&base).exits(1).prints("memory-mib is ");
+    outcome.prints(" and 50% more are tolerated");
+    base["machines"] = serde_json::json!({});
+    run(&base).exits(0).prints("note: not in the baseline: --save-baseline adds it");
+}
+
+#[test]
+fn a_new_baseline_keeps_what_was_not_run_and_leaves_out_what_failed() {
+    let machine = |name: &str, status: u8| {
+        format!("[[machine]]\nname = '{name}'\nkernel = 'status'\nexit-status = {status}\n")
+    };
+    let spec = format!("baseline = 'base.json'\n{}{}", machine("good", 42), machine("bad", 1));
+    let old = r#"{"schema":1,"machines":{"other":{"exits":7.0},"bad":{"exits":8.0}}}"#;
+    let vmm = boot_test(&spec).file("base.json", old).args(["--save-baseline"]);
+    let base: Value = serde_json::from_str(&vmm.run().exits(1).file("base.json")).unwrap();
+    let machines = &base["machines"];
+    assert_eq!(
+        (&machines["other"]["exits"], &machines["bad"]["exits"]),
+        (&7.0.into(), &8.0.into())
+    );
+    assert!(machines["good"]["memory-mib"].as_f64().unwrap() > 0.0, "{base}");
+}
