@@ -92,7 +92,7 @@ fn failures_of_a_kernel_are_found() {
 #[test]
 fn what_fails_can_be_chosen() {
     passes(&one("kernel = 'warning'"));
-    fails(&one("kernel = 'warning'\nfail-on-warning = true"), &[r"'\bWARNING:'"]);
+    fails(&one("kernel = 'warning'\nfail-on-warning = true"), &["WARNING: CPU: 0"]);
     fails(&one("kernel = 'hello'\nfail-on = ['and running$']"), &["shows 'and running$'"]);
     passes(&one("kernel = 'bug'\nfail-on = []\nexpect = 'Call Trace'"));
 }

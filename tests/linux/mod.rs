@@ -5,6 +5,7 @@
 //! things.
 
 mod boot;
+mod boot_test;
 mod command;
 mod disk;
 mod ends;

@@ -33,7 +33,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REPEAT: u32 = 1000;
 /// What Linux prints when something went wrong, e.g. `BUG: kernel NULL pointer dereference` (not DEBUG:).
 const FAILURES: [&str; 3] = ["Kernel panic", r"\bBUG:", r"\bOops\b"];
-const WARNING: &str = r"\bWARNING:";
+/// At the start of a message, after the time and the caller (`printk.time`, CONFIG_PRINTK_CALLER):
+/// the mitigations' `Speculative Return Stack Overflow: WARNING: See ...` warns of no failure.
+const WARNING: &str = r"^(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? ?WARNING: ";
 
 /// The ends that a machine can be wanted to have; a spec has their names.
 const ENDS: [Halt; 5] =

@@ -70,7 +70,11 @@ fn a_failure_wins_and_stays() {
     for harmless in ["DEBUG: x", "Oopsie", "kernel panic", "WARNING: x"] {
         assert_eq!(shown("", &[harmless, "\n"]).0, None, "{harmless}");
     }
-    assert!(shown("fail-on-warning = true", &["WARNING: x\n"]).0.is_some());
+    let warns = |line| shown("fail-on-warning = true", &[line, "\n"]).0.is_some();
+    assert!(warns("WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2"));
+    assert!(warns("[    2.862730] WARNING: possible recursive locking detected"));
+    assert!(warns("[    2.862730][    T1] WARNING: CPU: 0"));
+    assert!(!warns("[    2.862730] Speculative Return Stack Overflow: WARNING: See https://"));
     assert!(shown("end = 'panic'", &["Kernel panic - not syncing\n"]).0.is_none());
 }
 
