@@ -54,6 +54,14 @@ fn without_permission_the_error_says_what_to_do() {
 }
 
 #[test]
+fn without_dev_kvm_boot_tests_are_not_run() {
+    let Some(vmm) = vmm(WITHOUT_KVM) else { return };
+    let spec = "[[machine]]\nname = 'm'\nkernel = 'kernel'\n";
+    let vmm = vmm.file("spec.toml", spec).args(["boot-test", "spec.toml", "--json", "results"]);
+    vmm.run().refuses(3, &["no /dev/kvm", "enable virtualization"]);
+}
+
+#[test]
 fn without_dev_kvm_what_needs_none_works() {
     for args in [["--version"].as_slice(), &["--help"], &["--print-config"], &["man"]] {
         let Some(vmm) = vmm(WITHOUT_KVM) else { return };

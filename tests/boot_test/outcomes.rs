@@ -114,6 +114,21 @@ fn a_flood_neither_fills_the_disk_nor_holds_the_runner_up() {
 }
 
 #[test]
+fn what_a_guest_prints_does_not_reach_the_users_terminal_raw() {
+    let spec = one("kernel = 'evil'\nfail-on = 'title'");
+    let evil =
+        super::printing("\u{1b}[2J\u{1b}]0;x\u{7}a\u{9b}2J <title> & \u{8}\n", super::Then::Sleep);
+    let flags = ["--junit", "results.xml"];
+    let outcome = boot_test(&spec).file("evil", evil).args(flags).run().exits(1).silently();
+    let outcome = outcome.prints("the console shows 'title': a 2J <title> &\n");
+    let stdout = String::from_utf8(outcome.stdout.clone()).unwrap();
+    assert!(!stdout.contains(|c: char| c.is_control() && c != '\n'), "{stdout:?}");
+    let xml = outcome.file("results.xml");
+    assert!(xml.contains("&lt;title&gt; &amp;"), "{xml}");
+    assert!(!xml.contains(|c: char| c.is_ascii_control() && c != '\n'), "{xml:?}");
+}
+
+#[test]
 fn only_a_failed_machine_keeps_its_log() {
     let machine =
         |name: &str, kernel| format!("[[machine]]\nname = '{name}'\nkernel = '{kernel}'\n");

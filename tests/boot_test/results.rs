@@ -121,7 +121,7 @@ fn a_machine_can_be_run_several_times() {
     let (results, kept) = json_of(&one("kernel = 'reset'\nrepeat = 3"), 1);
     let reason = results["tests"][0]["reasons"][0].as_str().unwrap();
     assert!(reason.starts_with("3 of 3 runs: the end is to be"), "{reason}");
-    assert_eq!(kept, ["m.1.log", "m.2.log", "m.3.log"]);
+    assert_eq!(kept, ["m+1.log", "m+2.log", "m+3.log"]);
 }
 
 #[test]

@@ -66,7 +66,11 @@ impl Machine {
         self.cpus = config.cpus.count();
         self.memory = config.mem.bytes();
         let disks = config.disk.iter();
-        self.disks = disks.map(|disk| (folder.join(&disk.path), disk.readonly)).collect();
+        let path = |path: &Path| {
+            let path = folder.join(path);
+            path.canonicalize().unwrap_or(path)
+        };
+        self.disks = disks.map(|disk| (path(&disk.path), disk.readonly)).collect();
         Ok(())
     }
 }

@@ -84,18 +84,18 @@ pub struct Options {
 
 /// Runs the tests. Exit code 0: all passed; 1: not all; 2: the spec is wrong; 3: no machine can run here.
 pub fn main(options: &Options) -> ExitCode {
-    let prepared = Spec::read(&options.spec).and_then(|spec| {
-        let baseline = baseline(&spec, options)?;
-        Ok((only(spec, options)?, baseline))
-    });
-    let (spec, baseline) = match prepared {
-        Ok(prepared) => prepared,
+    let spec = match Spec::read(&options.spec).and_then(|spec| only(spec, options)) {
+        Ok(spec) => spec,
         Err(error) => return fail(&error, cli::EXIT_USAGE),
     };
     if options.list {
         let names: String = spec.tests.iter().map(|test| format!("{}\n", test.name)).collect();
         return show(&names, ExitCode::SUCCESS);
     }
+    let baseline = match baseline(&spec, options) {
+        Ok(baseline) => baseline,
+        Err(error) => return fail(&error, cli::EXIT_USAGE),
+    };
     if let Err(error) = host::open_kvm() {
         return fail(&error, cli::EXIT_CANNOT_START);
     }
@@ -207,7 +207,7 @@ fn run_tests(spec: &Spec, options: &Options) -> Result<(Vec<Vec<Run>>, bool)> {
         let ran = run::run(job.test, &spec.folder, (&logs, &file_name(job)), &interrupt);
         ran.unwrap_or_else(|error| Run::impossible(&error))
     };
-    let done = |job: Job, run: Run| {
+    let done = |job: Job, mut run: Run| {
         ended += 1;
         if progress {
             let result =
@@ -215,6 +215,10 @@ fn run_tests(spec: &Spec, options: &Options) -> Result<(Vec<Vec<Run>>, bool)> {
             logger::tell(format_args!("[{ended}/{total}] {}: {result}", job.test.name));
         }
         if let Some(runs) = runs.get_mut(job.index) {
+            // One of a machine is enough to show.
+            if run.failure.is_none() || runs.iter().any(|run| run.failure.is_some()) {
+                run.tail = Vec::new();
+            }
             runs.push(run);
         }
     };
@@ -227,7 +231,7 @@ fn run_tests(spec: &Spec, options: &Options) -> Result<(Vec<Vec<Run>>, bool)> {
 
 fn file_name(job: Job) -> String {
     let name = log::file_name(&job.test.name, job.index);
-    if job.test.repeat == 1 { name } else { format!("{name}.{}", job.repetition) }
+    if job.test.repeat == 1 { name } else { format!("{name}+{}", job.repetition) }
 }
 
 fn budget_of_host(options: &Options) -> Budget {

@@ -76,15 +76,19 @@ pub(super) fn run(
     let (interrupted, tail) = (watch.interrupted, watch.tail.into_lines());
     let mut run = Run { failure, interrupted, exit_code, end, figures, tail, ..Run::default() };
     run.seconds = start.elapsed().as_secs_f64();
-    let Some(failure) = &run.failure else {
+    let Some(failure) = run.failure.take() else {
         log.remove();
         return Ok(run);
     };
+    // The guest has its words in it, and a terminal will show it.
+    let failure = failure.replace(char::is_control, " ");
     log.note(&format!("failed: {failure}"));
     let (path, error) = log.keep();
     run.log = Some(path);
-    run.failure =
-        Some([Some(failure.clone()), error].into_iter().flatten().collect::<Vec<_>>().join("; "));
+    run.failure = Some(match error {
+        Some(error) => format!("{failure}; {error}"),
+        None => failure,
+    });
     Ok(run)
 }
 
