@@ -70,3 +70,41 @@ pub(super) fn file_name(name: &str, index: usize) -> String {
     let kept: String = start.map(|c| if good(c) { c } else { '_' }).collect();
     if kept == name { kept } else { format!("{kept}{index}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_bounded_and_says_so_and_why_it_failed() {
+        let folder = std::env::temp_dir().join(format!("tinyvmm-log-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let mut log = Log::create(&folder, "m").unwrap();
+        let part = vec![b'x'; 3 << 20];
+        for _ in 0..7 {
+            log.write(&part);
+        }
+        log.note("failed: why");
+        let (path, error) = log.keep();
+        assert_eq!(error, None);
+        let text = fs::read_to_string(&path).unwrap();
+        let notes = "\n[tinyvmm boot-test: the log ends here, after 16 MiB]\n\
+                     \n[tinyvmm boot-test: failed: why]\n";
+        assert_eq!(text.find('\n'), Some(16 << 20));
+        assert!(text.ends_with(notes) && text.len() == (16 << 20) + notes.len());
+        let log = Log::create(&folder, "m").unwrap();
+        log.remove();
+        assert!(!path.exists());
+        fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_stops_nothing() {
+        let file = File::options().write(true).open("/dev/full").unwrap();
+        let mut log = Log { path: "full.log".into(), file, left: MAX_LOG, error: None };
+        log.write(b"x");
+        log.write(b"y");
+        let (_, error) = log.keep();
+        assert!(error.unwrap().starts_with("log full.log: No space left"));
+    }
+}
