@@ -194,3 +194,19 @@ fn a_new_baseline_keeps_what_was_not_run_and_leaves_out_what_failed() {
     );
     assert!(machines["good"]["memory-mib"].as_f64().unwrap() > 0.0, "{base}");
 }
+
+#[test]
+fn the_specs_in_the_manual_and_of_this_project_are_right() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let manual = read("docs/boot-test.md");
+    let blocks: Vec<&str> = manual.split("```toml\n").skip(1).collect();
+    let block = |index: usize| blocks[index].split("```").next().unwrap();
+    assert_eq!(blocks.len(), 3);
+    assert_eq!(names(block(0)).join(" ").matches("network-stack[cpus=").count(), 4);
+    assert_eq!(names(&one(&format!("kernel = 'k'\n{}", block(1)))), ["m"]);
+    let machine = "\n[[machine]]\nname = 'n'\nkernel = 'k'\n";
+    assert_eq!(names(&format!("{}{machine}", block(2))), ["n"]);
+    let own = names(&read("tests/boot-test.toml"));
+    assert!(own.len() > 10 && own.contains(&"panic".to_owned()), "{own:?}");
+}
