@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod cli;
+pub mod coalesced;
 pub mod command;
 pub mod config;
 pub mod devices;
