@@ -5,8 +5,7 @@ use tinyvmm::layout;
 /// Defines a function that returns the machine code of these lines, in Intel syntax.
 ///
 /// The code has these macros, and ports in braces:
-/// `out8 PORT, VALUE`; `say "TEXT"`, byte by byte; `dump LENGTH` of bytes at RSI, by one
-/// instruction; `power_off`; `sleep` for ever.
+/// `out8 PORT, VALUE`; `say "TEXT"`, byte by byte; `dump LENGTH` of bytes at RSI; `power_off`; `sleep` for ever.
 macro_rules! guest {
     ($(#[doc = $doc:literal])* $name:ident, $($line:expr),+ $(,)?) => {
         $(#[doc = $doc])*
@@ -34,7 +33,11 @@ macro_rules! guest {
                     ".macro dump length:req",
                     "    mov edx, {com1}",
                     "    mov ecx, \\length",
-                    "    rep outsb",
+                    ".Ldump\\@: add dl, 5",
+                    "    in al, dx", // as a UART wants it: the line status, then a byte
+                    "    sub dl, 5",
+                    "    outsb",
+                    "    loop .Ldump\\@",
                     ".endm",
                     ".macro sleep",
                     ".Lsleep\\@: hlt",
@@ -85,7 +88,9 @@ guest!(
     hello,
     r#"say "hello byte by byte\n""#,
     "lea rsi, [rip + 2f]",
-    "dump 16",
+    "mov ecx, 16",
+    "mov edx, {com1}",
+    "rep outsb",
     "power_off",
     r#"2: .ascii "hello at a time\n""#,
 );

@@ -19,14 +19,14 @@ pub const ZERO_PAGE: u64 = 0x7000;
 pub const PAGE_TABLES: u64 = 0x9000;
 /// End of the boot page tables.
 pub const PAGE_TABLES_END: u64 = PAGE_TABLES + 6 * 0x1000;
-/// `struct setup_data` that carries the random seed.
-pub const SETUP_DATA: u64 = 0x1_0000;
 /// Kernel command line, zero-terminated.
 pub const CMDLINE: u64 = 0x2_0000;
 /// Room for the command line, in bytes, with its terminator.
 pub const CMDLINE_ROOM: u64 = 0x1_0000;
 /// End of the RAM below 640 KiB that the guest may use; a PC keeps its EBDA above.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// `struct setup_data` that carries the random seed, where no RAM has to be carved up for it.
+pub const SETUP_DATA: u64 = LOW_RAM_END;
 /// ACPI tables, the RSDP first: firmware looks for it from here on (ACPI 6.5, 5.2.5.1).
 pub const ACPI: Range<u64> = 0xe_0000..0xf_0000;
 /// SMBIOS entry point and table, searched for here (SMBIOS 3.0, 5.2.2).
@@ -44,6 +44,13 @@ pub const GAP_END: u64 = 4 * GIB;
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Size of one virtio-mmio window and the distance to the next.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// The serial port's registers once more, if the machine has them in memory. Those from line status on are
+/// the start of [`SERIAL_STATUS_PAGE`], which the guest reads without an exit.
+pub const SERIAL_MMIO: Range<u64> = SERIAL_STATUS_PAGE - SERIAL_STATUS..SERIAL_STATUS_PAGE + 3;
+/// The page on which the line status register is.
+pub const SERIAL_STATUS_PAGE: u64 = 0xd010_1000;
+/// Offset of the line status register of a 16550.
+pub const SERIAL_STATUS: u64 = 5;
 /// IOAPIC registers, where KVM puts them.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC registers, where KVM puts them.
@@ -81,12 +88,13 @@ const _: () = {
     assert!(GDT + 0x100 <= PVH_START_INFO);
     assert!(PVH_START_INFO + 0x1000 <= ZERO_PAGE);
     assert!(ZERO_PAGE + 0x1000 <= PAGE_TABLES);
-    assert!(PAGE_TABLES_END <= SETUP_DATA);
-    assert!(SETUP_DATA + 0x1000 <= CMDLINE);
+    assert!(PAGE_TABLES_END <= CMDLINE);
     assert!(CMDLINE + CMDLINE_ROOM <= LOW_RAM_END);
+    assert!(SETUP_DATA >= LOW_RAM_END && SETUP_DATA + 0x400 <= ACPI.start);
     assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end < KERNEL_MIN);
     assert!(GAP_START <= VIRTIO_MMIO);
-    assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= IOAPIC as u64);
+    assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= SERIAL_STATUS_PAGE - 0x1000);
+    assert!(SERIAL_STATUS_PAGE + 0x1000 <= IOAPIC as u64);
     assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);
     assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
 };

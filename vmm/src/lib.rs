@@ -6,6 +6,7 @@
 pub mod boot_test;
 pub mod bus;
 pub mod cli;
+pub mod coalesced;
 pub mod command;
 pub mod config;
 pub mod devices;

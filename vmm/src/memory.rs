@@ -3,7 +3,7 @@
 use std::ptr;
 
 use anyhow::{Context, Result, anyhow};
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
@@ -96,6 +96,22 @@ pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Shows the guest a page that only we write, at `address`: its reads are no exits, its writes are. The guest
+/// must not run any more when the page is dropped.
+pub fn read_only_page(vm: &VmFd, ram: &GuestRam, address: u64) -> Result<MmapRegion> {
+    let page = MmapRegion::new(4096).context("no memory for a page")?;
+    let slot = kvm_userspace_memory_region {
+        slot: u32::try_from(ram.num_regions())?,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: address,
+        memory_size: 4096,
+        userspace_addr: page.as_ptr() as u64,
+    };
+    // SAFETY: the page is ours; its owner keeps it for as long as CPUs run.
+    unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map a read-only page")?;
+    Ok(page)
 }
 
 /// Makes the guest's RAM read as zero. Pages go back to the host, except `hugepages`, which others

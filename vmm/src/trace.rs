@@ -58,7 +58,10 @@ impl fmt::Display for ExitTrace {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let mut rows: Vec<_> = self.0.iter().collect();
         rows.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
-        writeln!(f, "exits to tinyvmm, by address:")?;
+        writeln!(
+            f,
+            "exits to tinyvmm, by address (those that KVM handles, or collects for later, are not here):"
+        )?;
         rows.iter().try_for_each(|(access, times)| writeln!(f, "{times:>9}  {access}"))
     }
 }

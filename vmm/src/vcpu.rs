@@ -6,6 +6,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
+use crate::coalesced::CoalescedWrites;
 use crate::event::{Event, EventSender, Halt};
 use crate::trace::{Access, ExitTrace};
 use crate::worker::{StopFlag, Work};
@@ -17,6 +18,20 @@ pub struct Buses {
     pub ports: Arc<Bus>,
     /// Memory-mapped registers.
     pub mmio: Arc<Bus>,
+    /// Writes that are still to be carried out, where KVM can collect them.
+    pub coalesced: Option<Arc<CoalescedWrites>>,
+}
+
+impl Buses {
+    /// Carries out what KVM has collected.
+    pub fn carry_out_coalesced(&self) {
+        if let Some(coalesced) = &self.coalesced {
+            coalesced.drain(|write| {
+                let bus = if write.is_port { &self.ports } else { &self.mmio };
+                bus.write(write.address, write.data());
+            });
+        }
+    }
 }
 
 /// A virtual CPU.
@@ -51,7 +66,9 @@ impl Vcpu {
     /// Runs until the next exit. Returns the machine's end, if that was it.
     fn run_once(&mut self) -> Option<Halt> {
         let internal = |what: String| Some(Halt::Internal(what));
-        match self.fd.run() {
+        let exit = self.fd.run();
+        self.buses.carry_out_coalesced();
+        match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&mut self.trace, Access::Out(port));
                 if let [_] = data {

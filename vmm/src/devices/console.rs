@@ -19,12 +19,17 @@ use super::terminal::{HELP, Key, Keys, RawMode, in_background};
 use super::told::InitRuns;
 use crate::config::ConsoleConfig;
 use crate::event::{Event, EventSender, Halt};
+use crate::vcpu::Buses;
 use crate::worker::{StopFlag, Work, borrow};
 
 /// Most bytes a write: what a pipe that polls writable takes without blocking (pipe(7)).
 const CHUNK: usize = 4096;
 /// How long the first byte waits for others, so that a line is one write.
 const GATHER: Duration = Duration::from_millis(1);
+/// How late may be what the guest sends, if it does not exit.
+const LATEST: Duration = Duration::from_millis(20);
+/// How soon to look again whether the guest's FIFO has room.
+const SOON: Duration = Duration::from_millis(5);
 /// How long output that is left may take at the machine's end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -175,6 +180,8 @@ pub struct ConsoleWork {
     pub console: Console,
     /// The guest's serial port.
     pub serial: Arc<Mutex<SerialPort>>,
+    /// Where writes to it may still wait.
+    pub buses: Buses,
     /// Told by the guest.
     pub init_runs: InitRuns,
     /// Told when the user wants to quit.
@@ -221,11 +228,13 @@ impl ConsoleWork {
             watch(sink, PollFlags::OUT),
             watch(source, PollFlags::IN),
         ];
-        // The guest's FIFO has no room: look again soon.
-        let soon = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        let tick = self.buses.coalesced.is_some().then_some(LATEST);
+        let timeout = if fed { tick } else { Some(SOON) };
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An error is EINTR: the caller looks at `stop` and comes again.
-        let _ = poll(&mut fds, (!fed).then_some(&soon));
+        let _ = poll(&mut fds, timeout.as_ref());
         let ready = fds.map(|fd| !fd.revents().is_empty());
+        self.buses.carry_out_coalesced();
         if ready[1] {
             let _ = output.filled().read();
             thread::sleep(GATHER);

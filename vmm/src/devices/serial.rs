@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use vm_memory::{MmapRegion, VolatileMemory};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -106,23 +107,38 @@ impl Transmitter {
 /// The serial port.
 pub struct SerialPort {
     uart: Serial<Line, NoEvents, Transmitter>,
+    /// A page that starts with the line status register and those after it, for a guest that reads them
+    /// without asking us. None of these reads has a side effect.
+    status: Option<MmapRegion>,
 }
 
 impl SerialPort {
-    /// A port that raises `interrupt` and sends to `output`.
+    /// A port that raises `interrupt` and sends to `output`; `status` is a page that the guest sees.
     pub fn new(
         interrupt: EventFd,
         output: Output,
         panicked: PanicFlag,
         timeline: Timeline,
+        status: Option<MmapRegion>,
     ) -> Self {
         let transmitter = Transmitter::new(output, panicked, timeline);
-        Self { uart: Serial::new(Line(interrupt), transmitter) }
+        let mut port = Self { uart: Serial::new(Line(interrupt), transmitter), status };
+        port.show_status();
+        port
     }
 
     /// Gives input to the guest, and returns how many bytes it had room for.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        self.uart.enqueue_raw_bytes(bytes).unwrap_or(0)
+        let taken = self.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
+        self.show_status();
+        taken
+    }
+
+    fn show_status(&mut self) {
+        if let Some(page) = &self.status {
+            let status = [5, 6, 7].map(|register| self.uart.read(register));
+            page.as_volatile_slice().copy_from(&status);
+        }
     }
 }
 
@@ -132,6 +148,7 @@ impl BusDevice for SerialPort {
         for (register, byte) in (offset as u8..).zip(data) {
             *byte = self.uart.read(register);
         }
+        self.show_status();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -140,6 +157,7 @@ impl BusDevice for SerialPort {
                 log::debug!("serial port: write lost: {error:?}");
             }
         }
+        self.show_status();
     }
 }
 

@@ -18,7 +18,7 @@ use acpi_tables::xsdt::XSDT;
 use anyhow::{Result, ensure};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::config::Cpus;
+use crate::config::{Cpus, Uart};
 use crate::devices::power::{RESET_VALUE, SLEEP_TYPE_S5};
 use crate::layout;
 use crate::memory::GuestRam;
@@ -26,12 +26,26 @@ use crate::memory::GuestRam;
 const OEM: [u8; 6] = *b"TINYVM";
 const OEM_TABLE: [u8; 8] = *b"TINYVMM ";
 const OEM_REVISION: u32 = 1;
-/// FADT IAPC_BOOT_ARCH: no VGA to probe, no ASPM (no PCI).
-const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+/// FADT IAPC_BOOT_ARCH: no VGA to probe.
+const NO_VGA: u16 = 1 << 2;
+/// FADT IAPC_BOOT_ARCH: no CMOS clock. Without the flag Linux would poll its ports for long.
+const NO_RTC: u16 = 1 << 5;
 
-/// Writes the tables of a machine with `cpus` and `virtio_devices` virtio-mmio devices.
-/// The RSDP is at the start of [`layout::ACPI`].
-pub fn write(ram: &GuestRam, cpus: Cpus, virtio_devices: usize) -> Result<()> {
+/// What the tables tell of.
+#[derive(Clone, Copy)]
+pub struct Hardware {
+    /// The processors.
+    pub cpus: Cpus,
+    /// How many virtio-mmio devices there are.
+    pub virtio_devices: usize,
+    /// Whether there is a CMOS clock.
+    pub rtc: bool,
+    /// Where the serial port is.
+    pub uart: Uart,
+}
+
+/// Writes the tables of a machine with this `hardware`. The RSDP is at the start of [`layout::ACPI`].
+pub fn write(ram: &GuestRam, hardware: Hardware) -> Result<()> {
     let mut next = layout::ACPI.start + 64; // past the RSDP
     let mut place = |bytes: &[u8]| -> Result<u64> {
         let at = next;
@@ -40,9 +54,9 @@ pub fn write(ram: &GuestRam, cpus: Cpus, virtio_devices: usize) -> Result<()> {
         ram.write_slice(bytes, GuestAddress(at))?;
         Ok(at)
     };
-    let dsdt = place(dsdt(virtio_devices).as_slice())?;
-    let fadt = place(&bytes(&fadt(dsdt)))?;
-    let madt = place(&bytes(&madt(cpus)))?;
+    let dsdt = place(dsdt(hardware).as_slice())?;
+    let fadt = place(&bytes(&fadt(dsdt, hardware.rtc)))?;
+    let madt = place(&bytes(&madt(hardware.cpus)))?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -57,7 +71,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, rtc: bool) -> impl Aml {
     let register = |port| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
     let power = layout::POWER_PORTS.start;
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
@@ -68,7 +82,7 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::PwrButton) // the button is a control method device, not a fixed one
         .flag(Flags::SlpButton) // and there is no sleep button
         .flag(Flags::Headless);
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.iapc_boot_arch = if rtc { NO_VGA } else { NO_VGA | NO_RTC }.into();
     fadt.sleep_control_reg = register(power);
     fadt.sleep_status_reg = register(power + 1);
     fadt.reset_reg = register(power + 2);
@@ -88,12 +102,12 @@ fn madt(cpus: Cpus) -> MADT {
     madt
 }
 
-fn dsdt(virtio_devices: usize) -> Sdt {
+fn dsdt(hardware: Hardware) -> Sdt {
     let mut aml = Vec::new();
     Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5])).to_aml_bytes(&mut aml);
-    add_port_devices(&mut aml);
+    add_port_devices(&mut aml, hardware);
     add_power_button(&mut aml);
-    for index in 0..virtio_devices {
+    for index in 0..hardware.virtio_devices {
         add_virtio(&mut aml, index);
     }
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, OEM_REVISION);
@@ -129,11 +143,19 @@ fn ports(range: Range<u64>) -> IO {
 }
 
 /// Serial port, clock and pvpanic.
-fn add_port_devices(aml: &mut Vec<u8>) {
-    let (serial, irq) = (ports(layout::SERIAL_PORTS), interrupt(layout::SERIAL_GSI));
-    add_device(aml, "COM1", (&EISAName::new("PNP0501"), 0), vec![&serial, &irq], vec![]);
-    let rtc = ports(layout::RTC_PORTS);
-    add_device(aml, "RTC_", (&EISAName::new("PNP0B00"), 0), vec![&rtc], vec![]);
+fn add_port_devices(aml: &mut Vec<u8>, hardware: Hardware) {
+    let irq = interrupt(layout::SERIAL_GSI);
+    let base = layout::SERIAL_MMIO.start as u32;
+    let (at_ports, in_memory) = (ports(layout::SERIAL_PORTS), Memory32Fixed::new(true, base, 8));
+    let registers: &dyn Aml = match hardware.uart {
+        Uart::Ports => &at_ports,
+        Uart::Memory => &in_memory,
+    };
+    add_device(aml, "COM1", (&EISAName::new("PNP0501"), 0), vec![registers, &irq], vec![]);
+    if hardware.rtc {
+        let rtc = ports(layout::RTC_PORTS);
+        add_device(aml, "RTC_", (&EISAName::new("PNP0B00"), 0), vec![&rtc], vec![]);
+    }
     let pvpanic = ports(layout::PVPANIC_PORTS);
     add_device(aml, "PEVT", (&"QEMU0001", 0), vec![&pvpanic], vec![]);
 }
@@ -167,7 +189,12 @@ mod tests {
     fn the_tables_of_the_largest_machine_fit_and_sum_to_zero() {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         assert_eq!(ram.num_regions(), 1);
-        write(&ram, "255".parse().unwrap(), layout::MAX_VIRTIO).unwrap();
+        let cpus = "255".parse().unwrap();
+        write(
+            &ram,
+            Hardware { cpus, virtio_devices: layout::MAX_VIRTIO, rtc: true, uart: Uart::Memory },
+        )
+        .unwrap();
         let bytes = |at: u64, len: usize| {
             let mut bytes = vec![0; len];
             ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();

@@ -1,5 +1,6 @@
 //! Puts kernel, initrd, command line and boot parameters into guest memory.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,6 @@ use crate::memory::GuestRam;
 use crate::{command, host, layout};
 
 const E820_RAM: u32 = 1;
-const E820_RESERVED: u32 = 2;
 const XEN_HVM_START_MAGIC: u32 = 0x336e_c578;
 /// A bootloader without an assigned number (boot.rst, type_of_loader).
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -93,16 +93,11 @@ fn write_cmdline(ram: &GuestRam, line: &str, kernel_limit: u64) -> Result<()> {
     Ok(())
 }
 
-/// RAM that the guest may use, and what it has to keep off.
-fn memory_map(mem: u64) -> Vec<(u64, u64, u32)> {
-    let mut map = vec![
-        (0, layout::LOW_RAM_END, E820_RAM),
-        (layout::LOW_RAM_END, layout::KERNEL_MIN, E820_RESERVED),
-    ];
-    for range in layout::ram_ranges(mem) {
-        map.push((range.start.max(layout::KERNEL_MIN), range.end, E820_RAM));
-    }
-    map
+/// RAM that the guest may use. What is not listed is not RAM: the tables below 1 MiB need no entry.
+fn memory_map(mem: u64) -> Vec<Range<u64>> {
+    let ranges = layout::ram_ranges(mem).into_iter();
+    let from_1_mib = ranges.map(|range| range.start.max(layout::KERNEL_MIN)..range.end);
+    std::iter::once(0..layout::LOW_RAM_END).chain(from_1_mib).collect()
 }
 
 fn write_zero_page(
@@ -121,8 +116,9 @@ fn write_zero_page(
         params.hdr.ramdisk_size = u32::try_from(initrd.len)?;
     }
     let map = memory_map(config.mem.bytes());
-    for (entry, (start, end, kind)) in params.e820_table.iter_mut().zip(&map) {
-        *entry = boot_e820_entry { addr: *start, size: end - start, r#type: *kind };
+    for (entry, range) in params.e820_table.iter_mut().zip(&map) {
+        *entry =
+            boot_e820_entry { addr: range.start, size: range.end - range.start, r#type: E820_RAM };
     }
     params.e820_entries = u8::try_from(map.len())?;
     ram.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
@@ -150,9 +146,9 @@ fn write_start_info(ram: &GuestRam, config: &MachineConfig, initrd: Option<&Init
         ram.write_obj(module, GuestAddress(module_at))?;
     }
     let map = memory_map(config.mem.bytes());
-    for (index, (start, end, kind)) in (0u64..).zip(&map) {
-        let entry =
-            hvm_memmap_table_entry { addr: *start, size: end - start, type_: *kind, reserved: 0 };
+    for (index, range) in (0u64..).zip(&map) {
+        let (addr, size) = (range.start, range.end - range.start);
+        let entry = hvm_memmap_table_entry { addr, size, type_: E820_RAM, reserved: 0 };
         let at = map_at + index * size_of::<hvm_memmap_table_entry>() as u64;
         ram.write_obj(entry, GuestAddress(at))?;
     }

@@ -13,6 +13,9 @@ const LEAF1_ECX_VMX: u32 = 1 << 5;
 const EXT1_ECX_SVM: u32 = 1 << 2;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
+/// Linux would save, change and restore every MTRR on every CPU, with caches off, to no effect: KVM
+/// takes no notice of them. Memory is write-back unless a page says otherwise.
+const LEAF1_EDX_MTRR: u32 = 1 << 12;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
 const EXT1_ECX_TOPOEXT: u32 = 1 << 22;
@@ -36,6 +39,7 @@ impl CpuidTemplate {
             match entry.function {
                 1 => {
                     entry.ecx = entry.ecx & !LEAF1_ECX_VMX | LEAF1_ECX_HYPERVISOR;
+                    entry.edx &= !LEAF1_EDX_MTRR;
                     if deadline {
                         entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
                     }

@@ -1,0 +1,111 @@
+//! Writes that KVM collects in a ring instead of leaving the kernel for each.
+//!
+//! They have to be carried out before anything that the guest did after them: at every exit, and every
+//! now and then for a guest that does not exit.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
+use kvm_ioctls::VcpuFd;
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
+
+use crate::bus::lock;
+
+const PAGE: usize = 4096;
+const HEADER: usize = size_of::<kvm_coalesced_mmio_ring>();
+const ENTRY: usize = size_of::<kvm_coalesced_mmio>();
+/// KVM_COALESCED_MMIO_MAX (include/uapi/linux/kvm.h).
+const ENTRIES: u32 = ((PAGE - HEADER) / ENTRY) as u32;
+/// Where the ring says which entry is the first that we have not taken,
+const FIRST: usize = 0;
+/// and which is the one that the kernel will fill in next.
+const NEXT: usize = 4;
+
+/// A write that was collected.
+pub struct Write {
+    /// Port or guest physical address.
+    pub address: u64,
+    /// Whether it is a port.
+    pub is_port: bool,
+    data: [u8; 8],
+    len: usize,
+}
+
+impl Write {
+    /// What was written, at most 8 bytes.
+    pub fn data(&self) -> &[u8] {
+        &self.data[..self.len]
+    }
+}
+
+/// The ring of a virtual machine.
+pub struct CoalescedWrites {
+    page: MmapRegion,
+    /// Held by the one who takes writes out until they are carried out: their order matters.
+    taking: Mutex<()>,
+}
+
+impl CoalescedWrites {
+    /// Maps the ring, which every CPU of the machine shows.
+    pub fn map(cpu: &VcpuFd) -> Result<Self> {
+        // SAFETY: the descriptor is open for as long as `cpu`.
+        let fd = unsafe { BorrowedFd::borrow_raw(cpu.as_raw_fd()) };
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let offset = u64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * PAGE as u64;
+        // SAFETY: a new mapping wherever the kernel likes.
+        let page =
+            unsafe { rustix::mm::mmap(ptr::null_mut(), PAGE, prot, MapFlags::SHARED, fd, offset) }
+                .context("cannot map KVM's ring of coalesced writes")?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the mapping is ours, has this size, and stays until `drop`.
+        let page =
+            unsafe { MmapRegion::build_raw(page.cast(), PAGE, protection, libc::MAP_SHARED) }?;
+        Ok(Self { page, taking: Mutex::new(()) })
+    }
+
+    /// Takes out all writes that are there, in order.
+    pub fn drain(&self, mut carry_out: impl FnMut(&Write)) {
+        let ring = self.page.as_volatile_slice();
+        if index(&ring, FIRST) == index(&ring, NEXT) {
+            return; // nearly always
+        }
+        let _taking = lock(&self.taking);
+        // What the kernel adds meanwhile is for the next time: this has to end.
+        let (mut first, next) = (index(&ring, FIRST), index(&ring, NEXT));
+        while first != next && first < ENTRIES {
+            if let Some(write) = entry(&ring, first) {
+                carry_out(&write);
+            }
+            first = (first + 1) % ENTRIES;
+            // Cannot fail: it is in the page, and aligned.
+            let _ = ring.store(first, FIRST, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for CoalescedWrites {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which nothing refers any more. It would keep the machine alive.
+        let _ = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// One of the ring's two indices. The kernel fills an entry in before it moves its own.
+fn index(ring: &VolatileSlice, offset: usize) -> u32 {
+    ring.load(offset, Ordering::Acquire).unwrap_or(0)
+}
+
+/// A `struct kvm_coalesced_mmio`: address, length, whether it is a port, the bytes.
+fn entry(ring: &VolatileSlice, index: u32) -> Option<Write> {
+    let at = HEADER + index as usize * ENTRY;
+    let len: u32 = ring.read_obj(at + 8).ok()?;
+    let is_port: u32 = ring.read_obj(at + 12).ok()?;
+    let data: [u8; 8] = ring.read_obj(at + 16).ok()?;
+    let address = ring.read_obj(at).ok()?;
+    Some(Write { address, is_port: is_port != 0, data, len: data.len().min(len as usize) })
+}

@@ -1,0 +1,160 @@
+//! What is on a machine's buses: a serial port and other PC devices, and virtio devices.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::bus::Bus;
+use crate::coalesced::CoalescedWrites;
+use crate::config::{MachineConfig, Uart};
+use crate::devices::output::Output;
+use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
+use crate::devices::rtc::Rtc;
+use crate::devices::serial::SerialPort;
+use crate::devices::told::{InitRuns, Told};
+use crate::disk_image::DiskImage;
+use crate::event::EventSender;
+use crate::layout;
+use crate::memory::{self, GuestRam};
+use crate::timeline::Timeline;
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::Block;
+use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
+use crate::virtio::rng::Rng;
+use crate::virtio::transport::Transport;
+
+/// The devices of a machine.
+pub(super) struct Devices {
+    /// Those at I/O ports.
+    pub ports: Bus,
+    /// Those in memory.
+    pub mmio: Bus,
+    /// The one that the console is connected to.
+    pub serial: Arc<Mutex<SerialPort>>,
+    /// What the guest has told by them.
+    pub panicked: PanicFlag,
+    /// The same.
+    pub init_runs: InitRuns,
+    /// How many virtio devices there are.
+    pub virtio: usize,
+}
+
+impl Devices {
+    /// Makes the devices that `config` names. What the guest prints goes to `output`.
+    pub fn build(
+        config: &MachineConfig,
+        vm: &VmFd,
+        ram: &GuestRam,
+        output: Output,
+        events: &EventSender,
+        timeline: &Timeline,
+    ) -> Result<Self> {
+        let panicked = PanicFlag::default();
+        let status = match config.uart {
+            Uart::Ports => None,
+            Uart::Memory => Some(memory::read_only_page(vm, ram, layout::SERIAL_STATUS_PAGE)?),
+        };
+        let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
+        let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), status);
+        let serial = Arc::new(Mutex::new(serial));
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        ports.insert(layout::SERIAL_PORTS, serial.clone())?;
+        if config.uart == Uart::Memory {
+            mmio.insert(layout::SERIAL_MMIO, serial.clone())?;
+        }
+        add_pc_devices(&mut ports, config, &panicked, events)?;
+        let init_runs = InitRuns::default();
+        let told = Told {
+            init_runs: init_runs.clone(),
+            timeline: timeline.clone(),
+            events: events.clone(),
+        };
+        ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
+        let devices = virtio_devices(config)?;
+        let virtio = devices.len();
+        for (index, device) in devices.into_iter().enumerate() {
+            add_virtio(&mut mmio, vm, ram, index, device)?;
+        }
+        Ok(Self { ports, mmio, serial, panicked, init_runs, virtio })
+    }
+}
+
+/// An event that raises `gsi` when it is written.
+pub(super) fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd> {
+    let event = EventFd::new(EFD_NONBLOCK)?;
+    vm.register_irqfd(&event, gsi).with_context(|| format!("KVM_IRQFD for GSI {gsi}"))?;
+    Ok(event)
+}
+
+/// Has KVM collect what the guest sends through the serial port: a byte a time, thousands of times a boot.
+/// `None` where KVM cannot.
+pub(super) fn coalesce_output(
+    vm: &VmFd,
+    config: &MachineConfig,
+    cpu: &VcpuFd,
+) -> Result<Option<CoalescedWrites>> {
+    let data = match config.uart {
+        Uart::Ports if vm.check_extension(Cap::CoalescedPio) => {
+            IoEventAddress::Pio(layout::SERIAL_PORTS.start)
+        }
+        Uart::Memory if vm.check_extension(Cap::CoalescedMmio) => {
+            IoEventAddress::Mmio(layout::SERIAL_MMIO.start)
+        }
+        _ => return Ok(None),
+    };
+    vm.register_coalesced_mmio(data, 1).context("KVM_REGISTER_COALESCED_MMIO")?;
+    CoalescedWrites::map(cpu).map(Some)
+}
+
+/// A guest that does without kvmclock measures its TSC against the PIT and asks the CMOS clock for the
+/// time. To all others they would only cost exits.
+pub(super) fn without_kvmclock(cmdline: &str) -> bool {
+    cmdline.split_ascii_whitespace().any(|word| ["no-kvmclock", "nopv"].contains(&word))
+}
+
+fn add_pc_devices(
+    ports: &mut Bus,
+    config: &MachineConfig,
+    panicked: &PanicFlag,
+    events: &EventSender,
+) -> Result<()> {
+    let events = || events.clone();
+    if without_kvmclock(&config.kernel_cmdline()) {
+        ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
+    }
+    ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;
+    ports.insert(layout::I8042_PORTS, Arc::new(Mutex::new(I8042 { events: events() })))?;
+    let pvpanic = Pvpanic { panicked: panicked.clone(), events: events() };
+    ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
+}
+
+/// The one list of virtio devices: disks first, so that the first is /dev/vda.
+fn virtio_devices(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, disk) in config.disk.iter().enumerate() {
+        let image = DiskImage::open(disk)?;
+        let block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
+        devices.push(Box::new(block));
+    }
+    devices.push(Box::new(Rng));
+    Ok(devices)
+}
+
+fn add_virtio(
+    mmio: &mut Bus,
+    vm: &VmFd,
+    ram: &GuestRam,
+    index: usize,
+    device: Box<dyn VirtioDevice>,
+) -> Result<()> {
+    let base = layout::virtio_mmio(index);
+    let interrupt = irqfd(vm, layout::virtio_gsi(index))?;
+    let transport = Transport::new(device, ram.clone(), interrupt)?;
+    for (queue, kick) in (0u32..).zip(transport.kicks()) {
+        vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue)
+            .context("KVM_IOEVENTFD")?;
+    }
+    mmio.insert(base..base + layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(Mmio::new(transport))))
+}

@@ -1,0 +1,195 @@
+//! A machine, stopped or running. Only `Machine::build` reads a `MachineConfig`.
+
+mod devices;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use self::devices::{Devices, coalesce_output, irqfd, without_kvmclock};
+use crate::bus::{SharedDevice, lock};
+use crate::config::MachineConfig;
+use crate::devices::console::{Console, ConsoleWork};
+use crate::devices::power::PanicFlag;
+use crate::event::{EventSender, Halt};
+use crate::memory::{self, GuestRam};
+use crate::timeline::{Mark, Timeline};
+use crate::trace::ExitTrace;
+use crate::vcpu::{Buses, Vcpu};
+use crate::worker::Worker;
+use crate::x86_64::acpi::{self, Hardware};
+use crate::x86_64::cpuid::CpuidTemplate;
+use crate::x86_64::{boot, regs, smbios};
+use crate::{host, layout};
+
+/// A machine that does not run.
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    console: ConsoleWork,
+    board: Board,
+}
+
+/// A machine whose CPUs run.
+pub struct RunningMachine {
+    vcpus: Vec<Worker<Vcpu>>,
+    console: Worker<ConsoleWork>,
+    board: Board,
+}
+
+/// What is the same in a machine that runs and one that does not.
+struct Board {
+    buses: Buses,
+    power_button: EventFd,
+    panicked: PanicFlag,
+    timeline: Timeline,
+    /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
+    _vm: VmFd,
+}
+
+impl Machine {
+    /// Builds what `config` describes in `ram`, which is zero, with the kernel loaded.
+    pub fn build(
+        config: &MachineConfig,
+        kvm: &Kvm,
+        ram: &GuestRam,
+        console: Console,
+        events: EventSender,
+        timeline: Timeline,
+    ) -> Result<Self> {
+        let vm = create_vm(kvm, config)?;
+        timeline.reach(Mark::VmCreated);
+        memory::map_into_guest(&vm, ram)?;
+        timeline.reach(Mark::MemoryReady);
+
+        let cpus = create_cpus(&vm, kvm, config, &timeline)?;
+
+        let devices = Devices::build(config, &vm, ram, console.output(), &events, &timeline)?;
+        let Devices { ports, mmio, serial, panicked, init_runs, virtio } = devices;
+        write_tables(config, ram, virtio)?;
+        let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
+        let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
+        let entry = boot::load(config, ram)?;
+        timeline.reach(Mark::KernelLoaded);
+        regs::set_boot_state(&cpus[0], ram, entry)?;
+        let vcpu = |(index, fd)| Vcpu {
+            fd,
+            index,
+            buses: buses.clone(),
+            events: events.clone(),
+            trace: config.trace_exits.then(ExitTrace::default),
+        };
+        let vcpus = (0..).zip(cpus).map(vcpu).collect();
+        let power_button = irqfd(&vm, layout::EVENT_GSI)?;
+        let console = ConsoleWork {
+            console,
+            serial,
+            buses: buses.clone(),
+            init_runs,
+            events: events.clone(),
+        };
+        let board = Board { buses, power_button, panicked, timeline, _vm: vm };
+        Ok(Self { vcpus, console, board })
+    }
+
+    /// Starts devices and CPUs. The console is connected now, when nothing else can go wrong.
+    pub fn start(mut self) -> Result<RunningMachine> {
+        self.console.console.connect()?;
+        for device in self.board.devices() {
+            lock(device).resume()?;
+        }
+        let console = Worker::spawn(self.console)?;
+        self.board.timeline.reach(Mark::CpuEntered);
+        let vcpus = self.vcpus.into_iter().map(Worker::spawn).collect::<Result<_>>()?;
+        Ok(RunningMachine { vcpus, console, board: self.board })
+    }
+
+    /// What its CPUs exited for, if that was asked for.
+    pub fn traces(&self) -> impl Iterator<Item = &ExitTrace> {
+        self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
+    }
+
+    /// Takes the machine apart; what it was connected to stays as it is.
+    pub fn into_console(self) -> Console {
+        self.console.console
+    }
+}
+
+impl RunningMachine {
+    /// Presses the power button: an interrupt to the ACPI event device.
+    pub fn press_power_button(&self) -> Result<()> {
+        Ok(self.board.power_button.write(1)?)
+    }
+
+    /// What `halt` was, with what the guest's kernel has printed in mind.
+    pub fn explain(&self, halt: Halt) -> Halt {
+        self.board.panicked.explain(halt)
+    }
+
+    /// Stops CPUs, then devices, then the console, whose last words are written out.
+    pub fn stop(self) -> Result<Machine> {
+        self.vcpus.iter().for_each(Worker::ask_to_stop);
+        let vcpus: Option<Vec<_>> = self.vcpus.into_iter().map(Worker::stop).collect();
+        self.board.buses.carry_out_coalesced();
+        self.board.timeline.reach(Mark::End);
+        for device in self.board.devices() {
+            lock(device).pause();
+        }
+        let vcpus = vcpus.context("a CPU's thread panicked")?;
+        let console = self.console.stop().context("the console's thread panicked")?;
+        Ok(Machine { vcpus, console, board: self.board })
+    }
+}
+
+impl Board {
+    fn devices(&self) -> impl Iterator<Item = &SharedDevice> {
+        self.buses.mmio.devices().chain(self.buses.ports.devices())
+    }
+}
+
+fn create_vm(kvm: &Kvm, config: &MachineConfig) -> Result<VmFd> {
+    let vm = kvm.create_vm().context("KVM cannot make a virtual machine")?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
+    vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
+    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+    if without_kvmclock(&config.kernel_cmdline()) {
+        // With port 0x61, through which Linux gates the PIT's channel 2 to calibrate.
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(config).context("KVM_CREATE_PIT2")?;
+    }
+    Ok(vm)
+}
+
+/// The CPUs, each with its CPUID and MSRs, and counted.
+fn create_cpus(
+    vm: &VmFd,
+    kvm: &Kvm,
+    config: &MachineConfig,
+    timeline: &Timeline,
+) -> Result<Vec<VcpuFd>> {
+    let cpuid = CpuidTemplate::new(kvm, config.cpus)?;
+    let create = |index| {
+        let fd = vm
+            .create_vcpu(config.cpus.apic_id(index).into())
+            .with_context(|| format!("KVM cannot make CPU {index}"))?;
+        fd.set_cpuid2(&cpuid.for_cpu(index)?).context("KVM_SET_CPUID2")?;
+        if cpuid.xcr0() != 0 {
+            regs::set_xcr0(&fd, cpuid.xcr0())?;
+        }
+        regs::set_msrs(&fd)?;
+        timeline.count_exits_of(&fd);
+        Ok(fd)
+    };
+    (0..config.cpus.count()).map(create).collect()
+}
+
+fn write_tables(config: &MachineConfig, ram: &GuestRam, virtio_devices: usize) -> Result<()> {
+    let rtc = without_kvmclock(&config.kernel_cmdline());
+    let hardware = Hardware { cpus: config.cpus, virtio_devices, rtc, uart: config.uart };
+    acpi::write(ram, hardware)?;
+    let random = uuid::Builder::from_random_bytes(host::random()?).into_uuid();
+    let uuid = config.uuid.unwrap_or(random);
+    smbios::write(ram, config.cpus, config.mem.bytes(), uuid)
+}
