@@ -5,7 +5,7 @@
 
 base_recipes() { :; } # artefacts it starts from, handed to make as BASE
 source_files() { :; } # further files of this folder that go into it
-tools() { :; }        # commands it runs that may be missing, as COMMAND:PACKAGE
+tools() { :; }        # commands it runs, or files it needs, that may be missing, as COMMAND:PACKAGE
 
 say() { echo "guest-images: $*" >&2; }
 die() { say "$@"; exit 1; }
@@ -47,7 +47,8 @@ with_fresh_lists() {
 need_commands() {
     local tool missing=()
     for tool in $(tools); do
-        PATH=$PATH:/usr/sbin:/sbin command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:}")
+        PATH=$PATH:/usr/sbin:/sbin command -v "${tool%:*}" >/dev/null || [ -e "${tool%:*}" ] ||
+            missing+=("${tool#*:}")
     done
     [ ${#missing[@]} = 0 ] && return
     [ "$(id -u)" = 0 ] || die "missing tools; run: apt-get install ${missing[*]}"

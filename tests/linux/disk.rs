@@ -31,7 +31,7 @@ fn empty(dir: &Dir, name: &str, len: usize) -> PathBuf {
 }
 
 /// A file system that a guest may write to.
-fn ext4(dir: &Dir, name: &str) -> PathBuf {
+pub(super) fn ext4(dir: &Dir, name: &str) -> PathBuf {
     let path = dir.path(name);
     run(Command::new("cp").arg("--sparse=always").arg(image("disk")).arg(&path));
     path

@@ -72,7 +72,7 @@ fn a_time_limit_ends_the_machine() {
 }
 
 /// Says `ready` once acpid listens to the power button.
-const LISTENING: &str =
+pub(super) const LISTENING: &str =
     "until ls -l /proc/$(pidof acpid)/fd | grep -q event; do usleep 50000; done; echo ready=1";
 
 #[test]

@@ -9,6 +9,7 @@ mod boot_test;
 mod command;
 mod disk;
 mod ends;
+mod small;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -33,6 +34,9 @@ const CLOUD_BZIMAGE: Kernel = Kernel { flavour: "cloud", file: "vmlinuz" };
 const CLOUD_ELF: Kernel = Kernel { flavour: "cloud", file: "vmlinux" };
 /// Its payload is compressed with XZ, which takes the guest seconds to unpack.
 const AMD64_BZIMAGE: Kernel = Kernel { flavour: "amd64", file: "vmlinuz" };
+/// Made for tinyvmm: all drivers are built in.
+const SMALL_BZIMAGE: Kernel = Kernel { flavour: "small", file: "vmlinuz" };
+const SMALL_ELF: Kernel = Kernel { flavour: "small", file: "vmlinux" };
 
 impl Kernel {
     fn path(self) -> PathBuf {
