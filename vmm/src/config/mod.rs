@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use clap::{ArgAction, Args, ValueHint};
+use clap::{ArgAction, Args, ValueEnum, ValueHint};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
@@ -54,6 +54,20 @@ pub struct MachineConfig {
     /// Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
+
+    /// Who unpacks a bzImage: tinyvmm, or its own decompressor in the guest
+    ///
+    /// `direct` is faster. A bzImage that tinyvmm cannot unpack is left to its own decompressor in
+    /// any case. The kernel's address is random either way, unless its command line has `nokaslr`.
+    #[arg(long, value_name = "direct|decompress", default_value = "direct")]
+    #[arg(hide_possible_values = true)]
+    pub kernel_entry: KernelEntry,
+
+    /// Do not keep unpacked kernels in ~/.cache/tinyvmm/kernels, nor use what is there
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
+    pub no_kernel_cache: bool,
 
     /// Initial RAM disk for the kernel
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -155,6 +169,16 @@ impl MachineConfig {
         }
         line
     }
+}
+
+/// Who unpacks a bzImage.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelEntry {
+    /// tinyvmm; the guest starts with the kernel itself.
+    Direct,
+    /// The bzImage's own decompressor, in the guest.
+    Decompress,
 }
 
 /// Where the serial console goes.

@@ -1,0 +1,122 @@
+//! Kernel address space layout randomization: what a bzImage's own decompressor does to an unpacked
+//! kernel (arch/x86/boot/compressed/kaslr.c, and handle_relocations in misc.c).
+//!
+//! A kernel that was built for it is followed by a table of little-endian words: 0, the sites of
+//! 64-bit addresses; 0, the sites of 32-bit distances to what does not move (not since Linux 6.15);
+//! 0, the sites of 32-bit addresses. A site is the low half of a virtual address.
+
+use anyhow::{Context, Result, ensure};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
+
+use super::elf::Layout;
+use crate::memory::GuestRam;
+use crate::{host, layout};
+
+/// The most bytes that a table may have; Debian's have some 3 MiB.
+pub const MAX_TABLE: u64 = 64 << 20;
+/// `hdr.loadflags`: the kernel may randomize its other mappings, too (boot.rst).
+const KASLR_FLAG: u8 = 1 << 1;
+/// `__START_KERNEL_map` (arch/x86/include/asm/page_64_types.h).
+const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+/// `KERNEL_IMAGE_SIZE` of kernels that can be randomized (the same file).
+const KERNEL_ROOM: u64 = layout::GIB;
+/// Page tables of the kernel's image have 2 MiB pages (`MIN_KERNEL_ALIGN`).
+const ALIGN: u64 = 2 << 20;
+
+/// Sites, by what has to be done to them.
+struct Table {
+    add64: Vec<u32>,
+    subtract32: Vec<u32>,
+    add32: Vec<u32>,
+}
+
+/// Moves the loaded kernel to a random virtual address, if `table` says how; its physical one stays.
+/// Returns the load flags that tell it so. A table that cannot be is left alone.
+pub fn randomize(ram: &GuestRam, layout: &Layout, table: &[u8]) -> Result<u8> {
+    if table.is_empty() {
+        return Ok(0);
+    }
+    let checked = slots(layout).and_then(|slots| Ok((slots, Table::parse(table, layout)?)));
+    let (slots, table) = match checked {
+        Ok(checked) => checked,
+        Err(error) => {
+            log::debug!("no KASLR: {error:#}");
+            return Ok(0);
+        }
+    };
+    let random: [u8; 8] = host::random()?;
+    table.apply(ram, layout, u64::from_le_bytes(random) % slots * ALIGN)?;
+    Ok(KASLR_FLAG)
+}
+
+/// At how many addresses the kernel can be (find_random_virt_addr).
+fn slots(layout: &Layout) -> Result<u64> {
+    let first = layout.segments.iter().min_by_key(|segment| segment.address);
+    let first = first.context("nothing is loaded")?;
+    let mapped = first.virtual_address.wrapping_sub(first.address) == KERNEL_MAP;
+    ensure!(mapped && first.address.is_multiple_of(ALIGN), "not linked as Linux is");
+    let room = KERNEL_ROOM.checked_sub(layout.memory_end().next_multiple_of(ALIGN));
+    Ok(1 + room.context("too large")? / ALIGN)
+}
+
+impl Table {
+    /// Every site of the result is in a segment of `layout`.
+    fn parse(bytes: &[u8], layout: &Layout) -> Result<Self> {
+        ensure!(bytes.len().is_multiple_of(4), "a table of {} bytes", bytes.len());
+        let words = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+        let words: Vec<u32> = words.collect();
+        let lists: Vec<&[u32]> = words.split(|word| *word == 0).collect();
+        let (add64, subtract32, add32) = match lists[..] {
+            [[], add64, add32] => (add64, &[][..], add32),
+            [[], add64, subtract32, add32] => (add64, subtract32, add32),
+            _ => anyhow::bail!("a table of {} lists", lists.len()),
+        };
+        let wide = add64.iter().all(sites(layout, 8));
+        let narrow = subtract32.iter().chain(add32).all(sites(layout, 4));
+        ensure!(wide && narrow, "a site outside of the kernel");
+        let (add64, subtract32, add32) = (add64.into(), subtract32.into(), add32.into());
+        Ok(Self { add64, subtract32, add32 })
+    }
+
+    fn apply(&self, ram: &GuestRam, layout: &Layout, delta: u64) -> Result<()> {
+        let start = layout.segments.iter().map(|s| s.address).min().unwrap_or_default();
+        let len = usize::try_from(layout.memory_end() - start)?;
+        let kernel = ram.get_slice(GuestAddress(start), len)?;
+        let offset = |site: u32| (address(site) - start) as usize;
+        for site in &self.add64 {
+            let value = kernel.get_ref::<u64>(offset(*site))?;
+            value.store(value.load().wrapping_add(delta));
+        }
+        for site in &self.subtract32 {
+            let value = kernel.get_ref::<u32>(offset(*site))?;
+            value.store(value.load().wrapping_sub(delta as u32));
+        }
+        for site in &self.add32 {
+            let value = kernel.get_ref::<u32>(offset(*site))?;
+            value.store(value.load().wrapping_add(delta as u32));
+        }
+        Ok(())
+    }
+}
+
+/// Guest physical address of a site in the upper half of 4 GiB.
+fn address(site: u32) -> u64 {
+    u64::from(site).wrapping_sub(KERNEL_MAP & 0xffff_ffff)
+}
+
+/// Tells sites of `len` bytes that are in a segment. They are sorted: most are where the last was.
+fn sites(layout: &Layout, len: u64) -> impl FnMut(&u32) -> bool {
+    let ranges = layout.segments.iter().map(|s| s.address..s.address + s.file_len);
+    let ranges: Vec<_> = ranges.collect();
+    let mut last = 0..0;
+    move |site| {
+        let is_in = |range: &std::ops::Range<u64>| {
+            range.start <= address(*site) && address(*site).saturating_add(len) <= range.end
+        };
+        is_in(&last)
+            || ranges.iter().find(|range| is_in(range)).is_some_and(|range| {
+                last = range.clone();
+                true
+            })
+    }
+}
