@@ -22,7 +22,7 @@ use crate::virtio::block::Block;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 use crate::x86_64::cpuid::CpuidTemplate;
 use crate::x86_64::{acpi, boot, regs, smbios};
 use crate::{host, layout};
@@ -53,6 +53,20 @@ struct Board {
 impl Machine {
     /// Builds what `config` describes in `ram`, which is zero, with the kernel loaded.
     pub fn build(
+        config: &MachineConfig,
+        kvm: &Kvm,
+        ram: &GuestRam,
+        console: Console,
+        events: EventSender,
+    ) -> Result<Self> {
+        // Making a VM is mostly waiting for the host's kernel.
+        let board = || Self::build_without_kernel(config, kvm, ram, console, events);
+        let (entry, machine) = worker::at_once(|| boot::load(config, ram), board)?;
+        regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
+        Ok(machine)
+    }
+
+    fn build_without_kernel(
         config: &MachineConfig,
         kvm: &Kvm,
         ram: &GuestRam,
@@ -99,8 +113,6 @@ impl Machine {
             let (buses, events) = (buses.clone(), events.clone());
             vcpus.push(Vcpu { fd, index, buses, events });
         }
-        let entry = boot::load(config, ram)?;
-        regs::set_boot_state(&vcpus[0].fd, ram, entry)?;
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let board = Board { buses, power_button, panicked, _vm: vm };
         Ok(Self { vcpus, console, board })

@@ -53,6 +53,20 @@ pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
+/// Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. The same for
+/// SIGXFSZ: a write past the host's `ulimit -f` is to fail, not to kill.
+fn handle_signals() {
+    static SIGNALS: Once = Once::new();
+    extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    SIGNALS.call_once(|| {
+        for signal in [SIGRTMIN(), libc::SIGXFSZ] {
+            if let Err(error) = register_signal_handler(signal, on_signal) {
+                log::error!("cannot handle signal {signal}: {error}");
+            }
+        }
+    });
+}
+
 /// A running `W`. Dropping it stops it.
 pub struct Worker<W> {
     /// `None` only after `stop`.
@@ -63,17 +77,7 @@ pub struct Worker<W> {
 impl<W: Work> Worker<W> {
     /// Starts `work` on a thread of its own.
     pub fn spawn(mut work: W) -> Result<Self> {
-        // Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. The same
-        // for SIGXFSZ: a guest's write past the host's `ulimit -f` is to fail, not to kill.
-        static SIGNALS: Once = Once::new();
-        extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        SIGNALS.call_once(|| {
-            for signal in [SIGRTMIN(), libc::SIGXFSZ] {
-                if let Err(error) = register_signal_handler(signal, on_signal) {
-                    log::error!("cannot handle signal {signal}: {error}");
-                }
-            }
-        });
+        handle_signals();
         let stop = StopFlag::new()?;
         let flag = stop.clone();
         let name = work.name();
@@ -144,6 +148,7 @@ pub fn at_once<A: Send, B>(
     aside: impl FnOnce() -> Result<A> + Send,
     here: impl FnOnce() -> Result<B>,
 ) -> Result<(A, B)> {
+    handle_signals();
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("loader".into()).spawn_scoped(scope, aside);
         let here = here();

@@ -82,8 +82,8 @@ impl<'a> Payload<'a> {
 
     /// Loads what the payload unpacks to: from the cache, else into it.
     fn load(&self, ram: &GuestRam, options: &Options) -> Result<Kernel> {
-        let cache = Cache::open().map_err(|error| log::debug!("no kernel cache: {error:#}"));
-        let Some(cache) = cache.ok().filter(|_| options.cache) else {
+        let open = || Cache::open().map_err(|error| log::debug!("no kernel cache: {error:#}")).ok();
+        let Some(cache) = options.cache.then(open).flatten() else {
             return elf::load(&self.unpack()?, ram, options);
         };
         let key = cache.key(self.file)?;

@@ -30,18 +30,20 @@ pub struct Layout {
     /// Where the kernel starts.
     pub entry: Entry,
     /// Where the ELF ends in its file.
-    end: u64,
+    pub end: u64,
 }
 
 /// Consecutive bytes of the file that go to consecutive addresses of the guest.
 #[derive(Debug)]
 pub struct Segment {
-    offset: u64,
+    /// Where they start in the file.
+    pub offset: u64,
     /// Bytes that the file has of it; the rest is zero.
     pub file_len: u64,
     /// Guest physical address of its first byte.
     pub address: u64,
-    mem_len: u64,
+    /// Bytes of memory that it takes.
+    pub mem_len: u64,
     /// Virtual address at which the kernel sees that byte.
     pub virtual_address: u64,
 }

@@ -120,3 +120,119 @@ fn sites(layout: &Layout, len: u64) -> impl FnMut(&u32) -> bool {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::super::Entry;
+    use super::super::elf::Segment;
+    use super::*;
+    use crate::memory;
+
+    const START: u64 = 16 * layout::MIB;
+    const BASE: u32 = 0x8100_0000;
+
+    /// A kernel of two pages with a page between them.
+    fn kernel() -> Layout {
+        let segment = |page: u64| Segment {
+            offset: 0,
+            file_len: 4096,
+            address: START + page * 4096,
+            mem_len: 4096,
+            virtual_address: KERNEL_MAP + START + page * 4096,
+        };
+        let segments = vec![segment(0), segment(2)];
+        Layout { segments, entry: Entry::Linux64(START), end: 0 }
+    }
+
+    fn bytes(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// The kernel's memory, after this table was used to move it by `delta`.
+    fn moved(words: &[u32], delta: u64) -> Result<GuestRam> {
+        let ram = memory::allocate(32 * layout::MIB, false)?;
+        ram.write_obj(0xffff_ffff_8100_1234u64, GuestAddress(START))?;
+        ram.write_obj(0x8100_5678u32, GuestAddress(START + 0x2000))?;
+        ram.write_obj(0x10u32, GuestAddress(START + 0x2ffc))?;
+        Table::parse(&bytes(words), &kernel())?.apply(&ram, &kernel(), delta)?;
+        Ok(ram)
+    }
+
+    #[test]
+    fn each_list_does_what_the_decompressor_does() {
+        let table = [0, BASE, 0, BASE + 0x2ffc, 0, BASE + 0x2000];
+        let ram = moved(&table, 0x1a00_0000).unwrap();
+        let read = |offset| ram.read_obj::<u64>(GuestAddress(START + offset)).unwrap();
+        assert_eq!(read(0), 0xffff_ffff_9b00_1234);
+        assert_eq!(read(0x2000), 0x9b00_5678);
+        assert_eq!(ram.read_obj::<u32>(GuestAddress(START + 0x2ffc)).unwrap(), 0xe600_0010);
+        // Without the middle list, as since Linux 6.15.
+        let ram = moved(&[0, BASE, 0, BASE + 0x2000], 0x20_0000).unwrap();
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(START)).unwrap(), 0xffff_ffff_8120_1234);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_is_refused() {
+        let tables: [&[u32]; 9] = [
+            &[BASE],
+            &[0, BASE],
+            &[BASE, 0, BASE, 0, BASE],
+            &[0, 0, 0, 0],
+            &[0, BASE + 0xff9, 0, BASE],  // across the end of a segment
+            &[0, BASE, 0, BASE + 0xffd],  // the same
+            &[0, BASE, 0, BASE + 0x1000], // between segments
+            &[0, BASE, 0, BASE - 4],      // before them
+            &[0, BASE, 0, 0x0100_0000],   // no address of the kernel's
+        ];
+        for table in tables {
+            assert!(Table::parse(&bytes(table), &kernel()).is_err(), "{table:x?}");
+        }
+        assert!(Table::parse(&bytes(&[0, BASE, 0, BASE])[1..], &kernel()).is_err());
+    }
+
+    #[test]
+    fn a_kernel_is_left_alone_where_it_cannot_be_moved() {
+        let ram = memory::allocate(32 * layout::MIB, false).unwrap();
+        let table = bytes(&[0, BASE, 0, BASE]);
+        assert_eq!(randomize(&ram, &kernel(), &table).unwrap(), KASLR_FLAG);
+        assert_eq!(randomize(&ram, &kernel(), b"").unwrap(), 0);
+        assert_eq!(randomize(&ram, &kernel(), b"junk").unwrap(), 0);
+        let mut low = kernel();
+        low.segments[0].virtual_address = START;
+        assert_eq!(randomize(&ram, &low, &table).unwrap(), 0);
+        let mut odd = kernel();
+        odd.segments[0].address += 4096;
+        odd.segments[0].virtual_address += 4096;
+        assert_eq!(randomize(&ram, &odd, &table).unwrap(), 0);
+    }
+
+    #[test]
+    fn slots_end_where_the_kernel_has_no_room() {
+        // 1 GiB, less what is before the kernel and its own 2 MiB.
+        assert_eq!(slots(&kernel()).unwrap(), (1024 - 16 - 2) / 2 + 1);
+    }
+
+    proptest! {
+        /// Whatever the table: nothing outside of the kernel changes, and nothing panics.
+        #[test]
+        fn a_hostile_table_reaches_nothing_else(
+            mut words in prop::collection::vec(
+                prop_oneof![Just(0u32), BASE - 8..BASE + 0x3008, any::<u32>()], 0..12),
+            delta: u64,
+        ) {
+            words.insert(0, 0);
+            let table = bytes(&words);
+            let Ok(table) = Table::parse(&table, &kernel()) else { return Ok(()) };
+            let ram = memory::allocate(32 * layout::MIB, false).unwrap();
+            table.apply(&ram, &kernel(), delta).unwrap();
+            for range in [START - 64..START, START + 0x1000..START + 0x2000, START + 0x3000..START + 0x3040] {
+                for at in range.step_by(8) {
+                    prop_assert_eq!(ram.read_obj::<u64>(GuestAddress(at)).unwrap(), 0);
+                }
+            }
+        }
+    }
+}

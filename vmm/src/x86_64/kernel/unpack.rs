@@ -73,3 +73,7 @@ fn unpack_lz4(mut from: impl Read, out: &mut impl Write, size: u64) -> Result<u6
     }
     Ok(done)
 }
+
+#[cfg(test)]
+#[path = "unpack_tests.rs"]
+mod tests;
