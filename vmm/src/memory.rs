@@ -2,13 +2,13 @@
 
 use std::ptr;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
 use crate::layout;
@@ -94,6 +94,27 @@ pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
         unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
             format!("KVM cannot map {} MiB of guest RAM: ask for less", slot.memory_size >> 20)
         })?;
+    }
+    Ok(())
+}
+
+/// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.
+/// For hundreds of thousands of them: a few instructions each.
+pub fn change_each<T: ByteValued>(
+    slice: VolatileSlice,
+    offsets: impl Iterator<Item = usize>,
+    change: impl Fn(T) -> T,
+) -> Result<()> {
+    let guard = slice.ptr_guard_mut();
+    let last = slice.len().checked_sub(size_of::<T>()).context("nothing to change")?;
+    for offset in offsets {
+        ensure!(offset <= last, "no RAM at offset {offset:#x}");
+        // SAFETY: `offset` and a whole `T` after it are within the slice.
+        let value = unsafe { guard.as_ptr().add(offset) }.cast::<T>();
+        // SAFETY: as above; any bytes are a `T`, and nobody holds references to guest RAM.
+        let old = unsafe { value.read_unaligned() };
+        // SAFETY: as above.
+        unsafe { value.write_unaligned(change(old)) };
     }
     Ok(())
 }

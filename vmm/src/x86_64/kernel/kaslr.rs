@@ -6,10 +6,10 @@
 //! 0, the sites of 32-bit addresses. A site is the low half of a virtual address.
 
 use anyhow::{Context, Result, ensure};
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::elf::Layout;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 use crate::{host, layout};
 
 /// The most bytes that a table may have; Debian's have some 3 MiB.
@@ -24,10 +24,10 @@ const KERNEL_ROOM: u64 = layout::GIB;
 const ALIGN: u64 = 2 << 20;
 
 /// Sites, by what has to be done to them.
-struct Table {
-    add64: Vec<u32>,
-    subtract32: Vec<u32>,
-    add32: Vec<u32>,
+struct Table<'a> {
+    add64: &'a [u32],
+    subtract32: &'a [u32],
+    add32: &'a [u32],
 }
 
 /// Moves the loaded kernel to a random virtual address, if `table` says how; its physical one stays.
@@ -36,8 +36,13 @@ pub fn randomize(ram: &GuestRam, layout: &Layout, table: &[u8]) -> Result<u8> {
     if table.is_empty() {
         return Ok(0);
     }
-    let checked = slots(layout).and_then(|slots| Ok((slots, Table::parse(table, layout)?)));
-    let (slots, table) = match checked {
+    let (words, rest) = table.as_chunks();
+    let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let parse = || {
+        ensure!(rest.is_empty(), "a table of {} bytes", table.len());
+        Ok((slots(layout)?, Table::parse(&words, layout)?))
+    };
+    let (slots, table) = match parse() {
         Ok(checked) => checked,
         Err(error) => {
             log::debug!("no KASLR: {error:#}");
@@ -59,12 +64,9 @@ fn slots(layout: &Layout) -> Result<u64> {
     Ok(1 + room.context("too large")? / ALIGN)
 }
 
-impl Table {
+impl<'a> Table<'a> {
     /// Every site of the result is in a segment of `layout`.
-    fn parse(bytes: &[u8], layout: &Layout) -> Result<Self> {
-        ensure!(bytes.len().is_multiple_of(4), "a table of {} bytes", bytes.len());
-        let words = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
-        let words: Vec<u32> = words.collect();
+    fn parse(words: &'a [u32], layout: &Layout) -> Result<Self> {
         let lists: Vec<&[u32]> = words.split(|word| *word == 0).collect();
         let (add64, subtract32, add32) = match lists[..] {
             [[], add64, add32] => (add64, &[][..], add32),
@@ -74,7 +76,6 @@ impl Table {
         let wide = add64.iter().all(sites(layout, 8));
         let narrow = subtract32.iter().chain(add32).all(sites(layout, 4));
         ensure!(wide && narrow, "a site outside of the kernel");
-        let (add64, subtract32, add32) = (add64.into(), subtract32.into(), add32.into());
         Ok(Self { add64, subtract32, add32 })
     }
 
@@ -82,20 +83,13 @@ impl Table {
         let start = layout.segments.iter().map(|s| s.address).min().unwrap_or_default();
         let len = usize::try_from(layout.memory_end() - start)?;
         let kernel = ram.get_slice(GuestAddress(start), len)?;
-        let offset = |site: u32| (address(site) - start) as usize;
-        for site in &self.add64 {
-            let value = kernel.get_ref::<u64>(offset(*site))?;
-            value.store(value.load().wrapping_add(delta));
-        }
-        for site in &self.subtract32 {
-            let value = kernel.get_ref::<u32>(offset(*site))?;
-            value.store(value.load().wrapping_sub(delta as u32));
-        }
-        for site in &self.add32 {
-            let value = kernel.get_ref::<u32>(offset(*site))?;
-            value.store(value.load().wrapping_add(delta as u32));
-        }
-        Ok(())
+        let at = |site: &u32| (address(*site) - start) as usize;
+        let add64 = |value: u64| value.wrapping_add(delta);
+        memory::change_each(kernel, self.add64.iter().map(at), add64)?;
+        let subtract32 = |value: u32| value.wrapping_sub(delta as u32);
+        memory::change_each(kernel, self.subtract32.iter().map(at), subtract32)?;
+        let add32 = |value: u32| value.wrapping_add(delta as u32);
+        memory::change_each(kernel, self.add32.iter().map(at), add32)
     }
 }
 
@@ -129,7 +123,6 @@ mod tests {
     use super::super::Entry;
     use super::super::elf::Segment;
     use super::*;
-    use crate::memory;
 
     const START: u64 = 16 * layout::MIB;
     const BASE: u32 = 0x8100_0000;
@@ -157,7 +150,7 @@ mod tests {
         ram.write_obj(0xffff_ffff_8100_1234u64, GuestAddress(START))?;
         ram.write_obj(0x8100_5678u32, GuestAddress(START + 0x2000))?;
         ram.write_obj(0x10u32, GuestAddress(START + 0x2ffc))?;
-        Table::parse(&bytes(words), &kernel())?.apply(&ram, &kernel(), delta)?;
+        Table::parse(words, &kernel())?.apply(&ram, &kernel(), delta)?;
         Ok(ram)
     }
 
@@ -188,9 +181,8 @@ mod tests {
             &[0, BASE, 0, 0x0100_0000],   // no address of the kernel's
         ];
         for table in tables {
-            assert!(Table::parse(&bytes(table), &kernel()).is_err(), "{table:x?}");
+            assert!(Table::parse(table, &kernel()).is_err(), "{table:x?}");
         }
-        assert!(Table::parse(&bytes(&[0, BASE, 0, BASE])[1..], &kernel()).is_err());
     }
 
     #[test]
@@ -200,6 +192,7 @@ mod tests {
         assert_eq!(randomize(&ram, &kernel(), &table).unwrap(), KASLR_FLAG);
         assert_eq!(randomize(&ram, &kernel(), b"").unwrap(), 0);
         assert_eq!(randomize(&ram, &kernel(), b"junk").unwrap(), 0);
+        assert_eq!(randomize(&ram, &kernel(), &[&table[..], b"x"].concat()).unwrap(), 0);
         let mut low = kernel();
         low.segments[0].virtual_address = START;
         assert_eq!(randomize(&ram, &low, &table).unwrap(), 0);
@@ -224,8 +217,7 @@ mod tests {
             delta: u64,
         ) {
             words.insert(0, 0);
-            let table = bytes(&words);
-            let Ok(table) = Table::parse(&table, &kernel()) else { return Ok(()) };
+            let Ok(table) = Table::parse(&words, &kernel()) else { return Ok(()) };
             let ram = memory::allocate(32 * layout::MIB, false).unwrap();
             table.apply(&ram, &kernel(), delta).unwrap();
             for range in [START - 64..START, START + 0x1000..START + 0x2000, START + 0x3000..START + 0x3040] {
