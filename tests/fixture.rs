@@ -89,6 +89,11 @@ impl Vmm {
         self
     }
 
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Creates a file in the folder that it is started in.
     pub fn file(self, name: &str, contents: impl AsRef<[u8]>) -> Self {
         fs::write(self.dir.path(name), contents).unwrap();

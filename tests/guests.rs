@@ -106,6 +106,13 @@ guest!(
 );
 
 guest!(
+    /// Prints what a bzImage's own decompressor might, and powers off.
+    unpacks_itself,
+    r#"say "I unpack myself\n""#,
+    "power_off",
+);
+
+guest!(
     /// Prints "idle" and sleeps for ever, deaf to all interrupts.
     idle,
     r#"say "idle\n""#,

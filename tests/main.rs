@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's way to fail")]
 
 mod boot_test;
+mod cache;
 mod cli;
 mod config;
 mod console;

@@ -109,13 +109,13 @@ fn a_cloud_elf_boots_on_four_threads_of_two_cores() {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn an_xz_bzimage_unpacks_itself_in_little_memory() {
+fn an_xz_bzimage_boots_in_little_memory() {
     reaches_init(AMD64_BZIMAGE, 1, LEAST_MIB);
 }
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn an_xz_bzimage_unpacks_itself_on_two_cpus_with_memory_beyond_4g() {
+fn an_xz_bzimage_boots_on_two_cpus_with_memory_beyond_4g() {
     reaches_init(AMD64_BZIMAGE, 2, HIGH_MIB);
 }
 
@@ -149,6 +149,40 @@ fn a_kernel_that_memory_has_no_room_for_is_refused_with_the_least_that_has() {
     {
         kernel.runs("true").args(["--mem", "64M"]).run().refuses(3, &words);
     }
+}
+
+/// Where the kernel is in its address space; what comes before `--` may be given to init, too.
+#[track_caller]
+fn address(kernel: Kernel, options: &str, cpus: &str) -> u64 {
+    let script = then_run("|| true; echo text=$(grep -w _text /proc/kallsyms) cpus=$(nproc)");
+    let vmm = kernel.with_cmdline(&format!("quiet {options} {script}")).args(["--cpus", cpus]);
+    let console = console_of(vmm);
+    let value: Vec<&str> = console.value("text").split(' ').collect();
+    assert_eq!(value[3], format!("cpus={cpus}"));
+    u64::from_str_radix(value[0], 16).unwrap()
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_kernel_is_at_a_random_address_unless_told_not_to() {
+    const LINKED: u64 = 0xffff_ffff_8100_0000;
+    for kernel in [CLOUD_BZIMAGE, CLOUD_ELF] {
+        assert_eq!(address(kernel, "nokaslr", "2"), LINKED);
+        let addresses = ["1", "2", "1"].map(|cpus| address(kernel, "true", cpus));
+        for address in addresses {
+            assert!((LINKED..0xffff_ffff_c000_0000).contains(&address), "{address:#x}");
+            assert_eq!(address % (2 << 20), 0, "{address:#x}");
+        }
+        // One in some 240,000 times all three are the same.
+        assert!(addresses.iter().any(|a| *a != addresses[0]), "{addresses:x?}");
+    }
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_bzimage_can_be_left_to_unpack_itself() {
+    let asked = asked(CLOUD_BZIMAGE, "2", 512).args(["--kernel-entry", "decompress"]);
+    check(&console_of(asked), 2, 512);
 }
 
 #[test]

@@ -94,6 +94,12 @@ pub enum Command {
     ///
     /// Exit code 0: all passed; 1: some failed; 2: the file is wrong; 3: no machine can run here.
     BootTest(boot_test::Options),
+    /// Show or remove the unpacked kernels that are kept for the next time
+    Cache {
+        /// What to do with them
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete in
@@ -101,6 +107,15 @@ pub enum Command {
     },
     /// Print this manual as a man page
     Man,
+}
+
+/// What can be done with kept kernels.
+#[derive(Subcommand, Debug)]
+pub enum CacheCommand {
+    /// Print the size of each, how long ago it was booted, and the SHA-256 of its bzImage
+    List,
+    /// Remove all of them
+    Clear,
 }
 
 /// What a command line asks for.

@@ -1,16 +1,17 @@
 //! Writes that KVM collects in a ring instead of leaving the kernel for each.
 //!
 //! They have to be carried out before anything that the guest did after them: at every exit, and every
-//! now and then for a guest that does not exit.
+//! now and then for a guest that does not exit. So that nobody has to look while the guest is silent,
+//! they are collected only while there are many.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -43,16 +44,20 @@ impl Write {
     }
 }
 
-/// The ring of a virtual machine.
+/// The ring of a virtual machine, and the address to which writes are collected.
 pub struct CoalescedWrites {
+    vm: Arc<VmFd>,
+    address: IoEventAddress,
+    /// Whether KVM collects now.
+    collecting: AtomicBool,
     page: MmapRegion,
     /// Held by the one who takes writes out until they are carried out: their order matters.
     taking: Mutex<()>,
 }
 
 impl CoalescedWrites {
-    /// Maps the ring, which every CPU of the machine shows.
-    pub fn map(cpu: &VcpuFd) -> Result<Self> {
+    /// For bytes that are written to `address`. Maps the ring, which every CPU of the machine shows.
+    pub fn new(vm: Arc<VmFd>, address: IoEventAddress, cpu: &VcpuFd) -> Result<Self> {
         // SAFETY: the descriptor is open for as long as `cpu`.
         let fd = unsafe { BorrowedFd::borrow_raw(cpu.as_raw_fd()) };
         let prot = ProtFlags::READ | ProtFlags::WRITE;
@@ -65,14 +70,32 @@ impl CoalescedWrites {
         // SAFETY: the mapping is ours, has this size, and stays until `drop`.
         let page =
             unsafe { MmapRegion::build_raw(page.cast(), PAGE, protection, libc::MAP_SHARED) }?;
-        Ok(Self { page, taking: Mutex::new(()) })
+        let collecting = AtomicBool::new(false);
+        Ok(Self { vm, address, collecting, page, taking: Mutex::new(()) })
     }
 
-    /// Takes out all writes that are there, in order.
-    pub fn drain(&self, mut carry_out: impl FnMut(&Write)) {
+    /// Whether KVM collects: then someone has to look every now and then.
+    pub fn is_collecting(&self) -> bool {
+        self.collecting.load(Ordering::Relaxed)
+    }
+
+    /// Has KVM collect, or leave the kernel for each write again. What is in the ring stays there.
+    pub fn collect(&self, on: bool) {
+        let done = match on {
+            true => self.vm.register_coalesced_mmio(self.address, 1),
+            false => self.vm.unregister_coalesced_mmio(self.address, 1),
+        };
+        match done {
+            Ok(()) => self.collecting.store(on, Ordering::Relaxed),
+            Err(error) => log::debug!("coalesced writes: {error}"),
+        }
+    }
+
+    /// Takes out all writes that are there, in order; true if there were any.
+    pub fn drain(&self, mut carry_out: impl FnMut(&Write)) -> bool {
         let ring = self.page.as_volatile_slice();
         if index(&ring, FIRST) == index(&ring, NEXT) {
-            return; // nearly always
+            return false; // nearly always
         }
         let _taking = lock(&self.taking);
         // What the kernel adds meanwhile is for the next time: this has to end.
@@ -85,6 +108,7 @@ impl CoalescedWrites {
             // Cannot fail: it is in the page, and aligned.
             let _ = ring.store(first, FIRST, Ordering::Release);
         }
+        true
     }
 }
 

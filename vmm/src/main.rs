@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use tinyvmm::cli::{self, Command, Invocation};
+use anyhow::{Context, Result};
+use tinyvmm::cli::{self, CacheCommand, Command, Invocation};
 use tinyvmm::event::Halt;
+use tinyvmm::x86_64::kernel::cache::Cache;
 use tinyvmm::{boot_test, command, doctor, logger, run, timeline};
 
 fn main() -> ExitCode {
@@ -18,6 +20,9 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Doctor { json }) => return doctor::main(json),
         Some(Command::BootTest(options)) => return boot_test::main(&options),
+        Some(Command::Cache { command }) => {
+            return cache(&command).unwrap_or_else(|error| fail(&error, cli::EXIT_CANNOT_START));
+        }
         Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
         Some(Command::Man) => return show(&cli::man_page()),
         None => {}
@@ -48,6 +53,23 @@ fn end(halt: &Halt, code: u8) -> ExitCode {
         None => logger::tell(halt),
     }
     ExitCode::from(code)
+}
+
+/// Kernels that are kept for the next time.
+fn cache(command: &CacheCommand) -> Result<ExitCode> {
+    let cache = Cache::open().context("kernel cache")?;
+    match command {
+        CacheCommand::Clear => cache.clear()?,
+        CacheCommand::List => {
+            let mut text = String::new();
+            for entry in cache.entries()? {
+                let minutes = entry.used.elapsed().unwrap_or_default().as_secs() / 60;
+                text += &format!("{:>5} MiB  {minutes:>6} min  {}\n", entry.size >> 20, entry.key);
+            }
+            return Ok(show(&text));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

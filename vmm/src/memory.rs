@@ -2,13 +2,13 @@
 
 use std::ptr;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
 use crate::layout;
@@ -112,6 +112,27 @@ pub fn read_only_page(vm: &VmFd, ram: &GuestRam, address: u64) -> Result<MmapReg
     // SAFETY: the page is ours; its owner keeps it for as long as CPUs run.
     unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map a read-only page")?;
     Ok(page)
+}
+
+/// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.
+/// For hundreds of thousands of them: a few instructions each.
+pub fn change_each<T: ByteValued>(
+    slice: VolatileSlice,
+    offsets: impl Iterator<Item = usize>,
+    change: impl Fn(T) -> T,
+) -> Result<()> {
+    let guard = slice.ptr_guard_mut();
+    let last = slice.len().checked_sub(size_of::<T>()).context("nothing to change")?;
+    for offset in offsets {
+        ensure!(offset <= last, "no RAM at offset {offset:#x}");
+        // SAFETY: `offset` and a whole `T` after it are within the slice.
+        let value = unsafe { guard.as_ptr().add(offset) }.cast::<T>();
+        // SAFETY: as above; any bytes are a `T`, and nobody holds references to guest RAM.
+        let old = unsafe { value.read_unaligned() };
+        // SAFETY: as above.
+        unsafe { value.write_unaligned(change(old)) };
+    }
+    Ok(())
 }
 
 /// Makes the guest's RAM read as zero. Pages go back to the host, except `hugepages`, which others

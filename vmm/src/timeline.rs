@@ -109,7 +109,10 @@ impl Timeline {
 
     /// What was reached, in the order of time.
     pub fn reached(&self) -> Vec<Reached> {
-        self.0.as_ref().map(|kept| lock(&kept.reached).clone()).unwrap_or_default()
+        let mut reached =
+            self.0.as_ref().map(|kept| lock(&kept.reached).clone()).unwrap_or_default();
+        reached.sort_by_key(|mark| mark.ms);
+        reached
     }
 }
 

@@ -1,12 +1,12 @@
 //! What runs is a thread; what is stopped is a value.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -53,6 +53,20 @@ pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
+/// Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. The same for
+/// SIGXFSZ: a write past the host's `ulimit -f` is to fail, not to kill.
+fn handle_signals() {
+    static SIGNALS: Once = Once::new();
+    extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    SIGNALS.call_once(|| {
+        for signal in [SIGRTMIN(), libc::SIGXFSZ] {
+            if let Err(error) = register_signal_handler(signal, on_signal) {
+                log::error!("cannot handle signal {signal}: {error}");
+            }
+        }
+    });
+}
+
 /// A running `W`. Dropping it stops it.
 pub struct Worker<W> {
     /// `None` only after `stop`.
@@ -63,17 +77,7 @@ pub struct Worker<W> {
 impl<W: Work> Worker<W> {
     /// Starts `work` on a thread of its own.
     pub fn spawn(mut work: W) -> Result<Self> {
-        // Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. The same
-        // for SIGXFSZ: a guest's write past the host's `ulimit -f` is to fail, not to kill.
-        static SIGNALS: Once = Once::new();
-        extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        SIGNALS.call_once(|| {
-            for signal in [SIGRTMIN(), libc::SIGXFSZ] {
-                if let Err(error) = register_signal_handler(signal, on_signal) {
-                    log::error!("cannot handle signal {signal}: {error}");
-                }
-            }
-        });
+        handle_signals();
         let stop = StopFlag::new()?;
         let flag = stop.clone();
         let name = work.name();
@@ -115,4 +119,41 @@ impl<W> Drop for Worker<W> {
     fn drop(&mut self) {
         self.join();
     }
+}
+
+/// Does `work` with each of `items` on a few threads; returns when all is done, or one has failed.
+pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = work(item) {
+                next.store(items.len(), Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let alone = thread::available_parallelism().map_or(1, |cpus| cpus.get()) == 1;
+        let helper = (!alone && items.len() > 1)
+            .then(|| thread::Builder::new().name("helper".into()).spawn_scoped(scope, run).ok());
+        let own = run();
+        let helped = helper.flatten().map_or(Ok(Ok(())), |helper| helper.join());
+        own.and(helped.unwrap_or_else(|_| Err(anyhow!("a helping thread panicked"))))
+    })
+}
+
+/// Does `aside` on a thread of its own and `here` at the same time.
+pub fn at_once<A: Send, B>(
+    aside: impl FnOnce() -> Result<A> + Send,
+    here: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    handle_signals();
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("loader".into()).spawn_scoped(scope, aside);
+        let here = here();
+        let aside = thread.context("cannot start a thread")?.join();
+        let here = here?;
+        Ok((aside.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))?, here))
+    })
 }

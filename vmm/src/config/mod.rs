@@ -55,6 +55,20 @@ pub struct MachineConfig {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kernel: Option<PathBuf>,
 
+    /// Who unpacks a bzImage: tinyvmm, or its own decompressor in the guest
+    ///
+    /// `direct` is faster. A bzImage that tinyvmm cannot unpack is left to its own decompressor in
+    /// any case. The kernel's address is random either way, unless its command line has `nokaslr`.
+    #[arg(long, value_name = "direct|decompress", default_value = "direct")]
+    #[arg(hide_possible_values = true)]
+    pub kernel_entry: KernelEntry,
+
+    /// Do not keep unpacked kernels in ~/.cache/tinyvmm/kernels, nor use what is there
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
+    pub no_kernel_cache: bool,
+
     /// Initial RAM disk for the kernel
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub initrd: Option<PathBuf>,
@@ -91,9 +105,9 @@ pub struct MachineConfig {
 
     /// Where the serial port's registers are: at I/O ports, or in memory, which costs fewer exits
     ///
-    /// In memory, a guest reads the line status without an exit. Linux finds such a port only when
-    /// its driver starts: what it prints before comes then, and a panic before that is silent. The
-    /// ports are there, too, for `earlycon=uart8250,io,0x3f8`.
+    /// In memory, a guest reads the line status without an exit. To Linux it is ttyS4, which the
+    /// default command line names. Its driver finds it late: what the kernel printed before comes
+    /// then, and a panic before that is silent. `earlycon=uart8250,io,0x3f8` shows that, too.
     #[arg(long, value_enum, value_name = "ports|memory", default_value = "ports")]
     #[arg(hide_possible_values = true)]
     pub uart: Uart,
@@ -193,7 +207,13 @@ impl MachineConfig {
         if self.cmdline_only {
             return given.to_owned();
         }
-        let mut line = Self::DEFAULT_CMDLINE.to_owned();
+        let mut line = match self.uart {
+            Uart::Ports => Self::DEFAULT_CMDLINE.to_owned(),
+            // The first four are the ports of a PC, whether they are there or not.
+            Uart::Memory => {
+                Self::DEFAULT_CMDLINE.replace("ttyS0", "ttyS4").replace("nr_uarts=1", "nr_uarts=5")
+            }
+        };
         if let (Some(disk), None) = (self.disk.first(), &self.initrd) {
             line += if disk.readonly { " root=/dev/vda ro" } else { " root=/dev/vda rw" };
         }
@@ -215,6 +235,16 @@ pub enum Uart {
     Ports,
     /// Memory.
     Memory,
+}
+
+/// Who unpacks a bzImage.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelEntry {
+    /// tinyvmm; the guest starts with the kernel itself.
+    Direct,
+    /// The bzImage's own decompressor, in the guest.
+    Decompress,
 }
 
 /// Where the serial console goes.

@@ -28,6 +28,10 @@ const CHUNK: usize = 4096;
 const GATHER: Duration = Duration::from_millis(1);
 /// How late may be what the guest sends, if it does not exit.
 const LATEST: Duration = Duration::from_millis(20);
+/// From so many bytes at once on, KVM collects what the guest sends,
+const MANY: usize = 16;
+/// until it has sent nothing for this long.
+const SILENCE: Duration = Duration::from_millis(100);
 /// How soon to look again whether the guest's FIFO has room.
 const SOON: Duration = Duration::from_millis(5);
 /// How long output that is left may take at the machine's end.
@@ -179,13 +183,15 @@ pub struct ConsoleWork {
     /// What it is connected to.
     pub console: Console,
     /// The guest's serial port.
-    pub serial: Arc<Mutex<SerialPort>>,
+    serial: Arc<Mutex<SerialPort>>,
     /// Where writes to it may still wait.
-    pub buses: Buses,
+    buses: Buses,
     /// Told by the guest.
-    pub init_runs: InitRuns,
+    init_runs: InitRuns,
     /// Told when the user wants to quit.
-    pub events: EventSender,
+    events: EventSender,
+    /// When the guest last sent something.
+    sent: Instant,
 }
 
 impl Work for ConsoleWork {
@@ -209,6 +215,32 @@ impl Work for ConsoleWork {
 }
 
 impl ConsoleWork {
+    /// Connects `console` with `serial`; writes to it may wait in `buses`.
+    pub fn new(
+        console: Console,
+        serial: Arc<Mutex<SerialPort>>,
+        buses: Buses,
+        init_runs: InitRuns,
+        events: EventSender,
+    ) -> Self {
+        Self { console, serial, buses, init_runs, events, sent: Instant::now() }
+    }
+
+    /// Carries out writes that wait, and has KVM collect them while there are many.
+    fn collect(&mut self, more: bool) {
+        let waited = self.buses.carry_out_coalesced();
+        if waited || more {
+            self.sent = Instant::now();
+        }
+        let Some(coalesced) = &self.buses.coalesced else { return };
+        if !coalesced.is_collecting() && more && self.console.output.front(MANY).len() == MANY {
+            coalesced.collect(true);
+        } else if coalesced.is_collecting() && self.sent.elapsed() > SILENCE {
+            coalesced.collect(false);
+            self.buses.carry_out_coalesced();
+        }
+    }
+
     /// Waits until something can be done, and does it.
     fn wait(&mut self, stop: &StopFlag, fed: bool) {
         let console = &self.console;
@@ -228,17 +260,18 @@ impl ConsoleWork {
             watch(sink, PollFlags::OUT),
             watch(source, PollFlags::IN),
         ];
-        let tick = self.buses.coalesced.is_some().then_some(LATEST);
+        let collecting = self.buses.coalesced.as_ref().is_some_and(|c| c.is_collecting());
+        let tick = collecting.then_some(LATEST);
         let timeout = if fed { tick } else { Some(SOON) };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An error is EINTR: the caller looks at `stop` and comes again.
         let _ = poll(&mut fds, timeout.as_ref());
         let ready = fds.map(|fd| !fd.revents().is_empty());
-        self.buses.carry_out_coalesced();
         if ready[1] {
             let _ = output.filled().read();
             thread::sleep(GATHER);
         }
+        self.collect(ready[1]);
         if ready[2] && pending {
             self.console.write_out();
         }

@@ -88,10 +88,9 @@ pub(super) fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd> {
     Ok(event)
 }
 
-/// Has KVM collect what the guest sends through the serial port: a byte a time, thousands of times a boot.
-/// `None` where KVM cannot.
+/// For what the guest sends through the serial port: a byte a time, thousands of times a boot. `None` where KVM cannot.
 pub(super) fn coalesce_output(
-    vm: &VmFd,
+    vm: &Arc<VmFd>,
     config: &MachineConfig,
     cpu: &VcpuFd,
 ) -> Result<Option<CoalescedWrites>> {
@@ -104,8 +103,7 @@ pub(super) fn coalesce_output(
         }
         _ => return Ok(None),
     };
-    vm.register_coalesced_mmio(data, 1).context("KVM_REGISTER_COALESCED_MMIO")?;
-    CoalescedWrites::map(cpu).map(Some)
+    CoalescedWrites::new(vm.clone(), data, cpu).map(Some)
 }
 
 /// A guest that does without kvmclock measures its TSC against the PIT and asks the CMOS clock for the

@@ -19,7 +19,7 @@ use crate::memory::{self, GuestRam};
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::CpuidTemplate;
 use crate::x86_64::{boot, regs, smbios};
@@ -46,7 +46,7 @@ struct Board {
     panicked: PanicFlag,
     timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
 }
 
 impl Machine {
@@ -59,7 +59,28 @@ impl Machine {
         events: EventSender,
         timeline: Timeline,
     ) -> Result<Self> {
-        let vm = create_vm(kvm, config)?;
+        let load = || {
+            let entry = boot::load(config, ram)?;
+            timeline.reach(Mark::KernelLoaded);
+            Ok(entry)
+        };
+        // Making a VM is mostly waiting for the host's kernel.
+        let rest =
+            || Self::build_without_kernel(config, kvm, ram, console, events, timeline.clone());
+        let (entry, machine) = worker::at_once(load, rest)?;
+        regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
+        Ok(machine)
+    }
+
+    fn build_without_kernel(
+        config: &MachineConfig,
+        kvm: &Kvm,
+        ram: &GuestRam,
+        console: Console,
+        events: EventSender,
+        timeline: Timeline,
+    ) -> Result<Self> {
+        let vm = Arc::new(create_vm(kvm, config)?);
         timeline.reach(Mark::VmCreated);
         memory::map_into_guest(&vm, ram)?;
         timeline.reach(Mark::MemoryReady);
@@ -71,9 +92,6 @@ impl Machine {
         write_tables(config, ram, virtio)?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
-        let entry = boot::load(config, ram)?;
-        timeline.reach(Mark::KernelLoaded);
-        regs::set_boot_state(&cpus[0], ram, entry)?;
         let vcpu = |(index, fd)| Vcpu {
             fd,
             index,
@@ -83,13 +101,7 @@ impl Machine {
         };
         let vcpus = (0..).zip(cpus).map(vcpu).collect();
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
-        let console = ConsoleWork {
-            console,
-            serial,
-            buses: buses.clone(),
-            init_runs,
-            events: events.clone(),
-        };
+        let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
         let board = Board { buses, power_button, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }

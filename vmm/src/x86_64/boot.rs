@@ -36,7 +36,13 @@ struct Initrd {
 pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
     let low_ram_end = config.mem.bytes().min(layout::GAP_START);
     let path = config.kernel.as_deref().context("no kernel: say --kernel FILE")?;
-    let kernel = kernel::load(path, ram, low_ram_end)?;
+    let options = kernel::Options {
+        low_ram_end,
+        entry: config.kernel_entry,
+        cache: !config.no_kernel_cache,
+        kaslr: !config.kernel_cmdline().split_ascii_whitespace().any(|word| word == "nokaslr"),
+    };
+    let kernel = kernel::load(path, ram, &options)?;
     let limit = low_ram_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
     let initrd = match &config.initrd {
         Some(path) => Some(load_initrd(path, &config.command, ram, kernel.end, limit)?),

@@ -1,0 +1,226 @@
+//! Kernels that are unpacked, kept, and found again: bzImages whose payload is a small guest, and whose
+//! own decompressor is another.
+
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tinyvmm::layout::MIB;
+
+use crate::fixture::{Dir, TINYVMM, Vmm};
+use crate::guests;
+
+const UNPACKED_HERE: &str = "hello byte by byte";
+const UNPACKED_ITSELF: &str = "I unpack myself";
+const SETUP: usize = 2 * 512;
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A bzImage with this payload: header fields as in Documentation/arch/x86/boot.rst.
+fn bzimage(payload: &[u8]) -> Vec<u8> {
+    let mut kernel = vec![0; 0x200];
+    kernel.extend(guests::unpacks_itself());
+    let payload_offset = kernel.len();
+    kernel.extend(payload);
+    kernel.resize(kernel.len().next_multiple_of(16), 0);
+    let mut file = vec![0; SETUP];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0x1f1, &[1]); // setup_sects
+    put(0x1f4, &(kernel.len() as u32 / 16).to_le_bytes()); // syssize
+    put(0x1fe, &[0x55, 0xaa]);
+    put(0x200, &[0xeb, 0x66]); // a jump whose target is the header's end
+    put(0x202, b"HdrS");
+    put(0x206, &0x020fu16.to_le_bytes()); // version
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x248, &(payload_offset as u32).to_le_bytes());
+    put(0x24c, &(payload.len() as u32).to_le_bytes());
+    put(0x258, &MIB.to_le_bytes()); // pref_address
+    put(0x260, &0x10_0000u32.to_le_bytes()); // init_size
+    [file, kernel].concat()
+}
+
+fn whole() -> Vec<u8> {
+    bzimage(&gzip(&guests::elf(&guests::hello())))
+}
+
+/// A machine with this kernel, and its cache in `cache`.
+fn vmm(kernel: &[u8], cache: &Path) -> Vmm {
+    Vmm::new().kernel(kernel).args(["--mem", "32M"]).env("XDG_CACHE_HOME", cache)
+}
+
+#[track_caller]
+fn boots(kernel: &[u8], cache: &Path) {
+    vmm(kernel, cache).run().exits(0).silently().prints(UNPACKED_HERE);
+}
+
+fn kernels(cache: &Dir) -> PathBuf {
+    cache.path("tinyvmm/kernels")
+}
+
+/// The files in a cache, sorted.
+fn kept(cache: &Dir) -> Vec<PathBuf> {
+    let files = fs::read_dir(kernels(cache)).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn command(cache: &Dir, what: &str) -> String {
+    let mut command = std::process::Command::new(TINYVMM);
+    let output = command.args(["cache", what]).env("XDG_CACHE_HOME", cache.path("")).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "cache {what}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_kernel_is_kept_for_its_owner_listed_and_removed() {
+    let cache = Dir::new();
+    assert_eq!(command(&cache, "list"), "");
+    boots(&whole(), &cache.path(""));
+    boots(&whole(), &cache.path(""));
+    let [entry] = &kept(&cache)[..] else { panic!("not one entry: {:?}", kept(&cache)) };
+    assert_eq!((mode(entry), mode(&kernels(&cache))), (0o600, 0o700));
+    let key = entry.file_name().unwrap().to_str().unwrap();
+    assert!(command(&cache, "list").trim_end().ends_with(key));
+    assert_eq!(command(&cache, "clear"), "");
+    assert_eq!(kept(&cache), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn each_bzimage_has_an_entry_of_its_own() {
+    let cache = Dir::new();
+    boots(&whole(), &cache.path(""));
+    boots(&[whole(), vec![0]].concat(), &cache.path(""));
+    assert_eq!(kept(&cache).len(), 2);
+}
+
+#[test]
+fn a_bzimage_unpacks_itself_where_that_is_asked_for_or_all_that_can_be() {
+    let cache = Dir::new();
+    let asked = vmm(&whole(), &cache.path("")).args(["--kernel-entry", "decompress"]);
+    let elf = guests::elf(&guests::hello());
+    let packed = gzip(&elf);
+    let (mut damaged, mut longer) = (packed.clone(), packed.clone());
+    damaged[packed.len() / 2] ^= 0x10;
+    let size_at = packed.len() - 4;
+    longer[size_at..].copy_from_slice(&u32::MAX.to_le_bytes());
+    let unknown = [b"\x89LZO", &packed[4..]].concat();
+    let no_kernel = gzip(b"this is no kernel");
+    let truncated = gzip(&elf[..elf.len() - 1]);
+    let payloads = [&damaged, &longer, &unknown, &no_kernel, &truncated, &vec![0; 3], &vec![]];
+    let vmms = payloads.into_iter().map(|payload| vmm(&bzimage(payload), &cache.path("")));
+    for vmm in vmms.chain([asked]) {
+        vmm.run().exits(0).silently().prints(UNPACKED_ITSELF);
+    }
+    let elsewhere = |field: usize, value: u32| {
+        let mut file = whole();
+        file[field..field + 4].copy_from_slice(&value.to_le_bytes());
+        vmm(&file, &cache.path("")).run().exits(0).silently().prints(UNPACKED_ITSELF);
+    };
+    elsewhere(0x248, u32::MAX);
+    elsewhere(0x24c, u32::MAX);
+    elsewhere(0x24c, 0);
+    let kept = if kernels(&cache).exists() { kept(&cache) } else { vec![] };
+    assert_eq!(kept, Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_damaged_entry_is_never_booted_and_made_anew() {
+    let cache = Dir::new();
+    boots(&whole(), &cache.path(""));
+    let entry = kept(&cache).remove(0);
+    let good = fs::read(&entry).unwrap();
+    let code = good.windows(5).position(|part| part == b"hello").unwrap();
+    // In the ELF's header, in what it loads, in the checksums, and after them.
+    for at in [24, 64 + 8, code, good.len() - 30, good.len() - 20, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x20;
+        fs::write(&entry, &bad).unwrap();
+        boots(&whole(), &cache.path(""));
+        assert_eq!(fs::read(&entry).unwrap(), good, "byte {at}");
+    }
+    for len in [0, 23, good.len() / 2, good.len() - 1] {
+        fs::write(&entry, &good[..len]).unwrap();
+        boots(&whole(), &cache.path(""));
+        assert_eq!(fs::read(&entry).unwrap(), good, "{len} bytes");
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_used_is_done_without() {
+    boots(&whole(), Path::new("/proc"));
+    boots(&whole(), Path::new("/dev/null"));
+    vmm(&whole(), Path::new("relative")).env("HOME", "").run().exits(0).prints(UNPACKED_HERE);
+    let cache = Dir::new();
+    vmm(&whole(), &cache.path("")).args(["--no-kernel-cache"]).run().prints(UNPACKED_HERE);
+    let kept_nothing = |cache: &Dir| !kernels(cache).exists() || kept(cache).is_empty();
+    assert!(kept_nothing(&cache));
+    // A link, of the folder or of one above it.
+    let (target, linked) = (Dir::new(), Dir::new());
+    symlink(target.path(""), linked.path("tinyvmm")).unwrap();
+    boots(&whole(), &linked.path(""));
+    assert_eq!(target.entries(), Vec::<String>::new());
+    fs::create_dir_all(cache.path("tinyvmm")).unwrap();
+    symlink(target.path(""), kernels(&cache)).unwrap();
+    boots(&whole(), &cache.path(""));
+    assert_eq!(target.entries(), Vec::<String>::new());
+    // A folder that others may write to.
+    let open = Dir::new();
+    fs::create_dir_all(kernels(&open)).unwrap();
+    fs::set_permissions(kernels(&open), Permissions::from_mode(0o777)).unwrap();
+    boots(&whole(), &open.path(""));
+    assert!(kept_nothing(&open));
+}
+
+#[test]
+fn an_entry_that_is_a_link_is_replaced() {
+    let cache = Dir::new();
+    boots(&whole(), &cache.path(""));
+    let entry = kept(&cache).remove(0);
+    let elsewhere = cache.path("elsewhere");
+    fs::rename(&entry, &elsewhere).unwrap();
+    symlink(&elsewhere, &entry).unwrap();
+    boots(&whole(), &cache.path(""));
+    assert!(fs::symlink_metadata(&entry).unwrap().is_file());
+}
+
+#[test]
+fn a_full_disk_costs_the_cache_only() {
+    // No file may have more than these 512-byte blocks.
+    let wrapper = ["sh", "-c", "ulimit -f 0; exec \"$@\"", "sh"];
+    let cache = Dir::new();
+    let vmm = Vmm::started_by(&wrapper).env("XDG_CACHE_HOME", cache.path(""));
+    vmm.kernel(&whole()).args(["--mem", "32M"]).run().exits(0);
+    assert_eq!(kept(&cache), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn many_at_once_share_one_entry() {
+    let cache = Dir::new();
+    let kernel = whole();
+    for _ in 0..2 {
+        let start = |_| vmm(&kernel, &cache.path("")).start();
+        let running: Vec<_> = (0..32).map(start).collect();
+        for vmm in running {
+            vmm.wait().exits(0).silently().prints(UNPACKED_HERE);
+        }
+        assert_eq!(kept(&cache).len(), 1);
+    }
+}

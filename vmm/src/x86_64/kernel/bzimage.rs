@@ -1,0 +1,127 @@
+//! A bzImage: unpacked here, or handed to its own decompressor (Documentation/arch/x86/boot.rst).
+
+use std::fs::File;
+use std::io::{BufReader, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use linux_loader::bootparam::{XLF_KERNEL_64, setup_header};
+use linux_loader::loader::{BzImage, KernelLoader};
+use rustix::fs::MemfdFlags;
+use vm_memory::{ByteValued, GuestAddress};
+
+use super::cache::Cache;
+use super::{Entry, Kernel, Options, elf, needs_ram, truncated, unpack};
+use crate::config::KernelEntry;
+use crate::layout;
+use crate::memory::GuestRam;
+
+const SETUP_HEADER_OFFSET: u64 = 0x1f1;
+const ENTRY_64_OFFSET: u64 = 0x200;
+/// Boot protocol 2.12 brought `xloadflags`, which tells a kernel with a 64-bit entry.
+const PROTOCOL_64: u16 = 0x020c;
+
+/// Loads the bzImage that is all `size` bytes of `file`.
+pub fn load(file: &File, size: u64, ram: &GuestRam, options: &Options) -> Result<Kernel> {
+    let mut header = setup_header::default();
+    file.read_exact_at(header.as_mut_slice(), SETUP_HEADER_OFFSET).map_err(|_| truncated())?;
+    ensure!(
+        header.version >= PROTOCOL_64 && header.xloadflags & XLF_KERNEL_64 != 0,
+        "a bzImage without a 64-bit entry: use an x86-64 kernel, 3.8 or later"
+    );
+    // Zero means 4, for the sake of ancient kernels.
+    let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
+    let setup = (u64::from(sectors) + 1) * 512;
+    // `syssize` counts the protected-mode part in 16-byte units.
+    ensure!(size >= setup + u64::from(header.syssize) * 16, truncated());
+    let load = header.pref_address;
+    let end = load.saturating_add(u64::from(header.init_size));
+    ensure!(load >= layout::KERNEL_MIN, "its load address {load:#x} is below 1 MiB");
+    ensure!(end <= options.low_ram_end, needs_ram(end));
+    if options.entry == KernelEntry::Direct {
+        let payload = Payload::new(file, setup, size, &header);
+        match payload.and_then(|payload| payload.load(ram, options)) {
+            Ok(kernel) => {
+                let flags = header.loadflags | kernel.header.loadflags;
+                return Ok(Kernel {
+                    header: setup_header { loadflags: flags, ..header },
+                    ..kernel
+                });
+            }
+            Err(error) => log::debug!("the kernel is left to unpack itself: {error:#}"),
+        }
+    }
+    BzImage::load(ram, Some(GuestAddress(load)), &mut &*file, None)
+        .map_err(|error| anyhow!("cannot load it: {error}"))?;
+    Ok(Kernel { entry: Entry::Linux64(load + ENTRY_64_OFFSET), end, header })
+}
+
+/// The compressed kernel in a bzImage.
+struct Payload<'a> {
+    /// The whole bzImage.
+    file: &'a File,
+    offset: u64,
+    len: u64,
+    unpacked_len: u64,
+}
+
+impl<'a> Payload<'a> {
+    fn new(file: &'a File, setup: u64, size: u64, header: &setup_header) -> Result<Self> {
+        let offset = setup + u64::from(header.payload_offset);
+        let len = u64::from(header.payload_length);
+        let end = offset + len;
+        ensure!(len > 4 && end <= size, "a payload of {len} bytes at {offset:#x}");
+        let mut unpacked_len = [0; 4];
+        file.read_exact_at(&mut unpacked_len, end - 4)?;
+        let unpacked_len = u64::from(u32::from_le_bytes(unpacked_len));
+        // Its own decompressor has no more room either.
+        let room = u64::from(header.init_size);
+        ensure!(unpacked_len <= room, "a payload of {unpacked_len} bytes, more than its init_size");
+        Ok(Self { file, offset, len, unpacked_len })
+    }
+
+    /// Loads what the payload unpacks to: from the cache, else into it.
+    fn load(&self, ram: &GuestRam, options: &Options) -> Result<Kernel> {
+        let open = || Cache::open().map_err(|error| log::debug!("no kernel cache: {error:#}")).ok();
+        let Some(cache) = options.cache.then(open).flatten() else {
+            return elf::load(&self.unpack()?, ram, options);
+        };
+        let key = cache.key(self.file)?;
+        if let Some(kernel) = load_cached(&cache, &key, ram, options) {
+            return Ok(kernel);
+        }
+        let _lock = cache.lock();
+        // Another process may have been quicker.
+        if let Some(kernel) = load_cached(&cache, &key, ram, options) {
+            return Ok(kernel);
+        }
+        let image = self.unpack()?;
+        let kernel = elf::load(&image, ram, options)?;
+        if let Err(error) = cache.insert(&key, &image) {
+            log::debug!("kernel cache: cannot keep this kernel: {error:#}");
+        }
+        Ok(kernel)
+    }
+
+    fn unpack(&self) -> Result<elf::Image> {
+        let memory = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC);
+        let mut memory = File::from(memory.context("no memory to unpack it to")?);
+        let mut file = self.file;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let packed = BufReader::with_capacity(256 << 10, file);
+        unpack::unpack(packed, self.len, &mut memory, self.unpacked_len)?;
+        Ok(elf::Image::plain(memory, self.unpacked_len))
+    }
+}
+
+/// An entry that is damaged is removed.
+fn load_cached(cache: &Cache, key: &str, ram: &GuestRam, options: &Options) -> Option<Kernel> {
+    let image = cache.find(key)?;
+    let kernel = elf::load(&image, ram, options);
+    kernel
+        .map_err(|error| {
+            log::debug!("kernel cache: {key}: {error:#}");
+            cache.remove(key);
+        })
+        .ok()
+}

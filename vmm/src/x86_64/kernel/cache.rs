@@ -1,0 +1,318 @@
+//! Unpacked kernels, kept for the next time in `$XDG_CACHE_HOME/tinyvmm/kernels`.
+//!
+//! An entry is named by the SHA-256 of its bzImage, and is what that unpacks to, followed by
+//! checksums. It appears whole, by a rename. So that a bzImage is not read each time, a note beside
+//! the entries, named by what the file system says of a file, has that hash.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock, fstat,
+    fstatfs, futimens, mkdirat, openat, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::elf::Image;
+use crate::host;
+
+/// Bytes of all entries; then those that were not used for longest go.
+const MAX_BYTES: u64 = 1 << 30;
+/// How many notes are kept.
+const MAX_NOTES: usize = 256;
+/// The most pieces of a kernel: 3 GiB in huge pages.
+const MAX_SUMS: usize = 4096;
+/// How long to wait for a process that unpacks, before doing the same beside it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A file that was changed this recently may change again without looking different.
+const SETTLED: Duration = Duration::from_secs(3);
+/// The last bytes of an entry, in a version of what is before them.
+const MAGIC: [u8; 8] = *b"tinyvmk1";
+/// Length of the image, number of checksums, `MAGIC`.
+const FOOTER: u64 = 24;
+/// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
+const FUSE: i64 = 0x6573_5546;
+const NOTE: &str = "file-";
+const UNFINISHED: &str = "new-";
+
+/// The folder, which is this user's and nobody else can write to.
+pub struct Cache {
+    dir: OwnedFd,
+    max_bytes: u64,
+}
+
+/// A kernel in the cache.
+pub struct Entry {
+    /// Its name: the SHA-256 of its bzImage in hexadecimal.
+    pub key: String,
+    /// Bytes on the disk.
+    pub size: u64,
+    /// When it was last booted.
+    pub used: SystemTime,
+}
+
+impl Cache {
+    /// The cache of this user, made if it is not there.
+    pub fn open() -> Result<Self> {
+        Self::open_in(&base()?)
+    }
+
+    fn open_in(base: &PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(base).with_context(|| format!("{}", base.display()))?;
+        let mut dir = open_dir(CWD, base, OFlags::empty())?;
+        for name in ["tinyvmm", "kernels"] {
+            match mkdirat(&dir, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).with_context(|| format!("mkdir {name}")),
+            }
+            dir = open_dir(&dir, name, OFlags::NOFOLLOW).with_context(|| name.to_owned())?;
+            ensure_ours(&dir).with_context(|| name.to_owned())?;
+        }
+        Ok(Self { dir, max_bytes: MAX_BYTES })
+    }
+
+    /// The name that the bzImage in `file` has here.
+    pub fn key(&self, file: &File) -> Result<String> {
+        let note = note_name(file)?;
+        if let Some(key) = self.read_note(&note) {
+            return Ok(key);
+        }
+        let key: String = sha256(file)
+            .context("cannot read it")?
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if note_name(file)? == note
+            && is_settled(file)?
+            && let Err(error) = self.write(&note, |mut file| Ok(file.write_all(key.as_bytes())?))
+        {
+            log::debug!("kernel cache: cannot note what a file is: {error:#}");
+        }
+        Ok(key)
+    }
+
+    fn read_note(&self, name: &str) -> Option<String> {
+        let mut key = String::new();
+        self.open_file(name).ok()?.take(65).read_to_string(&mut key).ok()?;
+        is_key(&key).then_some(key)
+    }
+
+    /// The entry of this name, if it is there; its contents are still to be checked.
+    pub fn find(&self, key: &str) -> Option<Image> {
+        let file = self.open_file(key).ok()?;
+        // So that it is known which was not used for longest.
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
+        let image = read_entry(file);
+        if image.is_none() {
+            log::debug!("kernel cache: {key}: damaged");
+        }
+        image
+    }
+
+    /// Keeps `image`; entries may have to go for it.
+    pub fn insert(&self, key: &str, image: &Image) -> Result<()> {
+        let sums = image.sums()?;
+        ensure!(sums.len() <= MAX_SUMS, "too large");
+        let (from, len) = image.parts();
+        self.write(key, |mut file| {
+            io::copy(&mut Positioned(from, 0).take(len), &mut file)?;
+            let sum_count = sums.len() as u64;
+            let sums = sums.iter().flat_map(|sum| sum.to_le_bytes());
+            let footer = [len.to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
+            let tail: Vec<u8> = sums.chain(footer.into_iter().flatten()).collect();
+            Ok(file.write_all(&tail)?)
+        })?;
+        self.shrink()
+    }
+
+    /// Writes a file that appears whole or not at all.
+    fn write(&self, name: &str, contents: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+        let unfinished = format!("{UNFINISHED}{:016x}", u64::from_le_bytes(host::random()?));
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = File::from(openat(&self.dir, &unfinished, flags, mode)?);
+        let written =
+            contents(&file).and_then(|()| Ok(renameat(&self.dir, &unfinished, &self.dir, name)?));
+        if written.is_err() {
+            self.remove(&unfinished);
+        }
+        written
+    }
+
+    /// Removes a file of the cache.
+    pub fn remove(&self, name: &str) {
+        let _ = unlinkat(&self.dir, name, AtFlags::empty());
+    }
+
+    /// Lets one process at a time unpack, within reason. Dropping the result lets the next one.
+    pub fn lock(&self) -> Option<OwnedFd> {
+        let dir = open_dir(&self.dir, ".", OFlags::empty()).ok()?;
+        let step = Duration::from_millis(5);
+        for _ in 0..PATIENCE.as_millis() / step.as_millis() {
+            match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(dir),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => sleep(step),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// All entries, the last used first.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = self.files(is_key)?;
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        Ok(entries)
+    }
+
+    /// Removes all that the cache has put into its folder.
+    pub fn clear(&self) -> Result<()> {
+        let ours =
+            |name: &str| is_key(name) || name.starts_with(NOTE) || name.starts_with(UNFINISHED);
+        self.files(ours)?.iter().for_each(|file| self.remove(&file.key));
+        Ok(())
+    }
+
+    /// Removes what nobody will miss: what was left unfinished, and what was not used for longest.
+    fn shrink(&self) -> Result<()> {
+        // Whoever still writes one keeps it open, and then cannot rename it: a pity, no harm.
+        let old = |file: &Entry| file.used.elapsed().is_ok_and(|age| age > PATIENCE * 6);
+        let unfinished = self.files(|name| name.starts_with(UNFINISHED))?;
+        unfinished.iter().filter(|file| old(file)).for_each(|file| self.remove(&file.key));
+        let mut bytes = 0;
+        for entry in self.entries()? {
+            bytes += entry.size;
+            if bytes > self.max_bytes {
+                self.remove(&entry.key);
+            }
+        }
+        let mut notes = self.files(|name| name.starts_with(NOTE))?;
+        notes.sort_by_key(|note| std::cmp::Reverse(note.used));
+        notes.iter().skip(MAX_NOTES).for_each(|note| self.remove(&note.key));
+        Ok(())
+    }
+
+    fn files(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Entry>> {
+        let mut files = Vec::new();
+        for entry in Dir::read_from(&self.dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            // One that another process has just removed is not there any more.
+            let Ok(stat) = statat(&self.dir, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if wanted(&name) {
+                let seconds = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+                let used = seconds + Duration::from_nanos(stat.st_mtime_nsec);
+                let size = stat.st_blocks.unsigned_abs() * 512;
+                files.push(Entry { key: name, size, used: SystemTime::UNIX_EPOCH + used });
+            }
+        }
+        Ok(files)
+    }
+
+    fn open_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.dir, name, flags, Mode::empty())?;
+        ensure_ours(&file)?;
+        let file = File::from(file);
+        ensure!(file.metadata()?.is_file(), "not a file");
+        Ok(file)
+    }
+}
+
+/// Reads a file from an offset, whatever position others have in it.
+struct Positioned<'a>(&'a File, u64);
+
+impl Read for Positioned<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.0.read_at(buf, self.1)?;
+        self.1 += len as u64;
+        Ok(len)
+    }
+}
+
+fn sha256(file: &File) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut bytes = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        let len = file.read_at(&mut bytes, at)?;
+        if len == 0 {
+            return Ok(hash.finalize().into());
+        }
+        hash.update(&bytes[..len]);
+        at += len as u64;
+    }
+}
+
+/// `None` if it is damaged.
+fn read_entry(mut file: File) -> Option<Image> {
+    let end = file.seek(io::SeekFrom::End(0)).ok()?;
+    let footer_at = end.checked_sub(FOOTER)?;
+    let mut footer = [[0; 8]; 3];
+    file.read_exact_at(footer.as_flattened_mut(), footer_at).ok()?;
+    let [len, count, magic] = footer;
+    let (len, count) = (u64::from_le_bytes(len), usize::try_from(u64::from_le_bytes(count)).ok()?);
+    let sums_at = (count <= MAX_SUMS).then_some(footer_at)?.checked_sub(count as u64 * 4)?;
+    if magic != MAGIC || len != sums_at {
+        return None;
+    }
+    let mut sums = vec![0; count * 4];
+    file.read_exact_at(&mut sums, sums_at).ok()?;
+    let sums = sums.as_chunks().0.iter().map(|sum| u32::from_le_bytes(*sum)).collect();
+    Some(Image::checked(file, len, sums))
+}
+
+fn is_key(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
+}
+
+/// Where caches are (XDG Base Directory Specification).
+fn base() -> Result<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || Some(absolute("HOME")?.join(".cache"));
+    absolute("XDG_CACHE_HOME").or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")
+}
+
+fn open_dir(
+    at: impl rustix::fd::AsFd,
+    path: impl rustix::path::Arg,
+    more: OFlags,
+) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | more;
+    Ok(openat(at, path, flags, Mode::empty())?)
+}
+
+fn ensure_ours(file: &OwnedFd) -> Result<()> {
+    let stat = fstat(file)?;
+    ensure!(stat.st_uid == rustix::process::geteuid().as_raw(), "belongs to another user");
+    ensure!(stat.st_mode & 0o022 == 0, "others may write to it: chmod go-w");
+    Ok(())
+}
+
+/// What the file system says of a file changes with its contents.
+fn note_name(file: &File) -> Result<String> {
+    let m = file.metadata()?;
+    let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+    let identity = format!("{:x}-{:x}-{:x}", m.dev(), m.ino(), m.size());
+    Ok(format!("{NOTE}{identity}-{:x}.{:x}-{:x}.{:x}", mtime.0, mtime.1, ctime.0, ctime.1))
+}
+
+/// Whether the file system can be trusted in that: FUSE is a program of any user.
+fn is_settled(file: &File) -> Result<bool> {
+    let metadata = file.metadata()?;
+    let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
+    let age = (SystemTime::UNIX_EPOCH + changed).elapsed();
+    Ok(age.is_ok_and(|age| age > SETTLED) && fstatfs(file)?.f_type != FUSE)
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

@@ -1,0 +1,79 @@
+//! Unpacks a bzImage's payload, compressed in any way but LZO that a kernel's build has for it
+//! (scripts/Makefile.lib).
+
+use std::io::{BufRead, BufWriter, Read, Write, copy};
+
+use anyhow::{Context, Result, bail, ensure};
+use bzip2::bufread::BzDecoder;
+use flate2::bufread::GzDecoder;
+use lzma_rust2::{LzmaReader, XzReader};
+use ruzstd::decoding::StreamingDecoder;
+
+/// The most memory for an LZMA window, in KiB; the kernel's build asks for 32 MiB.
+const LZMA_KIB: u32 = 160 << 10;
+const LZ4_MAGIC: [u8; 4] = 0x184c_2102u32.to_le_bytes();
+/// What every block but the last unpacks to (legacy frame, lz4's doc/lz4_Frame_format.md).
+const LZ4_BLOCK: u64 = 8 << 20;
+/// The most bytes that such a block has when it cannot be compressed (`LZ4_compressBound`).
+const LZ4_PACKED: u64 = LZ4_BLOCK + LZ4_BLOCK / 255 + 16;
+
+/// Unpacks `payload`, which ends with the unpacked `size` in four bytes, to `out`.
+pub fn unpack(payload: impl BufRead, len: u64, out: &mut impl Write, size: u64) -> Result<()> {
+    let packed_len = len.checked_sub(4).context("no payload")?;
+    let mut packed = payload.take(len);
+    let magic = packed.fill_buf()?.get(..6).context("no payload")?;
+    let gzip = magic.starts_with(&[0x1f, 0x8b]);
+    let format: [u8; 6] = magic.try_into()?;
+    // The size is part of the gzip format, and was added to the others.
+    packed.set_limit(if gzip { len } else { packed_len });
+    let mut out = BufWriter::with_capacity(256 << 10, out);
+    let done = match format {
+        [0x1f, 0x8b, ..] => copy_some(GzDecoder::new(packed), &mut out, size),
+        [b'B', b'Z', b'h', ..] => copy_some(BzDecoder::new(packed), &mut out, size),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            copy_some(XzReader::new_mem_limit(packed, false, LZMA_KIB), &mut out, size)
+        }
+        [0x5d, 0, 0, ..] => {
+            copy_some(LzmaReader::new_mem_limit(packed, LZMA_KIB, None)?, &mut out, size)
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            copy_some(StreamingDecoder::new(packed).context("zstd")?, &mut out, size)
+        }
+        _ if format.starts_with(&LZ4_MAGIC) => unpack_lz4(packed, &mut out, size),
+        _ => bail!("a payload that starts with {format:02x?}, which is no format known here"),
+    }?;
+    ensure!(done == size, "a payload that does not unpack to the {size} bytes that it says");
+    Ok(out.flush()?)
+}
+
+/// Copies all of `from`, or one byte more than `size` if it is longer.
+fn copy_some(from: impl Read, out: &mut impl Write, size: u64) -> Result<u64> {
+    copy(&mut from.take(size + 1), out).context("cannot unpack it")
+}
+
+/// The magic number, then blocks: length of the packed block in four bytes, packed block.
+fn unpack_lz4(mut from: impl Read, out: &mut impl Write, size: u64) -> Result<u64> {
+    from.read_exact(&mut [0; 4])?;
+    let mut unpacked = vec![0; size.min(LZ4_BLOCK) as usize];
+    let mut packed = Vec::new();
+    let mut done = 0;
+    while done < size {
+        let mut len = [0; 4];
+        from.read_exact(&mut len).context("an LZ4 payload that ends early")?;
+        let len = u64::from(u32::from_le_bytes(len));
+        ensure!((1..=LZ4_PACKED).contains(&len), "an LZ4 block of {len} bytes");
+        packed.clear();
+        from.by_ref().take(len).read_to_end(&mut packed)?;
+        let room = (size - done).min(LZ4_BLOCK) as usize;
+        let count = lz4_flex::block::decompress_into(&packed, &mut unpacked[..room])
+            .context("a damaged LZ4 block")?;
+        ensure!(count > 0, "an empty LZ4 block");
+        out.write_all(&unpacked[..count])?;
+        done += count as u64;
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+#[path = "unpack_tests.rs"]
+mod tests;

@@ -1,0 +1,128 @@
+//! What goes in comes out, and what is damaged does not.
+
+use std::io::{Cursor, Read};
+
+use super::*;
+
+/// Neither random nor all the same; longer than a block of LZ4.
+fn contents(len: u32) -> Vec<u8> {
+    (0..len).map(|at| (at.wrapping_mul(at >> 7) >> 11) as u8 & 0x1f).collect()
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    flate2::read::GzEncoder::new(data, flate2::Compression::fast())
+        .read_to_end(&mut packed)
+        .unwrap();
+    packed
+}
+
+fn with_size(mut packed: Vec<u8>, data: &[u8]) -> Vec<u8> {
+    packed.extend((data.len() as u32).to_le_bytes());
+    packed
+}
+
+fn bzip2(data: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    let level = ::bzip2::Compression::fast();
+    ::bzip2::read::BzEncoder::new(data, level).read_to_end(&mut packed).unwrap();
+    with_size(packed, data)
+}
+
+fn lz4(data: &[u8]) -> Vec<u8> {
+    let mut packed = LZ4_MAGIC.to_vec();
+    for block in data.chunks(LZ4_BLOCK as usize) {
+        let block = lz4_flex::block::compress(block);
+        packed.extend((block.len() as u32).to_le_bytes());
+        packed.extend(block);
+    }
+    with_size(packed, data)
+}
+
+fn xz(data: &[u8]) -> Vec<u8> {
+    use lzma_rust2::{CheckType, FilterType, XzOptions, XzWriter};
+    let mut options = XzOptions::with_preset(1);
+    options.set_check_sum_type(CheckType::Crc32);
+    options.prepend_pre_filter(FilterType::BcjX86, 0);
+    let mut writer = XzWriter::new(Vec::new(), options).unwrap();
+    writer.write_all(data).unwrap();
+    with_size(writer.finish().unwrap(), data)
+}
+
+fn lzma(data: &[u8]) -> Vec<u8> {
+    use lzma_rust2::{LzmaOptions, LzmaWriter};
+    let mut options = LzmaOptions::with_preset(1);
+    options.dict_size = 1 << 20; // a file that starts with 5d 00 00
+    let mut writer = LzmaWriter::new_use_header(Vec::new(), &options, None).unwrap();
+    writer.write_all(data).unwrap();
+    with_size(writer.finish().unwrap(), data)
+}
+
+fn zstd(data: &[u8]) -> Vec<u8> {
+    let level = ruzstd::encoding::CompressionLevel::Fastest;
+    with_size(ruzstd::encoding::compress_to_vec(data, level), data)
+}
+
+type Pack = fn(&[u8]) -> Vec<u8>;
+
+const FORMATS: [Pack; 6] = [gzip, bzip2, lz4, xz, lzma, zstd];
+
+/// Unpacks `payload`, which other parts of the file follow.
+fn unpacked(payload: &[u8], size: u64) -> Result<Vec<u8>> {
+    let file = [payload, b"\x5d\0\0 and more"].concat();
+    let mut out = Vec::new();
+    unpack(Cursor::new(file), payload.len() as u64, &mut out, size).map(|()| out)
+}
+
+#[test]
+fn every_format_unpacks_to_what_was_packed() {
+    let data = contents((8 << 20) + 5000);
+    for (index, pack) in FORMATS.iter().enumerate() {
+        let found = unpacked(&pack(&data), data.len() as u64).unwrap();
+        assert!(found == data, "format {index}");
+    }
+}
+
+#[test]
+fn a_payload_of_another_size_than_it_says_is_refused() {
+    let data = &contents(100_000);
+    for pack in FORMATS {
+        for size in [1, 99_999, 100_001, u64::from(u32::MAX)] {
+            assert!(unpacked(&pack(data), size).is_err(), "{size}");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_payload_is_refused() {
+    let data = &contents(100_000);
+    for (index, pack) in FORMATS.iter().enumerate() {
+        let whole = pack(data);
+        for len in (0..20).chain((20..whole.len() - 40).step_by(whole.len() / 20)) {
+            assert!(unpacked(&whole[..len], 100_000).is_err(), "format {index}, {len} bytes");
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Formats without a checksum may not notice, but nothing gets longer than it says, or panics.
+    #[test]
+    fn damage_is_survived(format in 0usize..6, at: proptest::sample::Index, byte: u8) {
+        let data = &contents(5000);
+        let mut payload = FORMATS[format](data);
+        let at = at.index(payload.len());
+        payload[at] = byte;
+        if let Ok(found) = unpacked(&payload, 5000) {
+            assert_eq!(found.len(), 5000);
+        }
+    }
+
+    #[test]
+    fn noise_is_survived(format in 0usize..6, noise: Vec<u8>) {
+        let magic: [&[u8]; 6] =
+            [b"\x1f\x8b\x08\0", b"BZh9", &LZ4_MAGIC, b"\xfd7zXZ\0", b"\x5d\0\0", b"\x28\xb5\x2f\xfd"];
+        let _ = unpacked(&[magic[format], &noise].concat(), 5000);
+    }
+}
