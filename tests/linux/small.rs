@@ -26,12 +26,8 @@ const TRIES: [&str; 11] = [
 fn it_uses_disks_runs_containers_and_powers_off_at_the_button() {
     let dir = Dir::new();
     let path = ext4(&dir, "disk.img");
-    let vmm =
-        SMALL_ELF.bare(&super::then_run(&format!("{}; {LISTENING}; sleep 1000", TRIES.join("; "))));
-    let vmm = vmm
-        .args(["--initrd".into(), SMALL_ELF.initrd()])
-        .args(disk(&path, ""))
-        .args(["--cpus", "2"]);
+    let script = format!("{}; {LISTENING}; sleep 1000", TRIES.join("; "));
+    let vmm = SMALL_ELF.runs(&script).args(disk(&path, "")).args(["--cpus", "2"]);
     let running = vmm.start().prints("ready=1");
     running.signal(libc::SIGTERM);
     let console = Console::of(&running.wait().exits(0).silently().leaves_nothing());
