@@ -69,6 +69,7 @@ impl Machine {
             || Self::build_without_kernel(config, kvm, ram, console, events, timeline.clone());
         let (entry, machine) = worker::at_once(load, rest)?;
         regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
+        memory::trim_heap();
         Ok(machine)
     }
 
