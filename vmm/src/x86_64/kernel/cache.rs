@@ -124,7 +124,7 @@ impl Cache {
         ensure!(sums.len() <= MAX_SUMS, "too large");
         let (from, len) = image.parts();
         self.write(key, |mut file| {
-            io::copy(&mut Positioned(from, 0).take(len), &mut file)?;
+            each_part(from, len, |part| file.write_all(part))?;
             let sum_count = sums.len() as u64;
             let sums = sums.iter().flat_map(|sum| sum.to_le_bytes());
             let footer = [len.to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
@@ -227,29 +227,30 @@ impl Cache {
     }
 }
 
-/// Reads a file from an offset, whatever position others have in it.
-struct Positioned<'a>(&'a File, u64);
-
-impl Read for Positioned<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let len = self.0.read_at(buf, self.1)?;
-        self.1 += len as u64;
-        Ok(len)
+/// Gives the first `len` bytes of `file` to `take`, a part at a time.
+fn each_part(
+    file: &File,
+    len: u64,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut bytes = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let part = &mut bytes[..(len - at).min(1 << 20) as usize];
+        file.read_exact_at(part, at)?;
+        take(part)?;
+        at += part.len() as u64;
     }
+    Ok(())
 }
 
 fn sha256(file: &File) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
-    let mut bytes = vec![0; 256 << 10];
-    let mut at = 0;
-    loop {
-        let len = file.read_at(&mut bytes, at)?;
-        if len == 0 {
-            return Ok(hash.finalize().into());
-        }
-        hash.update(&bytes[..len]);
-        at += len as u64;
-    }
+    each_part(file, file.metadata()?.len(), |part| {
+        hash.update(part);
+        Ok(())
+    })?;
+    Ok(hash.finalize().into())
 }
 
 /// `None` if it is damaged.
