@@ -51,8 +51,19 @@ fn a_machine_that_ends_without_a_status_is_told() {
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn input_reaches_the_command_whole_and_ends() {
+    passes_through(&[]);
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_serial_port_in_memory_does_all_that_one_at_ports_does() {
+    passes_through(&["--uart=memory"]);
+}
+
+#[track_caller]
+fn passes_through(flags: &[&str]) {
     let lines: String = (0..2000).map(|number| format!("line {number}\n")).collect();
-    let vmm = vmm(&["sh", "-c", "cat; echo end"]).stdin(Stdio::piped());
+    let vmm = with_flags(flags, &["sh", "-c", "cat; echo end"]).stdin(Stdio::piped());
     let outcome = vmm.start().types(&lines).ends_input().wait().exits(0).silently();
     assert_eq!(printed(&outcome), lines + "end\n");
 }
