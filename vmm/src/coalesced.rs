@@ -7,7 +7,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
@@ -22,6 +22,8 @@ const HEADER: usize = size_of::<kvm_coalesced_mmio_ring>();
 const ENTRY: usize = size_of::<kvm_coalesced_mmio>();
 /// KVM_COALESCED_MMIO_MAX (include/uapi/linux/kvm.h).
 const ENTRIES: u32 = ((PAGE - HEADER) / ENTRY) as u32;
+/// Most bytes that can wait in the ring.
+pub const MOST_BYTES: usize = PAGE;
 /// Where the ring says which entry is the first that we have not taken,
 const FIRST: usize = 0;
 /// and which is the one that the kernel will fill in next.
@@ -91,13 +93,29 @@ impl CoalescedWrites {
         }
     }
 
-    /// Takes out all writes that are there, in order; true if there were any.
-    pub fn drain(&self, mut carry_out: impl FnMut(&Write)) -> bool {
-        let ring = self.page.as_volatile_slice();
-        if index(&ring, FIRST) == index(&ring, NEXT) {
-            return false; // nearly always
+    /// Carries out all writes that are there, in order.
+    pub fn drain(&self, carry_out: impl FnMut(&Write)) {
+        if !self.is_empty() {
+            let taking = lock(&self.taking);
+            self.take_out(&taking, carry_out);
         }
-        let _taking = lock(&self.taking);
+    }
+
+    /// The same, for a thread that may not wait for another: `None` if one is at it. Else whether there were any.
+    pub fn try_drain(&self, carry_out: impl FnMut(&Write)) -> Option<bool> {
+        let taking = self.taking.try_lock().ok()?;
+        let any = !self.is_empty();
+        self.take_out(&taking, carry_out);
+        Some(any)
+    }
+
+    fn is_empty(&self) -> bool {
+        let ring = self.page.as_volatile_slice();
+        index(&ring, FIRST) == index(&ring, NEXT)
+    }
+
+    fn take_out(&self, _taking: &MutexGuard<()>, mut carry_out: impl FnMut(&Write)) {
+        let ring = self.page.as_volatile_slice();
         // What the kernel adds meanwhile is for the next time: this has to end.
         let (mut first, next) = (index(&ring, FIRST), index(&ring, NEXT));
         while first != next && first < ENTRIES {
@@ -108,7 +126,6 @@ impl CoalescedWrites {
             // Cannot fail: it is in the page, and aligned.
             let _ = ring.store(first, FIRST, Ordering::Release);
         }
-        true
     }
 }
 

@@ -23,14 +23,14 @@ pub struct Buses {
 }
 
 impl Buses {
-    /// Carries out what KVM has collected; true if that was anything.
-    pub fn carry_out_coalesced(&self) -> bool {
-        self.coalesced.as_ref().is_some_and(|coalesced| {
+    /// Carries out what KVM has collected.
+    pub fn carry_out_coalesced(&self) {
+        if let Some(coalesced) = &self.coalesced {
             coalesced.drain(|write| {
                 let bus = if write.is_port { &self.ports } else { &self.mmio };
                 bus.write(write.address, write.data());
-            })
-        })
+            });
+        }
     }
 }
 

@@ -17,6 +17,8 @@ use super::output::Output;
 use super::serial::SerialPort;
 use super::terminal::{HELP, Key, Keys, RawMode, in_background};
 use super::told::InitRuns;
+use crate::bus::BusDevice;
+use crate::coalesced::{self, CoalescedWrites};
 use crate::config::ConsoleConfig;
 use crate::event::{Event, EventSender, Halt};
 use crate::vcpu::Buses;
@@ -228,17 +230,29 @@ impl ConsoleWork {
 
     /// Carries out writes that wait, and has KVM collect them while there are many.
     fn collect(&mut self, more: bool) {
-        let waited = self.buses.carry_out_coalesced();
-        if waited || more {
+        let Some(coalesced) = self.buses.coalesced.clone() else { return };
+        let waited = self.carry_out(&coalesced);
+        if more || waited != Some(false) {
             self.sent = Instant::now();
         }
-        let Some(coalesced) = &self.buses.coalesced else { return };
         if !coalesced.is_collecting() && more && self.console.output.front(MANY).len() == MANY {
             coalesced.collect(true);
         } else if coalesced.is_collecting() && self.sent.elapsed() > SILENCE {
             coalesced.collect(false);
-            self.buses.carry_out_coalesced();
+            // What came in the meantime must not stay there: nobody looks again.
+            if self.carry_out(&coalesced).is_none() {
+                coalesced.collect(true);
+            }
         }
+    }
+
+    /// Carries out writes to the serial port that wait, and tells whether there were any. `None` if that would be to
+    /// wait: a vCPU that holds the port, or its turn, may itself wait for us to write output.
+    fn carry_out(&self, coalesced: &CoalescedWrites) -> Option<bool> {
+        let mut port = self.serial.try_lock().ok()?;
+        // Nobody else pushes while we hold the port.
+        let room = self.console.output.has_room_for(coalesced::MOST_BYTES);
+        room.then(|| coalesced.try_drain(|write| port.write(0, write.data()))).flatten()
     }
 
     /// Waits until something can be done, and does it.
@@ -260,7 +274,7 @@ impl ConsoleWork {
             watch(sink, PollFlags::OUT),
             watch(source, PollFlags::IN),
         ];
-        let collecting = self.buses.coalesced.as_ref().is_some_and(|c| c.is_collecting());
+        let collecting = self.buses.coalesced.as_ref().is_some_and(|writes| writes.is_collecting());
         let tick = collecting.then_some(LATEST);
         let timeout = if fed { tick } else { Some(SOON) };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -84,6 +84,12 @@ impl Output {
         lock(&self.0.buffer).bytes.is_empty()
     }
 
+    /// Whether `bytes` more can be pushed without a wait.
+    pub fn has_room_for(&self, bytes: usize) -> bool {
+        let buffer = lock(&self.0.buffer);
+        buffer.discard || buffer.stalled || buffer.bytes.len() + bytes <= CAPACITY
+    }
+
     /// A copy of the first bytes that wait, `most` of them at most.
     pub fn front(&self, most: usize) -> Vec<u8> {
         lock(&self.0.buffer).bytes.iter().take(most).copied().collect()
