@@ -1,7 +1,7 @@
 //! A bzImage: unpacked here, or handed to its own decompressor (Documentation/arch/x86/boot.rst).
 
 use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -10,8 +10,8 @@ use linux_loader::loader::{BzImage, KernelLoader};
 use rustix::fs::MemfdFlags;
 use vm_memory::{ByteValued, GuestAddress};
 
-use super::cache::Cache;
-use super::{Entry, Kernel, Options, elf, needs_ram, truncated, unpack};
+use super::cache::{Cache, Unfinished};
+use super::{Entry, Kernel, Options, elf, needs_ram, truncated};
 use crate::config::KernelEntry;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -84,7 +84,7 @@ impl<'a> Payload<'a> {
     fn load(&self, ram: &GuestRam, options: &Options) -> Result<Kernel> {
         let open = || Cache::open().map_err(|error| log::debug!("no kernel cache: {error:#}")).ok();
         let Some(cache) = options.cache.then(open).flatten() else {
-            return elf::load(&self.unpack()?, ram, options);
+            return elf::load(&self.unpack_to_memory()?, ram, options);
         };
         let key = cache.key(self.file)?;
         if let Some(kernel) = load_cached(&cache, &key, ram, options) {
@@ -95,22 +95,36 @@ impl<'a> Payload<'a> {
         if let Some(kernel) = load_cached(&cache, &key, ram, options) {
             return Ok(kernel);
         }
-        let image = self.unpack()?;
-        let kernel = elf::load(&image, ram, options)?;
-        if let Err(error) = cache.insert(&key, &image) {
-            log::debug!("kernel cache: cannot keep this kernel: {error:#}");
+        let not_kept = |error| log::debug!("kernel cache: cannot keep this kernel: {error:#}");
+        match self.unpack_to_cache(&cache) {
+            Ok((unfinished, image)) => {
+                let kernel = elf::load(&image, ram, options)?;
+                let _ = cache.insert(unfinished, &key, &image).map_err(not_kept);
+                Ok(kernel)
+            }
+            Err(error) => {
+                not_kept(error);
+                elf::load(&self.unpack_to_memory()?, ram, options)
+            }
         }
-        Ok(kernel)
     }
 
-    fn unpack(&self) -> Result<elf::Image> {
+    fn unpack_to_cache<'c>(&self, cache: &'c Cache) -> Result<(Unfinished<'c>, elf::Image)> {
+        let unfinished = cache.begin()?;
+        let image = self.unpack(unfinished.file().try_clone()?)?;
+        Ok((unfinished, image))
+    }
+
+    fn unpack_to_memory(&self) -> Result<elf::Image> {
         let memory = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC);
-        let mut memory = File::from(memory.context("no memory to unpack it to")?);
-        let mut file = self.file;
-        file.seek(SeekFrom::Start(self.offset))?;
-        let packed = BufReader::with_capacity(256 << 10, file);
-        unpack::unpack(packed, self.len, &mut memory, self.unpacked_len)?;
-        Ok(elf::Image::plain(memory, self.unpacked_len))
+        self.unpack(File::from(memory.context("no memory to unpack it to")?))
+    }
+
+    fn unpack(&self, mut to: File) -> Result<elf::Image> {
+        let mut from = self.file;
+        from.seek(SeekFrom::Start(self.offset))?;
+        unpack::unpack(&mut from, self.len, &mut to, self.unpacked_len)?;
+        Ok(elf::Image::plain(to, self.unpacked_len))
     }
 }
 

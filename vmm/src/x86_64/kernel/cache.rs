@@ -49,6 +49,13 @@ pub struct Cache {
     max_bytes: u64,
 }
 
+/// A file in the cache that is not finished; dropped, it is gone.
+pub struct Unfinished<'a> {
+    cache: &'a Cache,
+    name: String,
+    file: File,
+}
+
 /// A kernel in the cache.
 pub struct Entry {
     /// Its name: the SHA-256 of its bzImage in hexadecimal.
@@ -92,7 +99,7 @@ impl Cache {
             .collect();
         if note_name(file)? == note
             && is_settled(file)?
-            && let Err(error) = self.write(&note, |mut file| Ok(file.write_all(key.as_bytes())?))
+            && let Err(error) = self.write_note(&note, &key)
         {
             log::debug!("kernel cache: cannot note what a file is: {error:#}");
         }
@@ -118,34 +125,31 @@ impl Cache {
         image
     }
 
-    /// Keeps `image`; entries may have to go for it.
-    pub fn insert(&self, key: &str, image: &Image) -> Result<()> {
+    /// Keeps `image`, which is what is in `unfinished`; entries may have to go for it.
+    pub fn insert(&self, unfinished: Unfinished, key: &str, image: &Image) -> Result<()> {
         let sums = image.sums()?;
         ensure!(sums.len() <= MAX_SUMS, "too large");
-        let (from, len) = image.parts();
-        self.write(key, |mut file| {
-            each_part(from, len, |part| file.write_all(part))?;
-            let sum_count = sums.len() as u64;
-            let sums = sums.iter().flat_map(|sum| sum.to_le_bytes());
-            let footer = [len.to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
-            let tail: Vec<u8> = sums.chain(footer.into_iter().flatten()).collect();
-            Ok(file.write_all(&tail)?)
-        })?;
+        let sum_count = sums.len() as u64;
+        let sums = sums.iter().flat_map(|sum| sum.to_le_bytes());
+        let footer = [image.len().to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
+        let tail: Vec<u8> = sums.chain(footer.into_iter().flatten()).collect();
+        unfinished.file().write_all_at(&tail, image.len())?;
+        unfinished.finish(key)?;
         self.shrink()
     }
 
-    /// Writes a file that appears whole or not at all.
-    fn write(&self, name: &str, contents: impl FnOnce(&File) -> Result<()>) -> Result<()> {
-        let unfinished = format!("{UNFINISHED}{:016x}", u64::from_le_bytes(host::random()?));
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let file = File::from(openat(&self.dir, &unfinished, flags, mode)?);
-        let written =
-            contents(&file).and_then(|()| Ok(renameat(&self.dir, &unfinished, &self.dir, name)?));
-        if written.is_err() {
-            self.remove(&unfinished);
-        }
-        written
+    fn write_note(&self, name: &str, key: &str) -> Result<()> {
+        let unfinished = self.begin()?;
+        unfinished.file().write_all(key.as_bytes())?;
+        unfinished.finish(name)
+    }
+
+    /// Begins a file that appears whole or not at all.
+    pub fn begin(&self) -> Result<Unfinished<'_>> {
+        let name = format!("{UNFINISHED}{:016x}", u64::from_le_bytes(host::random()?));
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.dir, &name, flags, Mode::RUSR | Mode::WUSR)?);
+        Ok(Unfinished { cache: self, name, file })
     }
 
     /// Removes a file of the cache.
@@ -227,30 +231,37 @@ impl Cache {
     }
 }
 
-/// Gives the first `len` bytes of `file` to `take`, a part at a time.
-fn each_part(
-    file: &File,
-    len: u64,
-    mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut bytes = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < len {
-        let part = &mut bytes[..(len - at).min(1 << 20) as usize];
-        file.read_exact_at(part, at)?;
-        take(part)?;
-        at += part.len() as u64;
+impl Unfinished<'_> {
+    /// What is to be written.
+    pub fn file(&self) -> &File {
+        &self.file
     }
-    Ok(())
+
+    fn finish(self, name: &str) -> Result<()> {
+        Ok(renameat(&self.cache.dir, &self.name, &self.cache.dir, name)?)
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    /// After `finish` there is nothing of this name any more.
+    fn drop(&mut self) {
+        self.cache.remove(&self.name);
+    }
 }
 
 fn sha256(file: &File) -> io::Result<[u8; 32]> {
     let mut hash = Sha256::new();
-    each_part(file, file.metadata()?.len(), |part| {
-        hash.update(part);
-        Ok(())
-    })?;
-    Ok(hash.finalize().into())
+    let mut bytes = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut bytes, at)? {
+            0 => return Ok(hash.finalize().into()),
+            len => {
+                hash.update(&bytes[..len]);
+                at += len as u64;
+            }
+        }
+    }
 }
 
 /// `None` if it is damaged.

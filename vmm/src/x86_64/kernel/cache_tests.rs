@@ -1,11 +1,9 @@
 //! What is kept is what is booted, whoever else is at the folder.
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
 use super::*;
 
-/// An ELF with one segment of `len` bytes.
-fn image(len: u64) -> Image {
+/// Puts an ELF with one segment of `len` bytes into the cache.
+fn insert(cache: &Cache, number: u8, len: u64) {
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
     let fields: [(usize, u64); 20] = [
@@ -34,9 +32,10 @@ fn image(len: u64) -> Image {
         elf.extend(&value.to_le_bytes()[..size]);
     }
     elf.resize(120 + len as usize, 7);
-    let mut file = File::from(memfd_create("elf", MemfdFlags::CLOEXEC).unwrap());
-    file.write_all(&elf).unwrap();
-    Image::plain(file, elf.len() as u64)
+    let unfinished = cache.begin().unwrap();
+    unfinished.file().write_all(&elf).unwrap();
+    let image = Image::plain(unfinished.file().try_clone().unwrap(), elf.len() as u64);
+    cache.insert(unfinished, &key(number), &image).unwrap();
 }
 
 fn with_cache(test: impl FnOnce(Cache, PathBuf)) {
@@ -57,16 +56,16 @@ fn the_entry_that_was_not_used_for_longest_goes() {
         let cache = Cache { max_bytes: 3 << 20, ..cache };
         let pause = || sleep(Duration::from_millis(20));
         for number in [1, 2, 3] {
-            cache.insert(&key(number), &image(900 << 10)).unwrap();
+            insert(&cache, number, 900 << 10);
             pause();
         }
         assert!(cache.find(&key(1)).is_some());
         pause();
-        cache.insert(&key(4), &image(900 << 10)).unwrap();
+        insert(&cache, 4, 900 << 10);
         let left: Vec<_> = cache.entries().unwrap().into_iter().map(|entry| entry.key).collect();
         assert_eq!(left, [key(4), key(1), key(3)]);
         // One that is too large for all of it does not stay either.
-        cache.insert(&key(5), &image(4 << 20)).unwrap();
+        insert(&cache, 5, 4 << 20);
         assert!(cache.entries().unwrap().is_empty());
     });
 }
@@ -78,7 +77,7 @@ fn what_is_left_unfinished_goes_when_it_is_old_and_other_files_stay() {
         for (name, time) in [("new-1", old), ("new-2", SystemTime::now()), ("mine", old)] {
             File::create(dir.join(name)).unwrap().set_modified(time).unwrap();
         }
-        cache.insert(&key(1), &image(10)).unwrap();
+        insert(&cache, 1, 10);
         assert!(!dir.join("new-1").exists() && dir.join("new-2").exists());
         cache.clear().unwrap();
         let left: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().collect();

@@ -5,7 +5,6 @@ pub mod cache;
 mod bzimage;
 mod elf;
 mod kaslr;
-mod unpack;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -71,7 +71,7 @@ const FORMATS: [Pack; 6] = [gzip, bzip2, lz4, xz, lzma, zstd];
 fn unpacked(payload: &[u8], size: u64) -> Result<Vec<u8>> {
     let file = [payload, b"\x5d\0\0 and more"].concat();
     let mut out = Vec::new();
-    unpack(Cursor::new(file), payload.len() as u64, &mut out, size).map(|()| out)
+    unpack(&mut Cursor::new(file), payload.len() as u64, &mut out, size).map(|()| out)
 }
 
 #[test]

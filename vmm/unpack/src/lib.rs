@@ -1,7 +1,7 @@
 //! Unpacks a bzImage's payload, compressed in any way but LZO that a kernel's build has for it
 //! (scripts/Makefile.lib).
 
-use std::io::{BufRead, BufWriter, Read, Write, copy};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write, copy};
 
 use anyhow::{Context, Result, bail, ensure};
 use bzip2::bufread::BzDecoder;
@@ -9,6 +9,8 @@ use flate2::bufread::GzDecoder;
 use lzma_rust2::{LzmaReader, XzReader};
 use ruzstd::decoding::StreamingDecoder;
 
+/// Bytes that are read and written at a time.
+const BUFFER: usize = 256 << 10;
 /// The most memory for an LZMA window, in KiB; the kernel's build asks for 32 MiB.
 const LZMA_KIB: u32 = 160 << 10;
 const LZ4_MAGIC: [u8; 4] = 0x184c_2102u32.to_le_bytes();
@@ -17,16 +19,17 @@ const LZ4_BLOCK: u64 = 8 << 20;
 /// The most bytes that such a block has when it cannot be compressed (`LZ4_compressBound`).
 const LZ4_PACKED: u64 = LZ4_BLOCK + LZ4_BLOCK / 255 + 16;
 
-/// Unpacks `payload`, which ends with the unpacked `size` in four bytes, to `out`.
-pub fn unpack(payload: impl BufRead, len: u64, out: &mut impl Write, size: u64) -> Result<()> {
+/// Unpacks `payload`, `len` bytes that end with the unpacked `size` in four bytes, to `out`.
+/// Fails if it is damaged, has another size, or a format that is not known here.
+pub fn unpack(payload: &mut dyn Read, len: u64, out: &mut dyn Write, size: u64) -> Result<()> {
     let packed_len = len.checked_sub(4).context("no payload")?;
-    let mut packed = payload.take(len);
+    let mut packed = BufReader::with_capacity(BUFFER, payload).take(len);
     let magic = packed.fill_buf()?.get(..6).context("no payload")?;
     let gzip = magic.starts_with(&[0x1f, 0x8b]);
     let format: [u8; 6] = magic.try_into()?;
     // The size is part of the gzip format, and was added to the others.
     packed.set_limit(if gzip { len } else { packed_len });
-    let mut out = BufWriter::with_capacity(256 << 10, out);
+    let mut out = BufWriter::with_capacity(BUFFER, out);
     let done = match format {
         [0x1f, 0x8b, ..] => copy_some(GzDecoder::new(packed), &mut out, size),
         [b'B', b'Z', b'h', ..] => copy_some(BzDecoder::new(packed), &mut out, size),
@@ -75,5 +78,4 @@ fn unpack_lz4(mut from: impl Read, out: &mut impl Write, size: u64) -> Result<u6
 }
 
 #[cfg(test)]
-#[path = "unpack_tests.rs"]
 mod tests;
