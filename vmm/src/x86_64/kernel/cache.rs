@@ -1,6 +1,6 @@
 //! Unpacked kernels, kept for the next time in `$XDG_CACHE_HOME/tinyvmm/kernels`.
 //!
-//! An entry is named by the SHA-256 of its bzImage, and is what that unpacks to, followed by
+//! An entry is named by the BLAKE3 of its bzImage, and is what that unpacks to, followed by
 //! checksums. It appears whole, by a rename. So that a bzImage is not read each time, a note beside
 //! the entries, named by what the file system says of a file, has that hash.
 
@@ -19,7 +19,6 @@ use rustix::fs::{
     fstatfs, futimens, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
 use super::elf::Image;
 use crate::host;
@@ -58,7 +57,7 @@ pub struct Unfinished<'a> {
 
 /// A kernel in the cache.
 pub struct Entry {
-    /// Its name: the SHA-256 of its bzImage in hexadecimal.
+    /// Its name: the BLAKE3 of its bzImage in hexadecimal.
     pub key: String,
     /// Bytes on the disk.
     pub size: u64,
@@ -92,11 +91,7 @@ impl Cache {
         if let Some(key) = self.read_note(&note) {
             return Ok(key);
         }
-        let key: String = sha256(file)
-            .context("cannot read it")?
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let key = hash(file).context("cannot read it")?.to_hex().to_string();
         if note_name(file)? == note
             && is_settled(file)?
             && let Err(error) = self.write_note(&note, &key)
@@ -249,15 +244,15 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-fn sha256(file: &File) -> io::Result<[u8; 32]> {
-    let mut hash = Sha256::new();
-    let mut bytes = vec![0; 1 << 20];
+fn hash(file: &File) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = vec![0; 256 << 10];
     let mut at = 0;
     loop {
         match file.read_at(&mut bytes, at)? {
-            0 => return Ok(hash.finalize().into()),
+            0 => return Ok(hasher.finalize()),
             len => {
-                hash.update(&bytes[..len]);
+                hasher.update(&bytes[..len]);
                 at += len as u64;
             }
         }

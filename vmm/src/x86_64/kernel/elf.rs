@@ -185,6 +185,11 @@ impl Image {
 }
 
 impl Layout {
+    /// The first address of a segment.
+    pub fn memory_start(&self) -> u64 {
+        self.segments.iter().map(|s| s.address).min().unwrap_or_default()
+    }
+
     /// The first address after all segments.
     pub fn memory_end(&self) -> u64 {
         self.segments.iter().map(|s| s.address + s.mem_len).max().unwrap_or_default()
@@ -236,8 +241,8 @@ pub fn load(image: &Image, ram: &GuestRam, options: &Options) -> Result<Kernel> 
 }
 
 fn add_to_sum(hasher: &mut crc32fast::Hasher, part: VolatileSlice) -> Result<()> {
-    // glibc copies as little with vectors, and more with one long instruction, which is dear in emulators.
-    let mut bytes = [0; 1 << 10];
+    // glibc copies this much with vectors, and more with one long instruction, which is dear in emulators.
+    let mut bytes = [0; 2 << 10];
     for start in (0..part.len()).step_by(bytes.len()) {
         let len = part.offset(start)?.copy_to(&mut bytes[..]);
         hasher.update(&bytes[..len]);
