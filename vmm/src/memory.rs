@@ -19,7 +19,7 @@ pub type GuestRam = GuestMemoryMmap<()>;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
-/// With `hugepages` they come from the hugetlb pool and are taken at once.
+/// With `hugepages` they come from the hugetlb pool and are reserved at once.
 ///
 /// The mapping lives until the process ends: a machine that resets uses it again.
 pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
@@ -59,8 +59,9 @@ fn explain_failure(size: u64, hugepages: bool) -> String {
 fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     if hugepages {
-        // Populated now, so that a pool that is too small is an error here and not a SIGBUS later.
-        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB | MapFlags::POPULATE;
+        // All pages are reserved now (Documentation/admin-guide/mm/hugetlbpage.rst), so that a pool that is too
+        // small is an error here and not a SIGBUS later; each is zeroed when it is touched.
+        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
         let rounded = len.next_multiple_of(HUGE_PAGE);
         // SAFETY: a new anonymous mapping wherever the kernel likes.
         let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), rounded, prot, flags) }?;
