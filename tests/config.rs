@@ -52,6 +52,7 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
         "--uuid=01234567-89ab-cdef-0123-456789abcdef",
         "--timeout=1h 30m",
         "--no-reboot",
+        "--jail=user=1000,group=2000,chroot=/a folder,netns=n",
     ];
     let first = printed(Vmm::new().args(flags));
     assert_eq!(printed(with_config(&first)), first);

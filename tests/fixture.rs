@@ -252,6 +252,11 @@ impl Running {
         assert_eq!(sent, 0, "tinyvmm still runs");
     }
 
+    /// The folder that it runs in.
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
     /// A file of its folder in /proc.
     pub fn proc(&self, name: &str) -> PathBuf {
         Path::new("/proc").join(self.child.id().to_string()).join(name)

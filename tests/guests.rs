@@ -120,6 +120,18 @@ guest!(
 );
 
 guest!(
+    /// Gets the first virtio device going.
+    drives_a_device,
+    "mov ebx, 0xd0000000",
+    "mov dword ptr [rbx + 0x70], 3",
+    "mov dword ptr [rbx + 0x24], 1", // VIRTIO_F_VERSION_1 is bit 32
+    "mov dword ptr [rbx + 0x20], 1",
+    "mov dword ptr [rbx + 0x70], 15",
+    r#"say "driven\n""#,
+    "sleep",
+);
+
+guest!(
     /// Prints "busy" and never rests.
     busy,
     r#"say "busy\n""#,

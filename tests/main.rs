@@ -14,6 +14,7 @@ mod files;
 mod fixture;
 mod guests;
 mod host;
+mod jail;
 mod linux;
 mod measure;
 mod small;

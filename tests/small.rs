@@ -124,7 +124,8 @@ fn a_machine_is_one_process_with_a_thread_for_each_cpu() {
     let running = vmm.start().until(|vm| vm.threads().iter().filter(is_cpu).count() == 3);
     let threads = running.threads();
     assert!(threads.contains(&"console".into()), "{threads:?}");
-    assert!(threads.len() <= 6, "one for each CPU, the owner's, and few others: {threads:?}");
+    // Two that start threads and serve the console, and one that newer kernels add for a machine.
+    assert!(threads.len() <= 7, "one for each CPU, the owner's, and few others: {threads:?}");
     running.signal(libc::SIGKILL);
     running.wait().leaves_nothing();
 }

@@ -8,14 +8,15 @@ use std::process::Command;
 
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
-const MAX_PRODUCTION_LINES: usize = 10_000;
+const MAX_PRODUCTION_LINES: usize = 12_000;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 
 /// The only files that may contain `unsafe`.
-const UNSAFE_FILES: [&str; 10] = [
+const UNSAFE_FILES: [&str; 11] = [
     "vmm/src/coalesced.rs",
     "vmm/src/command.rs",
     "vmm/src/exits.rs",
+    "vmm/src/jail/raw.rs",
     "vmm/src/memory.rs",
     "vmm/src/vcpu.rs",
     "vmm/src/worker.rs",

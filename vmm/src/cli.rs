@@ -21,6 +21,9 @@ pub const EXIT_USAGE: u8 = 2;
 /// Exit code when a file or the host does not let the machine start.
 pub const EXIT_CANNOT_START: u8 = 3;
 
+/// Exit code when a thread did what the jail forbids.
+pub const EXIT_JAIL: u8 = 10;
+
 const EXIT_CODES: &str = "\
 Exit codes:
     0  the guest powered off
@@ -33,6 +36,7 @@ Exit codes:
     7  --timeout is over
     8  stopped by a signal, the guest did not power off in time
     9  Ctrl-A x
+   10  the jail stopped it: a thread made a system call that it never needs
     any, if the guest writes it to port 0x701 (or has run a COMMAND; 125 if the machine ended otherwise)
 
 SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a guest that has not powered off after

@@ -64,6 +64,13 @@ impl DiskImage {
         Ok(Self { file, path: config.path.clone(), len, readonly, direct, block_size })
     }
 
+    /// The same image for another life of the machine; the lock is held by all of them together.
+    pub fn try_clone(&self) -> Result<Self> {
+        let named = || format!("disk {}", self.path.display());
+        let file = self.file.try_clone().with_context(named)?;
+        Ok(Self { file, path: self.path.clone(), ..*self })
+    }
+
     /// Size in bytes, a multiple of the block size.
     pub fn size(&self) -> u64 {
         self.len

@@ -131,17 +131,21 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
+/// The signals that ask the process to stop. What is ignored on purpose is none of them: SIGHUP under nohup,
+/// SIGINT in a script's background.
+pub fn stop_signals() -> impl Iterator<Item = i32> {
+    let ignored = ignored_signals();
+    let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+    all.into_iter().filter(move |signal| ignored & 1 << (signal - 1) == 0)
+}
+
 impl Events {
     /// Makes the channel and takes over the signals that ask a process to stop.
     pub fn new() -> Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let wake = WAKE.get_or_init(|| wake).clone();
-        // What is ignored on purpose stays so: SIGHUP under nohup, SIGINT in a script's background.
-        let ignored = ignored_signals();
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
-            if ignored & 1 << (signal - 1) == 0 {
-                register_signal_handler(signal, on_stop_signal).context("cannot handle signals")?;
-            }
+        for signal in stop_signals() {
+            register_signal_handler(signal, on_stop_signal).context("cannot handle signals")?;
         }
         let (sender, receiver) = mpsc::channel();
         Ok(Self { receiver, sender: EventSender { sender, wake } })

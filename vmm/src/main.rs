@@ -37,17 +37,19 @@ fn main() -> ExitCode {
     if let Err(error) = cli.machine.validate() {
         return fail(&error, ours(cli::EXIT_USAGE));
     }
+    // Asked now: in its jail the process cannot look any more.
+    let why_boots_fail = doctor::why_boots_fail_here();
     match run::run(&cli.machine, start) {
         Ok(halt @ Halt::Exited(_)) if in_guest => ExitCode::from(halt.exit_code()),
-        Ok(halt) => end(&halt, ours(halt.exit_code())),
+        Ok(halt) => end(&halt, ours(halt.exit_code()), why_boots_fail),
         Err(error) => fail(&error, ours(cli::EXIT_CANNOT_START)),
     }
 }
 
 /// One line that says how the machine ended. A power-off is a success, and success is quiet.
-fn end(halt: &Halt, code: u8) -> ExitCode {
+fn end(halt: &Halt, code: u8, why_boots_fail: Option<String>) -> ExitCode {
     let failed = matches!(halt, Halt::Internal(_) | Halt::TripleFault);
-    match doctor::why_boots_fail_here().filter(|_| failed) {
+    match why_boots_fail.filter(|_| failed) {
         Some(reason) => logger::tell(format_args!("{halt}; {reason}")),
         None if code == 0 => log::info!("{halt}"),
         None => logger::tell(halt),

@@ -3,8 +3,8 @@
 //! docs/boot-report.md describes the JSON.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Read, Seek, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -43,14 +43,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// What the process holds now, with `ram` as the guest's.
-    pub fn now(ram: &GuestRam) -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    fn told(status: &str, maps: &str, ram: &GuestRam) -> Self {
         let field = |name| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
         };
-        let guest = memory::resident_kib(ram);
+        let guest = memory::resident_kib(ram, maps);
         let total: u64 = field("VmRSS:");
         Self { guest, vmm: total.saturating_sub(guest), peak: field("VmHWM:") }
     }
@@ -61,6 +59,9 @@ pub struct Target<'a> {
     path: &'a Path,
     /// `None` is stderr.
     file: Option<File>,
+    /// Of this process, in /proc: they cannot be opened any more when they are wanted.
+    status: File,
+    maps: File,
 }
 
 impl<'a> Target<'a> {
@@ -69,7 +70,20 @@ impl<'a> Target<'a> {
         let create =
             || File::create(path).with_context(|| format!("boot report {}", path.display()));
         let file = if path == Path::new("-") { None } else { Some(create()?) };
-        Ok(Self { path, file })
+        let of_process = |name| File::open(name).context(name);
+        let (status, maps) = (of_process("/proc/self/status")?, of_process("/proc/self/smaps")?);
+        Ok(Self { path, file, status, maps })
+    }
+
+    /// What the process holds now, with `ram` as the guest's.
+    pub fn memory(&mut self, ram: &GuestRam) -> Memory {
+        let read = |file: &mut File| {
+            let mut text = String::new();
+            // Told as zeroes where it cannot be read.
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+            text
+        };
+        Memory::told(&read(&mut self.status), &read(&mut self.maps), ram)
     }
 
     /// Writes the report on a boot that ended with `halt`.

@@ -4,11 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::cli::EXIT_JAIL;
+use crate::command::EXIT_NO_STATUS;
 use crate::config::MachineConfig;
 use crate::devices::console::Console;
 use crate::event::{Event, Events, Halt};
+use crate::files::Files;
+use crate::jail::Jail;
 use crate::machine::{Machine, RunningMachine};
-use crate::report::{Memory, Target};
+use crate::report::Target;
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::{host, logger, memory};
@@ -26,23 +30,34 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
         false => Timeline::default(),
     };
     timeline.reach(Mark::Configured);
+    let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
     let kvm = host::open_kvm()?;
     host::check(&kvm, config)?;
-    let report = config.boot_report.as_deref().map(Target::open).transpose()?;
+    let mut report = config.boot_report.as_deref().map(Target::open).transpose()?;
+    let files = Files::open(config)?;
     let events = Events::new()?;
+    let mut console = Console::new(config.console.clone(), !config.command.is_empty())?;
+    if config.jail.is_some() {
+        // Its file is opened as the others are: by the user who started us.
+        console.connect()?;
+    }
+    jail.drop_privileges()?;
     let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
     let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let build = |console| {
-        Machine::build(config, &kvm, &ram, console, events.sender(), timeline.clone())?.start()
+        Machine::build(config, &files, &kvm, &ram, console, events.sender(), timeline.clone())
     };
-    let mut running = build(Console::new(config.console.clone(), !config.command.is_empty())?)?;
+    let mut machine = build(console)?;
+    machine.connect()?;
+    jail.close(if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS })?;
+    let mut running = machine.start()?;
     let (mut trace, mut used) = (ExitTrace::default(), None);
     let until_it_ends = || loop {
         let halt = wait_for_end(&events, &running, deadline)?;
         let machine = running.stop()?;
         machine.traces().for_each(|of_cpu| trace.merge(of_cpu));
-        if config.boot_report.is_some() {
-            used.get_or_insert_with(|| Memory::now(&ram));
+        if let Some(report) = &mut report {
+            used.get_or_insert_with(|| report.memory(&ram));
         }
         if halt != Halt::Reset || config.no_reboot {
             return Ok(halt);
@@ -50,7 +65,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
         log::info!("the guest rebooted: starting it again");
         memory::discard(&ram, config.hugepages)?;
         events.forget_halts();
-        running = build(machine.into_console())?;
+        running = build(machine.into_console())?.start()?;
     };
     let halt: Result<Halt> = until_it_ends();
     let halt = halt.unwrap_or_else(|error| Halt::Internal(format!("{error:#}")));

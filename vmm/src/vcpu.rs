@@ -8,6 +8,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::event::{Event, EventSender, Halt};
+use crate::jail::ThreadKind;
 use crate::trace::{Access, ExitTrace};
 use crate::worker::{StopFlag, Work};
 
@@ -51,6 +52,10 @@ pub struct Vcpu {
 impl Work for Vcpu {
     fn name(&self) -> String {
         format!("vcpu{}", self.index)
+    }
+
+    fn kind(&self) -> ThreadKind {
+        ThreadKind::Vcpu
     }
 
     fn run(&mut self, stop: &StopFlag) {

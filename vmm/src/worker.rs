@@ -2,13 +2,16 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rustix::thread::sched_getaffinity;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::jail::{self, ThreadKind};
 
 /// Something that runs on a thread of its own until it is asked to stop, or is done.
 pub trait Work: Send + 'static {
@@ -17,6 +20,8 @@ pub trait Work: Send + 'static {
     /// Returns soon after `stop` is set: it is readable then, and system calls that wait
     /// return EINTR.
     fn run(&mut self, stop: &StopFlag);
+    /// What the thread may do, in a jail.
+    fn kind(&self) -> ThreadKind;
 }
 
 /// Tells a worker to stop. Can be polled.
@@ -78,16 +83,20 @@ impl<W: Work> Worker<W> {
     /// Starts `work` on a thread of its own.
     pub fn spawn(mut work: W) -> Result<Self> {
         handle_signals();
-        let stop = StopFlag::new()?;
-        let flag = stop.clone();
-        let name = work.name();
-        let thread = thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || {
+        let (name, kind) = (work.name(), work.kind());
+        let builder = thread::Builder::new().name(name.clone());
+        let start = move || -> Result<_> {
+            let stop = StopFlag::new()?;
+            let flag = stop.clone();
+            let thread = builder.spawn(move || {
+                jail::enter_thread(kind);
                 work.run(&flag);
                 work
-            })
-            .with_context(|| format!("cannot start thread {name}"))?;
+            })?;
+            Ok((thread, stop))
+        };
+        let started = aside(start).and_then(|started| started);
+        let (thread, stop) = started.with_context(|| format!("cannot start thread {name}"))?;
         Ok(Self { thread: Some(thread), stop })
     }
 
@@ -121,6 +130,42 @@ impl<W> Drop for Worker<W> {
     }
 }
 
+type Start = Box<dyn FnOnce() + Send>;
+
+/// Set once threads may not start others themselves.
+static STARTER: OnceLock<mpsc::Sender<Start>> = OnceLock::new();
+
+/// From now on workers are started by a thread that does nothing else: a CPU, whose guest gets a device going, has no right to.
+pub fn start_threads_aside() -> Result<()> {
+    let (sender, receiver) = mpsc::channel::<Start>();
+    let (ready, is_ready) = mpsc::sync_channel(1);
+    thread::Builder::new().name("starter".into()).spawn(move || {
+        jail::enter_thread(ThreadKind::Starter);
+        let _ = ready.send(());
+        receiver.iter().for_each(|start| start());
+    })?;
+    is_ready.recv()?;
+    STARTER.get_or_init(|| sender);
+    Ok(())
+}
+
+/// Does `start` where threads may be started.
+fn aside<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let Some(starter) = STARTER.get() else { return Ok(start()) };
+    let (give, take) = mpsc::sync_channel(1);
+    let send = move || {
+        let _ = give.send(start());
+    };
+    starter.send(Box::new(send)).ok().context("the thread that starts others is gone")?;
+    take.recv().context("the thread that starts others is gone")
+}
+
+/// How many CPUs of the host this thread may run on.
+fn cpus() -> u32 {
+    // Not std's available_parallelism, which reads files.
+    sched_getaffinity(None).map_or(1, |cpus| cpus.count())
+}
+
 /// Does `work` with each of `items` on a few threads; returns when all is done, or one has failed.
 pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
@@ -134,8 +179,7 @@ pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -
         Ok(())
     };
     thread::scope(|scope| {
-        let alone = thread::available_parallelism().map_or(1, |cpus| cpus.get()) == 1;
-        let helper = (!alone && items.len() > 1)
+        let helper = (cpus() > 1 && items.len() > 1)
             .then(|| thread::Builder::new().name("helper".into()).spawn_scoped(scope, run).ok());
         let own = run();
         let helped = helper.flatten().map_or(Ok(Ok(())), |helper| helper.join());

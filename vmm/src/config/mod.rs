@@ -2,6 +2,7 @@
 
 mod cpus;
 mod disk;
+mod jail;
 mod size;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 pub use cpus::Cpus;
 pub use disk::DiskConfig;
+pub use jail::JailConfig;
 pub use size::Size;
 
 use crate::{command, layout};
@@ -128,6 +130,25 @@ pub struct MachineConfig {
     #[arg(hide_possible_values = true, hide_default_value = true)]
     pub no_reboot: bool,
 
+    /// When started as root: become this user, in namespaces of its own
+    ///
+    /// The process gets its own mount, PID, IPC, UTS and network namespaces, gives up root once its files are
+    /// open, and sees only DIR from then on. `group` is the number of `user` unless given; `netns` names
+    /// a network namespace of `ip netns` instead of an empty one. Numbers, not names; not 0.
+    #[arg(long, value_name = "user=UID[,group=GID][,chroot=DIR][,netns=NAME]")]
+    #[arg(help_heading = "Jail")]
+    #[serde(serialize_with = "opt_as_text")]
+    pub jail: Option<JailConfig>,
+
+    /// Let the process do all that its user may, for debugging
+    ///
+    /// Without this, the process limits itself before the guest runs: it opens no files any more, and each
+    /// thread makes only the system calls that it needs. One that makes another ends it with exit code 10.
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Jail")]
+    pub no_jail: bool,
+
     /// Tell where the boot's time went: a table on stderr, or a file, as JSON if it ends in .json
     ///
     /// Milliseconds and exits up to each step of the first boot, and memory.
@@ -183,6 +204,7 @@ impl MachineConfig {
             );
         }
         ensure!(!self.kernel_cmdline().contains('\0'), "--cmdline: contains a zero byte");
+        ensure!(!self.no_jail || self.jail.is_none(), "--jail and --no-jail: leave one out");
         let mem = self.mem.bytes();
         ensure!(mem >= Self::MIN_MEM, "--mem {}: too little, the least is 16M", self.mem);
         let page = if self.hugepages { 2 << 20 } else { 4096 };

@@ -21,6 +21,7 @@ use crate::bus::BusDevice;
 use crate::coalesced::{self, CoalescedWrites};
 use crate::config::ConsoleConfig;
 use crate::event::{Event, EventSender, Halt};
+use crate::jail::ThreadKind;
 use crate::vcpu::Buses;
 use crate::worker::{StopFlag, Work, borrow};
 
@@ -199,6 +200,10 @@ pub struct ConsoleWork {
 impl Work for ConsoleWork {
     fn name(&self) -> String {
         "console".into()
+    }
+
+    fn kind(&self) -> ThreadKind {
+        ThreadKind::Console
     }
 
     fn run(&mut self, stop: &StopFlag) {

@@ -50,6 +50,15 @@ fn restore() {
     }
 }
 
+/// The same for a signal handler, which may wait for nobody.
+pub fn restore_now() {
+    if let Ok(mut saved) = SAVED.try_lock()
+        && let Some(before) = saved.take()
+    {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+    }
+}
+
 /// Whether the terminal's input belongs to others: touching it would stop the process (SIGTTOU).
 pub fn in_background() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())

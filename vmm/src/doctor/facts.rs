@@ -9,6 +9,7 @@ use vmm_sys_util::errno;
 
 use super::{POOL, THP};
 use crate::host::{self, KvmKind};
+use crate::jail::{self, landlock};
 
 /// What was seen of the host; `None` where it does not tell.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub(super) struct Facts {
     pub(super) pool: Option<(u64, u64)>,
     pub(super) available_mib: Option<u64>,
     pub(super) tun: io::Result<()>,
+    /// Whether the kernel has seccomp filters.
+    pub(super) seccomp: bool,
+    /// Version of Landlock.
+    pub(super) landlock: Option<i32>,
 }
 
 /// What an open `/dev/kvm` says.
@@ -51,6 +56,8 @@ impl Facts {
             pool: pool(),
             available_mib: available_mib(),
             tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
+            seccomp: jail::has_seccomp(),
+            landlock: landlock(),
         }
     }
 
@@ -69,6 +76,11 @@ impl KvmFacts {
             vm: kvm.create_vm().map(drop),
         }
     }
+}
+
+/// Tries it out, on a thread that ends then: nothing else tells whether it is in force.
+fn landlock() -> Option<i32> {
+    thread::spawn(|| landlock::forbid_opening().ok().flatten()).join().ok().flatten()
 }
 
 /// Memory that new programs can have without swapping, in MiB (proc(5)).

@@ -66,6 +66,7 @@ impl Report {
         let (kvm_kind, kind) = judge_kind(facts.kind);
         findings.push(kind);
         findings.extend(judge_surroundings(facts));
+        findings.extend(judge_jail(facts));
         let (verdict, exit_code) = match findings.iter().map(|finding| finding.status).max() {
             Some(Status::Unusable) => ("unusable", 2),
             Some(Status::Limited) => ("limited", 1),
@@ -203,6 +204,25 @@ fn judge_surroundings(facts: &Facts) -> [Finding; 5] {
     [nested, thp, pool, memory, Status::Info.on("/dev/net/tun", tun)]
 }
 
+/// What a guest that breaks out of its machine would find.
+fn judge_jail(facts: &Facts) -> [Finding; 2] {
+    let seccomp = match facts.seccomp {
+        true => Status::Ok.on("seccomp", "each thread makes only the system calls that it needs"),
+        false => Status::Limited
+            .on("seccomp", "no filters: a guest that breaks out can make any system call")
+            .remedy("use a kernel with CONFIG_SECCOMP_FILTER"),
+    };
+    let landlock = match facts.landlock {
+        Some(version) => {
+            Status::Ok.on("Landlock", format!("version {version}: no file is opened any more"))
+        }
+        None => Status::Info
+            .on("Landlock", "no Landlock: seccomp alone keeps files from being opened")
+            .remedy("Linux 5.13 or later, with landlock in the list of lsm= on its command line"),
+    };
+    [seccomp, landlock]
+}
+
 /// Why stock kernels are bound to fail on this host, in one line, if there is a known reason.
 pub fn why_boots_fail_here() -> Option<String> {
     why_boots_fail(KvmKind::detect())
@@ -250,6 +270,8 @@ mod tests {
             pool: None,
             available_mib: Some(4096),
             tun: Err(io::ErrorKind::NotFound.into()),
+            seccomp: true,
+            landlock: None,
         }
     }
 

@@ -14,8 +14,8 @@ use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::SerialPort;
 use crate::devices::told::{InitRuns, Told};
-use crate::disk_image::DiskImage;
 use crate::event::EventSender;
+use crate::files::Files;
 use crate::layout;
 use crate::memory::{self, GuestRam};
 use crate::timeline::Timeline;
@@ -45,6 +45,7 @@ impl Devices {
     /// Makes the devices that `config` names. What the guest prints goes to `output`.
     pub fn build(
         config: &MachineConfig,
+        files: &Files,
         vm: &VmFd,
         ram: &GuestRam,
         output: Output,
@@ -72,7 +73,7 @@ impl Devices {
             events: events.clone(),
         };
         ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
-        let devices = virtio_devices(config)?;
+        let devices = virtio_devices(config, files)?;
         let virtio = devices.len();
         for (index, device) in devices.into_iter().enumerate() {
             add_virtio(&mut mmio, vm, ram, index, device)?;
@@ -129,11 +130,10 @@ fn add_pc_devices(
 }
 
 /// The one list of virtio devices: disks first, so that the first is /dev/vda.
-fn virtio_devices(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
+fn virtio_devices(config: &MachineConfig, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for (index, disk) in config.disk.iter().enumerate() {
-        let image = DiskImage::open(disk)?;
-        let block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
+    for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
+        let block = Block::new(image.try_clone()?, index, disk.id.as_deref(), config.cpus.count());
         devices.push(Box::new(block));
     }
     devices.push(Box::new(Rng));

@@ -15,6 +15,7 @@ use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::power::PanicFlag;
 use crate::event::{EventSender, Halt};
+use crate::files::Files;
 use crate::memory::{self, GuestRam};
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
@@ -50,9 +51,10 @@ struct Board {
 }
 
 impl Machine {
-    /// Builds what `config` describes in `ram`, which is zero, with the kernel loaded.
+    /// Builds what `config` describes of `files` in `ram`, which is zero, with the kernel loaded.
     pub fn build(
         config: &MachineConfig,
+        files: &Files,
         kvm: &Kvm,
         ram: &GuestRam,
         console: Console,
@@ -60,13 +62,15 @@ impl Machine {
         timeline: Timeline,
     ) -> Result<Self> {
         let load = || {
-            let entry = boot::load(config, ram)?;
+            let entry = boot::load(config, files, ram)?;
             timeline.reach(Mark::KernelLoaded);
             Ok(entry)
         };
         // Making a VM is mostly waiting for the host's kernel.
-        let rest =
-            || Self::build_without_kernel(config, kvm, ram, console, events, timeline.clone());
+        let timeline_of_rest = timeline.clone();
+        let rest = || {
+            Self::build_without_kernel(config, files, kvm, ram, console, events, timeline_of_rest)
+        };
         let (entry, machine) = worker::at_once(load, rest)?;
         regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
         memory::trim_heap();
@@ -75,6 +79,7 @@ impl Machine {
 
     fn build_without_kernel(
         config: &MachineConfig,
+        files: &Files,
         kvm: &Kvm,
         ram: &GuestRam,
         console: Console,
@@ -88,7 +93,8 @@ impl Machine {
 
         let cpus = create_cpus(&vm, kvm, config, &timeline)?;
 
-        let devices = Devices::build(config, &vm, ram, console.output(), &events, &timeline)?;
+        let devices =
+            Devices::build(config, files, &vm, ram, console.output(), &events, &timeline)?;
         let Devices { ports, mmio, serial, panicked, init_runs, virtio } = devices;
         write_tables(config, ram, virtio)?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
@@ -107,9 +113,13 @@ impl Machine {
         Ok(Self { vcpus, console, board })
     }
 
-    /// Starts devices and CPUs. The console is connected now, when nothing else can go wrong.
-    pub fn start(mut self) -> Result<RunningMachine> {
-        self.console.console.connect()?;
+    /// Connects the console: the last thing to do before the start, when nothing else can go wrong.
+    pub fn connect(&mut self) -> Result<()> {
+        self.console.console.connect()
+    }
+
+    /// Starts devices and CPUs.
+    pub fn start(self) -> Result<RunningMachine> {
         for device in self.board.devices() {
             lock(device).resume()?;
         }

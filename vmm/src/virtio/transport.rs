@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
 use super::queue::{Interrupt, Virtqueue};
+use crate::jail::ThreadKind;
 use crate::memory::GuestRam;
 use crate::worker::{StopFlag, Work, Worker, borrow};
 
@@ -214,6 +215,10 @@ struct DeviceWork {
 impl Work for DeviceWork {
     fn name(&self) -> String {
         self.device.name().chars().take(15).collect()
+    }
+
+    fn kind(&self) -> ThreadKind {
+        ThreadKind::Device
     }
 
     fn run(&mut self, stop: &StopFlag) {

@@ -1,7 +1,7 @@
 //! Puts kernel, initrd, command line and boot parameters into guest memory.
 
+use std::io::Seek;
 use std::ops::Range;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use linux_loader::bootparam::{SETUP_RNG_SEED, boot_e820_entry, boot_params};
@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::{self, Entry, Kernel};
 use crate::config::{MachineConfig, Size};
+use crate::files::{Files, Loadable};
 use crate::memory::GuestRam;
 use crate::{command, host, layout};
 
@@ -32,20 +33,19 @@ struct Initrd {
     len: u64,
 }
 
-/// Loads what `config` names and returns where the boot CPU starts.
-pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
+/// Loads `files` as `config` says and returns where the boot CPU starts.
+pub fn load(config: &MachineConfig, files: &Files, ram: &GuestRam) -> Result<Entry> {
     let low_ram_end = config.mem.bytes().min(layout::GAP_START);
-    let path = config.kernel.as_deref().context("no kernel: say --kernel FILE")?;
     let options = kernel::Options {
         low_ram_end,
         entry: config.kernel_entry,
         cache: !config.no_kernel_cache,
         kaslr: !config.kernel_cmdline().split_ascii_whitespace().any(|word| word == "nokaslr"),
     };
-    let kernel = kernel::load(path, ram, &options)?;
+    let kernel = kernel::load(&files.kernel, ram, &options)?;
     let limit = low_ram_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
-    let initrd = match &config.initrd {
-        Some(path) => Some(load_initrd(path, &config.command, ram, kernel.end, limit)?),
+    let initrd = match &files.initrd {
+        Some(file) => Some(load_initrd(file, &config.command, ram, kernel.end, limit)?),
         None => None,
     };
     write_cmdline(ram, &config.kernel_cmdline(), u64::from(kernel.header.cmdline_size))?;
@@ -60,14 +60,15 @@ pub fn load(config: &MachineConfig, ram: &GuestRam) -> Result<Entry> {
 /// Loads the initrd as high as it may be: nothing that the kernel unpacks is in its way there.
 /// Behind it goes what runs `command`, if there is one.
 fn load_initrd(
-    path: &Path,
+    file: &Loadable,
     command: &[String],
     ram: &GuestRam,
     kernel_end: u64,
     limit: u64,
 ) -> Result<Initrd> {
+    let Loadable { file, len: file_len, path } = file;
+    let (mut file, file_len) = (file, *file_len);
     let named = || format!("initrd {}", path.display());
-    let (mut file, file_len) = kernel::open(path).with_context(named)?;
     ensure!(file_len > 0, "{}: empty, a file with contents is needed", named());
     let archive = if command.is_empty() { Vec::new() } else { command::archive(command, file_len) };
     let len = file_len + archive.len() as u64;
@@ -80,6 +81,7 @@ fn load_initrd(
         };
         format!("{}: its {len} bytes do not fit beside the kernel: {remedy}", named())
     })?;
+    file.rewind()?;
     ram.read_exact_volatile_from(GuestAddress(address), &mut file, usize::try_from(file_len)?)
         .context("cannot read it")
         .with_context(named)?;

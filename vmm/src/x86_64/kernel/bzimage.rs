@@ -11,7 +11,7 @@ use rustix::fs::MemfdFlags;
 use vm_memory::{ByteValued, GuestAddress};
 
 use super::cache::{Cache, Unfinished};
-use super::{Entry, Kernel, Options, elf, needs_ram, truncated};
+use super::{Entry, Kernel, Options, Unpacked, elf, needs_ram, truncated};
 use crate::config::KernelEntry;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -21,8 +21,14 @@ const ENTRY_64_OFFSET: u64 = 0x200;
 /// Boot protocol 2.12 brought `xloadflags`, which tells a kernel with a 64-bit entry.
 const PROTOCOL_64: u16 = 0x020c;
 
-/// Loads the bzImage that is all `size` bytes of `file`.
-pub fn load(file: &File, size: u64, ram: &GuestRam, options: &Options) -> Result<Kernel> {
+/// Loads the bzImage that is all `size` bytes of `file`; what was once unpacked is in `unpacked`.
+pub fn load(
+    file: &File,
+    size: u64,
+    unpacked: &Unpacked,
+    ram: &GuestRam,
+    options: &Options,
+) -> Result<Kernel> {
     let mut header = setup_header::default();
     file.read_exact_at(header.as_mut_slice(), SETUP_HEADER_OFFSET).map_err(|_| truncated())?;
     ensure!(
@@ -40,7 +46,7 @@ pub fn load(file: &File, size: u64, ram: &GuestRam, options: &Options) -> Result
     ensure!(end <= options.low_ram_end, needs_ram(end));
     if options.entry == KernelEntry::Direct {
         let payload = Payload::new(file, setup, size, &header);
-        match payload.and_then(|payload| payload.load(ram, options)) {
+        match payload.and_then(|payload| payload.load(unpacked, ram, options)) {
             Ok(kernel) => {
                 let flags = header.loadflags | kernel.header.loadflags;
                 return Ok(Kernel {
@@ -80,31 +86,48 @@ impl<'a> Payload<'a> {
         Ok(Self { file, offset, len, unpacked_len })
     }
 
-    /// Loads what the payload unpacks to: from the cache, else into it.
-    fn load(&self, ram: &GuestRam, options: &Options) -> Result<Kernel> {
+    /// Loads what the payload unpacks to: from `unpacked`, the cache, else into the cache.
+    fn load(&self, unpacked: &Unpacked, ram: &GuestRam, options: &Options) -> Result<Kernel> {
+        if let Some(known) = unpacked.get() {
+            if let Some(Ok(kernel)) = known.as_ref().map(|image| elf::load(image, ram, options)) {
+                return Ok(kernel);
+            }
+            return elf::load(&self.unpack_to_memory()?, ram, options);
+        }
+        let (kernel, image) = self.load_first(ram, options)?;
+        unpacked.get_or_init(|| image);
+        Ok(kernel)
+    }
+
+    /// The same for the first time; returns the cache's copy, too.
+    fn load_first(
+        &self,
+        ram: &GuestRam,
+        options: &Options,
+    ) -> Result<(Kernel, Option<elf::Image>)> {
         let open = || Cache::open().map_err(|error| log::debug!("no kernel cache: {error:#}")).ok();
         let Some(cache) = options.cache.then(open).flatten() else {
-            return elf::load(&self.unpack_to_memory()?, ram, options);
+            return Ok((elf::load(&self.unpack_to_memory()?, ram, options)?, None));
         };
         let key = cache.key(self.file)?;
-        if let Some(kernel) = load_cached(&cache, &key, ram, options) {
-            return Ok(kernel);
+        if let Some(loaded) = load_cached(&cache, &key, ram, options) {
+            return Ok(loaded);
         }
         let _lock = cache.lock();
         // Another process may have been quicker.
-        if let Some(kernel) = load_cached(&cache, &key, ram, options) {
-            return Ok(kernel);
+        if let Some(loaded) = load_cached(&cache, &key, ram, options) {
+            return Ok(loaded);
         }
         let not_kept = |error| log::debug!("kernel cache: cannot keep this kernel: {error:#}");
         match self.unpack_to_cache(&cache) {
             Ok((unfinished, image)) => {
                 let kernel = elf::load(&image, ram, options)?;
                 let _ = cache.insert(unfinished, &key, &image).map_err(not_kept);
-                Ok(kernel)
+                Ok((kernel, cache.find(&key)))
             }
             Err(error) => {
                 not_kept(error);
-                elf::load(&self.unpack_to_memory()?, ram, options)
+                Ok((elf::load(&self.unpack_to_memory()?, ram, options)?, None))
             }
         }
     }
@@ -129,13 +152,19 @@ impl<'a> Payload<'a> {
 }
 
 /// An entry that is damaged is removed.
-fn load_cached(cache: &Cache, key: &str, ram: &GuestRam, options: &Options) -> Option<Kernel> {
+fn load_cached(
+    cache: &Cache,
+    key: &str,
+    ram: &GuestRam,
+    options: &Options,
+) -> Option<(Kernel, Option<elf::Image>)> {
     let image = cache.find(key)?;
     let kernel = elf::load(&image, ram, options);
-    kernel
+    let kernel = kernel
         .map_err(|error| {
             log::debug!("kernel cache: {key}: {error:#}");
             cache.remove(key);
         })
-        .ok()
+        .ok()?;
+    Some((kernel, Some(image)))
 }

@@ -6,14 +6,16 @@ mod bzimage;
 mod elf;
 mod kaslr;
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use linux_loader::bootparam::setup_header;
 
 use crate::config::{KernelEntry, Size};
+use crate::files::Loadable;
 use crate::layout;
 use crate::memory::GuestRam;
 
@@ -52,25 +54,36 @@ pub struct Options {
 const HDRS_OFFSET: u64 = 0x202;
 const SETUP_MAGIC: u32 = 0x5372_6448; // "HdrS"
 
-/// Loads the kernel in `path` into `ram`.
-pub fn load(path: &Path, ram: &GuestRam, options: &Options) -> Result<Kernel> {
-    let named = || format!("kernel {}", path.display());
-    let (file, len) = open(path).with_context(named)?;
-    let kernel = match identify(&file).with_context(named)? {
-        Format::Elf => elf::load(&elf::Image::plain(file, len), ram, options),
-        Format::BzImage => bzimage::load(&file, len, ram, options),
-    };
-    kernel.with_context(named)
+/// A kernel's file, and what it was unpacked to.
+pub struct KernelFile {
+    file: Loadable,
+    unpacked: Unpacked,
 }
 
-/// Opens a file to be loaded; returns its length, too.
-pub(super) fn open(path: &Path) -> Result<(File, u64)> {
-    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = file.context("cannot open it")?;
-    let metadata = file.metadata()?;
-    ensure!(metadata.is_file(), "not a regular file: name one");
-    Ok((file, metadata.len()))
+/// The cache's copy of an unpacked kernel, open for the next time. It is looked for once, at the first load:
+/// `None` means that there is none.
+type Unpacked = OnceLock<Option<elf::Image>>;
+
+impl KernelFile {
+    /// Opens the kernel in `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = Loadable::open(path).with_context(|| format!("kernel {}", path.display()))?;
+        Ok(Self { file, unpacked: OnceLock::new() })
+    }
+}
+
+/// Loads `kernel` into `ram`. From the second time on it opens nothing.
+pub fn load(kernel: &KernelFile, ram: &GuestRam, options: &Options) -> Result<Kernel> {
+    let Loadable { file, len, path } = &kernel.file;
+    let named = || format!("kernel {}", path.display());
+    let loaded = match identify(file).with_context(named)? {
+        Format::Elf => {
+            let file = file.try_clone().with_context(named)?;
+            elf::load(&elf::Image::plain(file, *len), ram, options)
+        }
+        Format::BzImage => bzimage::load(file, *len, &kernel.unpacked, ram, options),
+    };
+    loaded.with_context(named)
 }
 
 enum Format {

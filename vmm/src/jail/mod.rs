@@ -1,0 +1,149 @@
+//! What the process takes away from itself, so that a guest which breaks out of its machine has nothing.
+//!
+//! In this order: [`Jail::begin`] before anything is opened; [`Jail::drop_privileges`] when all files are;
+//! [`Jail::close`] when the machine is about to run. Threads that start later get their filter in [`enter_thread`].
+
+mod confine;
+pub mod landlock;
+mod raw;
+mod rules;
+mod seccomp;
+mod violation;
+
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+use self::seccomp::Filters;
+use crate::config::JailConfig;
+use crate::{logger, worker};
+
+/// Kinds of threads: each has its own list of system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// Owns the machine, and builds it again after a reset.
+    Main,
+    /// Starts the others.
+    Starter,
+    /// Runs the guest.
+    Vcpu,
+    /// Serves a virtio device.
+    Device,
+    /// Serves the console.
+    Console,
+}
+
+impl ThreadKind {
+    const ALL: [Self; 5] = [Self::Main, Self::Starter, Self::Vcpu, Self::Device, Self::Console];
+}
+
+/// Set once the machine may run: what a new thread may do.
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+/// Whether this host's kernel has seccomp filters.
+pub fn has_seccomp() -> bool {
+    raw::has_seccomp()
+}
+
+/// The jail of this process.
+pub struct Jail<'a> {
+    on: bool,
+    config: Option<&'a JailConfig>,
+}
+
+impl<'a> Jail<'a> {
+    /// Starts with what is inherited, and with namespaces of its own where `config` asks for that: then only
+    /// the process in them returns from here. Nothing may be open, and no thread run, but this one.
+    pub fn begin(on: bool, config: Option<&'a JailConfig>) -> Result<Self> {
+        if !on {
+            logger::tell(
+                "--no-jail: this process may do all that its user may, and so may a guest that breaks out",
+            );
+            return Ok(Self { on, config });
+        }
+        raw::close_inherited().context("cannot close inherited files, Linux 5.9 or later could")?;
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        setrlimit(Resource::Core, none).context("cannot forbid core dumps")?;
+        if let Some(config) = config {
+            confine::isolate(config).with_context(|| format!("--jail {config}"))?;
+        }
+        Ok(Self { on, config })
+    }
+
+    /// Becomes the user that the configuration names, in the folder that it names.
+    pub fn drop_privileges(&self) -> Result<()> {
+        let Some(config) = self.config.filter(|_| self.on) else { return Ok(()) };
+        confine::drop_privileges(config).with_context(|| format!("--jail {config}"))
+    }
+
+    /// Closes the door: from now on no file is opened, and each thread makes the system calls of its kind only.
+    /// One that makes another ends the process with `exit_code`.
+    pub fn close(&self, exit_code: u8) -> Result<()> {
+        if !self.on {
+            return Ok(());
+        }
+        // Other processes of this user can neither trace this one nor read its memory.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid tracing")?;
+        match landlock::forbid_opening().context("Landlock")? {
+            Some(version) => log::debug!("Landlock {version} is in force"),
+            None => log::info!("this host's kernel has no Landlock: see tinyvmm doctor"),
+        }
+        hook::try_to_open("landlock");
+        if !has_seccomp() {
+            logger::tell(
+                "this host's kernel has no seccomp filters: a guest that breaks out can make any system call",
+            );
+            return Ok(());
+        }
+        violation::watch(exit_code)?;
+        let filters = Filters::new().context("seccomp")?;
+        FILTERS.get_or_init(|| filters);
+        worker::start_threads_aside().context("cannot start threads")?;
+        restrict(ThreadKind::Main)
+    }
+}
+
+/// Gives this thread the filter of its kind. Before [`Jail::close`], and without a jail, there is none.
+pub fn enter_thread(kind: ThreadKind) {
+    if let Err(error) = restrict(kind) {
+        // Rather no machine than one outside of its jail.
+        logger::tell(format_args!("the jail of a {kind:?} thread: {error:#}"));
+        std::process::exit(crate::cli::EXIT_INTERNAL.into());
+    }
+}
+
+fn restrict(kind: ThreadKind) -> Result<()> {
+    let Some(filters) = FILTERS.get() else { return Ok(()) };
+    filters.apply(kind).context("cannot filter system calls")?;
+    hook::break_out(kind);
+    Ok(())
+}
+
+/// For tests, in debug builds only: `TINYVMM_BREAK_OUT` names who tries what the jail forbids.
+#[cfg(debug_assertions)]
+mod hook {
+    use std::fs::File;
+
+    use super::ThreadKind;
+    use crate::logger;
+
+    /// Where only Landlock stands in the way: says what happened.
+    pub(super) fn try_to_open(whose: &str) {
+        if std::env::var("TINYVMM_BREAK_OUT").is_ok_and(|name| name == whose) {
+            let opened = File::open("/etc/passwd").map(drop);
+            logger::tell(format_args!("/etc/passwd: {opened:?}"));
+        }
+    }
+
+    /// Where a filter does: the process ends.
+    pub(super) fn break_out(kind: ThreadKind) {
+        try_to_open(&format!("{kind:?}"));
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod hook {
+    pub(super) fn try_to_open(_: &str) {}
+    pub(super) fn break_out(_: super::ThreadKind) {}
+}

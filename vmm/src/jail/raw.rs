@@ -1,0 +1,76 @@
+//! The system calls of the jail that have no safe form in Rust.
+
+use std::io;
+
+use rustix::process::Pid;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Closes all descriptors but 0 to 2: what whoever started us has left open. Only for the start, before
+/// anything is opened.
+pub(super) fn close_inherited() -> io::Result<()> {
+    // SAFETY: nothing in this process owns a descriptor yet.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Leaves the namespaces that `flags` names for new ones.
+pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    debug_assert!(!flags.contains(UnshareFlags::FILES));
+    // SAFETY: descriptors are not part of it.
+    Ok(unsafe { unshare_unsafe(flags) }?)
+}
+
+/// Goes on as two processes; returns the other one's number in the first, `None` in the new one.
+/// Only while the process has one thread.
+pub(super) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: there is no other thread that could hold a lock or be in the middle of a change.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        child => Ok(Pid::from_raw(child)),
+    }
+}
+
+/// Whether the kernel has seccomp filters that can trap.
+pub(super) fn has_seccomp() -> bool {
+    let action = libc::SECCOMP_RET_TRAP;
+    // SAFETY: the kernel reads the number that the pointer is for, and changes nothing (seccomp(2)).
+    unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0u32, &raw const action)
+            == 0
+    }
+}
+
+/// This thread's name, with zeroes behind it. May be called in a signal handler: allocates nothing.
+pub(super) fn thread_name() -> [u8; 16] {
+    let mut name = [0; 16];
+    // SAFETY: PR_GET_NAME writes at most 16 bytes (prctl(2)).
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    name
+}
+
+/// Ends the process at once. May be called in a signal handler.
+pub(super) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) does nothing but end the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// The number of the system call that `info` of a SIGSYS tells of; -1 where it tells of none.
+pub(super) fn forbidden_call(info: *mut libc::siginfo_t) -> i32 {
+    /// The start of `siginfo_t` for SIGSYS on x86-64 (include/uapi/asm-generic/siginfo.h).
+    #[repr(C)]
+    struct SigSys {
+        signo: i32,
+        errno: i32,
+        code: i32,
+        address: u64,
+        call: i32,
+    }
+    if info.is_null() {
+        return -1;
+    }
+    // SAFETY: the kernel gives its handlers a whole siginfo_t, which is larger, and aligned alike.
+    let info = unsafe { info.cast::<SigSys>().read() };
+    /// SYS_SECCOMP
+    const BY_FILTER: i32 = 1;
+    if info.signo == libc::SIGSYS && info.code == BY_FILTER { info.call } else { -1 }
+}
