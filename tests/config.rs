@@ -48,6 +48,8 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
         "--cmdline-only",
         "--disk=root.img,readonly,direct,id=root",
         "--disk=data.img",
+        "--disk=base.img,overlay",
+        "--disk=base.img,overlay=own.layer,id=own",
         "--console=log,txt",
         "--uuid=01234567-89ab-cdef-0123-456789abcdef",
         "--timeout=1h 30m",

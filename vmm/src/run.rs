@@ -8,6 +8,7 @@ use crate::config::MachineConfig;
 use crate::devices::console::Console;
 use crate::event::{Event, Events, Halt};
 use crate::machine::{Machine, RunningMachine};
+use crate::overlay::TemporaryLayers;
 use crate::report::{Memory, Target};
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
@@ -32,8 +33,10 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     let events = Events::new()?;
     let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
     let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let layers = TemporaryLayers::default();
     let build = |console| {
-        Machine::build(config, &kvm, &ram, console, events.sender(), timeline.clone())?.start()
+        let (events, timeline) = (events.sender(), timeline.clone());
+        Machine::build(config, &kvm, &ram, &layers, console, events, timeline)?.start()
     };
     let mut running = build(Console::new(config.console.clone(), !config.command.is_empty())?)?;
     let (mut trace, mut used) = (ExitTrace::default(), None);

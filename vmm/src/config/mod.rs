@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 pub use cpus::Cpus;
-pub use disk::DiskConfig;
+pub use disk::{DiskConfig, Overlay};
 pub use size::Size;
 
 use crate::{command, layout};
@@ -90,8 +90,10 @@ pub struct MachineConfig {
     ///
     /// `readonly` refuses writes and lets other machines read the same file. `direct` goes
     /// around the host's page cache (O_DIRECT). `id` is the serial number that the guest sees,
-    /// at most 20 bytes.
-    #[arg(long, value_name = "FILE[,readonly][,direct][,id=NAME]")]
+    /// at most 20 bytes. With `overlay` the file is only read, by any number of machines: what the
+    /// guest writes goes to a temporary file in $TMPDIR and is lost when tinyvmm ends, or to the
+    /// file named by `overlay=FILE`, made if it is not there, to go on with the next time.
+    #[arg(long, value_name = "FILE[,readonly][,direct][,overlay[=FILE]][,id=NAME]")]
     #[serde(serialize_with = "each_as_text")]
     pub disk: Vec<DiskConfig>,
 

@@ -18,6 +18,7 @@ use crate::disk_image::DiskImage;
 use crate::event::EventSender;
 use crate::layout;
 use crate::memory::{self, GuestRam};
+use crate::overlay::TemporaryLayers;
 use crate::timeline::Timeline;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
@@ -47,6 +48,7 @@ impl Devices {
         config: &MachineConfig,
         vm: &VmFd,
         ram: &GuestRam,
+        layers: &TemporaryLayers,
         output: Output,
         events: &EventSender,
         timeline: &Timeline,
@@ -72,7 +74,7 @@ impl Devices {
             events: events.clone(),
         };
         ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
-        let devices = virtio_devices(config)?;
+        let devices = virtio_devices(config, layers)?;
         let virtio = devices.len();
         for (index, device) in devices.into_iter().enumerate() {
             add_virtio(&mut mmio, vm, ram, index, device)?;
@@ -129,10 +131,13 @@ fn add_pc_devices(
 }
 
 /// The one list of virtio devices: disks first, so that the first is /dev/vda.
-fn virtio_devices(config: &MachineConfig) -> Result<Vec<Box<dyn VirtioDevice>>> {
+fn virtio_devices(
+    config: &MachineConfig,
+    layers: &TemporaryLayers,
+) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, disk) in config.disk.iter().enumerate() {
-        let image = DiskImage::open(disk)?;
+        let image = DiskImage::open(disk, index, layers)?;
         let block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
         devices.push(Box::new(block));
     }

@@ -16,6 +16,7 @@ use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::power::PanicFlag;
 use crate::event::{EventSender, Halt};
 use crate::memory::{self, GuestRam};
+use crate::overlay::TemporaryLayers;
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
@@ -50,11 +51,13 @@ struct Board {
 }
 
 impl Machine {
-    /// Builds what `config` describes in `ram`, which is zero, with the kernel loaded.
+    /// Builds what `config` describes in `ram`, which is zero, with the kernel loaded. Temporary disks are in
+    /// `layers`.
     pub fn build(
         config: &MachineConfig,
         kvm: &Kvm,
         ram: &GuestRam,
+        layers: &TemporaryLayers,
         console: Console,
         events: EventSender,
         timeline: Timeline,
@@ -66,7 +69,7 @@ impl Machine {
         };
         // Making a VM is mostly waiting for the host's kernel.
         let rest =
-            || Self::build_without_kernel(config, kvm, ram, console, events, timeline.clone());
+            || Self::build_without_kernel(config, kvm, ram, layers, console, events, &timeline);
         let (entry, machine) = worker::at_once(load, rest)?;
         regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
         memory::trim_heap();
@@ -77,18 +80,20 @@ impl Machine {
         config: &MachineConfig,
         kvm: &Kvm,
         ram: &GuestRam,
+        layers: &TemporaryLayers,
         console: Console,
         events: EventSender,
-        timeline: Timeline,
+        timeline: &Timeline,
     ) -> Result<Self> {
         let vm = Arc::new(create_vm(kvm, config)?);
         timeline.reach(Mark::VmCreated);
         memory::map_into_guest(&vm, ram)?;
         timeline.reach(Mark::MemoryReady);
 
-        let cpus = create_cpus(&vm, kvm, config, &timeline)?;
+        let cpus = create_cpus(&vm, kvm, config, timeline)?;
 
-        let devices = Devices::build(config, &vm, ram, console.output(), &events, &timeline)?;
+        let devices =
+            Devices::build(config, &vm, ram, layers, console.output(), &events, timeline)?;
         let Devices { ports, mmio, serial, panicked, init_runs, virtio } = devices;
         write_tables(config, ram, virtio)?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
@@ -103,6 +108,7 @@ impl Machine {
         let vcpus = (0..).zip(cpus).map(vcpu).collect();
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
+        let timeline = timeline.clone();
         let board = Board { buses, power_button, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }

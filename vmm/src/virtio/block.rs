@@ -158,7 +158,7 @@ impl Block {
         self.sync_if_write_through()
     }
 
-    fn sync_if_write_through(&self) -> Result<(), Refusal> {
+    fn sync_if_write_through(&mut self) -> Result<(), Refusal> {
         if self.write_through { Ok(self.image.sync()?) } else { Ok(()) }
     }
 }

@@ -12,6 +12,7 @@ use super::block::Block;
 use super::test_driver::{Buffer, DATA, Driver};
 use crate::config::DiskConfig;
 use crate::disk_image::DiskImage;
+use crate::overlay::TemporaryLayers;
 
 /// Size of the tests' disks.
 const SECTORS: u64 = 128;
@@ -59,8 +60,8 @@ impl Disk {
     fn open_file(file: TempFile, readonly: bool, direct: bool, len: u64) -> Option<Self> {
         file.as_file().set_len(len).unwrap();
         let path = file.as_path().into();
-        let config = DiskConfig { path, readonly, direct, id: None };
-        let image = match DiskImage::open(&config) {
+        let config = DiskConfig { readonly, direct, ..DiskConfig::new(path) };
+        let image = match DiskImage::open(&config, 7, &TemporaryLayers::default()) {
             Err(error) if direct && error.to_string().contains("direct I/O") => return None,
             image => image.unwrap(),
         };

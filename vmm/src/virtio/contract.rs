@@ -21,6 +21,7 @@ use super::rng::Rng;
 use super::test_driver::{DATA, Driver};
 use crate::config::DiskConfig;
 use crate::disk_image::DiskImage;
+use crate::overlay::TemporaryLayers;
 
 /// A device and a request that it answers by writing all of `room` bytes.
 struct Subject {
@@ -31,17 +32,18 @@ struct Subject {
 }
 
 /// All devices. A new one is a new line.
-const SUBJECTS: [Subject; 3] = [
-    Subject { name: "disk", make: || disk(false), request: &[0; 16], room: 513 },
-    Subject { name: "read-only disk", make: || disk(true), request: &[0; 16], room: 513 },
+const SUBJECTS: [Subject; 4] = [
+    Subject { name: "disk", make: || disk(""), request: &[0; 16], room: 513 },
+    Subject { name: "read-only disk", make: || disk(",readonly"), request: &[0; 16], room: 513 },
+    Subject { name: "overlay", make: || disk(",overlay"), request: &[0; 16], room: 513 },
     Subject { name: "rng", make: || Box::new(Rng), request: &[], room: 64 },
 ];
 
-fn disk(readonly: bool) -> Box<dyn VirtioDevice> {
+fn disk(options: &str) -> Box<dyn VirtioDevice> {
     let file = TempFile::new().unwrap();
     file.as_file().set_len(64 << 10).unwrap();
-    let path = file.as_path().into();
-    let image = DiskImage::open(&DiskConfig { path, readonly, direct: false, id: None });
+    let config: DiskConfig = format!("{}{options}", file.as_path().display()).parse().unwrap();
+    let image = DiskImage::open(&config, 0, &TemporaryLayers::default());
     Box::new(Block::new(image.unwrap(), 0, None, 2))
 }
 
