@@ -42,6 +42,7 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
         "--cpus=8,sockets=2,cores=2,threads=2",
         "--mem=4.5G",
         "--hugepages",
+        "--balloon=off",
         "--kernel=a folder/vm=linux",
         "--initrd=it's \"quoted\"",
         "--cmdline=quiet \"x y\" back\\slash\nand 'more'",
@@ -63,7 +64,10 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
     assert!(keys >= flags.len() - 1, "every flag is a key:\n{first}");
     let defaults = printed(Vmm::new());
     assert_eq!(printed(with_config(&defaults)), defaults);
-    assert_has(&defaults, &["cpus = \"1\"", "mem = \"256M\"", "console = \"stdio\""]);
+    assert_has(
+        &defaults,
+        &["balloon = \"0\"", "cpus = \"1\"", "mem = \"256M\"", "console = \"stdio\""],
+    );
 }
 
 #[test]
