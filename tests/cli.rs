@@ -74,13 +74,26 @@ fn disks_that_cannot_be() {
     disk("disk,id=123456789012345678901").refuses(2, &["id", "20 bytes"]);
     let many = ["--disk=disk,readonly"; 14];
     let many = vmm().sparse_file("disk", 1 << 20).args(many);
+    many.run().refuses(2, &["14 disks", "at most 12"]);
+    let many = vmm().args(["--balloon=off"]).args(["--disk=disk,readonly"; 14]);
     many.run().refuses(2, &["14 disks", "at most 13"]);
 }
 
 #[test]
 fn as_many_disks_as_can_be_had_are_had() {
-    let many = ["--disk=disk,readonly"; 13];
-    Vmm::new().guest(guests::hello).sparse_file("disk", 1 << 20).args(many).run().exits(0);
+    for (count, balloon) in [(12, "0"), (13, "off")] {
+        let many =
+            Vmm::new().args(["--balloon", balloon]).args(vec!["--disk=disk,readonly"; count]);
+        many.guest(guests::hello).sparse_file("disk", 1 << 20).run().exits(0);
+    }
+}
+
+#[test]
+fn balloons_that_cannot_be() {
+    let balloon = |text| vmm().args(["--mem", "64M", "--balloon", text]);
+    balloon("on").run().refuses(2, &["--balloon", "or off"]);
+    balloon("64M").run().refuses(2, &["--balloon 64M", "--mem 64M"]);
+    balloon("1M").args(["--hugepages"]).run().refuses(2, &["--balloon 1M", "--hugepages"]);
 }
 
 #[test]

@@ -42,12 +42,15 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
         "--cpus=8,sockets=2,cores=2,threads=2",
         "--mem=4.5G",
         "--hugepages",
+        "--balloon=off",
         "--kernel=a folder/vm=linux",
         "--initrd=it's \"quoted\"",
         "--cmdline=quiet \"x y\" back\\slash\nand 'more'",
         "--cmdline-only",
         "--disk=root.img,readonly,direct,id=root",
         "--disk=data.img",
+        "--disk=base.img,overlay",
+        "--disk=base.img,overlay=own.layer,id=own",
         "--console=log,txt",
         "--uuid=01234567-89ab-cdef-0123-456789abcdef",
         "--timeout=1h 30m",
@@ -62,7 +65,10 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
     assert!(keys >= flags.len() - 1, "every flag is a key:\n{first}");
     let defaults = printed(Vmm::new());
     assert_eq!(printed(with_config(&defaults)), defaults);
-    assert_has(&defaults, &["cpus = \"1\"", "mem = \"256M\"", "console = \"stdio\""]);
+    assert_has(
+        &defaults,
+        &["balloon = \"0\"", "cpus = \"1\"", "mem = \"256M\"", "console = \"stdio\""],
+    );
 }
 
 #[test]

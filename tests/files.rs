@@ -1,6 +1,6 @@
 //! Files that cannot be what they are given as: one line says which and what to do about it.
 
-use std::fs::File;
+use std::fs::{self, File};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tinyvmm::layout::{GIB, MIB};
@@ -180,7 +180,40 @@ fn a_disk_is_for_one_writer_or_many_readers() {
     let reads = File::open(reader.dir().path("disk")).unwrap();
     reads.try_lock_shared().unwrap();
     reader.args(["--disk", "disk,readonly"]).run().exits(0);
+    let sharer = vmm();
+    let reads = File::open(sharer.dir().path("disk")).unwrap();
+    reads.try_lock_shared().unwrap();
+    let twice = ["--disk", "disk,overlay", "--disk", "disk,overlay"];
+    sharer.args(twice).run().exits(0).silently();
+    let sharer = vmm();
+    let writes = File::open(sharer.dir().path("disk")).unwrap();
+    writes.try_lock().unwrap();
+    sharer.args(["--disk", "disk,overlay"]).run().refuses(3, &["disk disk", "in use"]);
     vmm().args(["--disk", "disk", "--disk", "disk"]).run().refuses(3, &["disk disk", "in use"]);
+}
+
+#[test]
+fn an_overlay_that_is_not_one_or_in_use() {
+    let vmm = || vmm().sparse_file("disk", MIB).guest(guests::hello);
+    let refused = |vmm: Vmm, words: &[&str]| {
+        let vmm = vmm.args(["--disk", "disk,overlay=layer"]);
+        vmm.run().refuses(3, &[&["disk disk: overlay layer: "], words].concat());
+    };
+    refused(vmm().file("layer", "I am text"), &["no overlay", "not there yet"]);
+    refused(vmm().sparse_file("layer", MIB), &["no overlay"]);
+    let in_use = vmm().file("layer", "");
+    let other = File::open(in_use.dir().path("layer")).unwrap();
+    other.try_lock().unwrap();
+    refused(in_use, &["in use", "another overlay"]);
+    let own = vmm().args(["--disk", "disk,overlay=disk"]);
+    own.run().refuses(3, &["overlay disk: it is the disk itself"]);
+    let missing = vmm().args(["--disk", "disk,overlay=no/layer"]);
+    missing.run().refuses(3, &["overlay no/layer", "No such file"]);
+    with_fifo(vmm()).args(["--disk", "disk,overlay=fifo"]).run().refuses(3, &["overlay fifo"]);
+    // A new one is there afterwards, and is good for the next time.
+    let first = vmm().args(["--disk", "disk,overlay=layer"]).run().exits(0).silently();
+    let next = vmm().file("layer", fs::read(first.dir().path("layer")).unwrap());
+    next.args(["--disk", "disk,overlay=layer"]).run().exits(0).silently();
 }
 
 #[test]

@@ -185,6 +185,53 @@ fn a_disk_has_one_writer_or_many_readers() {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn an_overlay_keeps_what_was_written_or_loses_it_and_spares_the_disk() {
+    let dir = Dir::new();
+    let (path, layer) = (ext4(&dir, "base.img"), dir.path("own.layer"));
+    let before = md5(&path);
+    // Boots twice: the first time it writes and resets.
+    let script = "mount /dev/vda /mnt; echo found=$(cat /mnt/file); [ -e /mnt/file ] || \
+        { head -c 3000000 /dev/urandom > /mnt/big; md5sum < /mnt/big > /mnt/file; sync; reboot -f; }; \
+        echo big=$(md5sum < /mnt/big); umount /mnt";
+    let run = |options: &str| console_of(CLOUD_ELF.runs(script).args(disk(&path, options)));
+    let twice = |console: &Console| {
+        let sums: Vec<_> = console.0.lines().filter_map(|l| l.strip_prefix("found=")).collect();
+        assert_eq!(sums.len(), 2, "it was reset once:\n{}", console.0);
+        assert_eq!(sums[0], "", "the disk is new");
+        console.has("big", sums[1]);
+        sums[1].to_owned()
+    };
+    let lost = [twice(&run(",overlay")), twice(&run(",overlay"))];
+    assert_ne!(lost[0], lost[1], "each machine had its own");
+    let keep = format!(",overlay={}", layer.display());
+    let kept = twice(&run(&keep));
+    assert_ne!(kept, lost[1]);
+    run(&keep).has("found", &kept).has("big", &kept);
+    assert_eq!(md5(&path), before, "the disk is as it was");
+    assert!(used(&layer) < 16 * MIB as u64, "the layer takes {} bytes", used(&layer));
+    // Killed right after a sync; then others want the same.
+    let script = "mount /dev/vda /mnt; echo new > /mnt/other; sync; echo up=1; sleep 1000";
+    let running = CLOUD_ELF.runs(script).args(disk(&path, &keep)).start().prints("up=1");
+    let refused = CLOUD_ELF.runs("true").args(disk(&path, &keep)).run();
+    refused.refuses(3, &["own.layer", "in use by another machine"]);
+    CLOUD_ELF.runs("true").args(disk(&path, "")).run().refuses(3, &["base.img", "in use"]);
+    running.signal(libc::SIGKILL);
+    running.wait();
+    let script = "mount /dev/vda /mnt; echo found=$(cat /mnt/file /mnt/other)";
+    let after = console_of(CLOUD_ELF.runs(script).args(disk(&path, &keep)));
+    after.has("found", &format!("{kept} new"));
+    assert_eq!(md5(&path), before, "the disk is as it was");
+    // The disk is changed: the layer is no good any more.
+    console_of(CLOUD_ELF.runs("mount /dev/vda /mnt; umount /mnt").args(disk(&path, "")));
+    CLOUD_ELF
+        .runs("true")
+        .args(disk(&path, &keep))
+        .run()
+        .refuses(3, &["own.layer", "another disk"]);
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn an_error_of_the_host_is_one_of_the_guest_and_the_machine_goes_on() {
     let dir = Dir::new();
     let path = full(&dir, "shrinks.img", 32 * MIB);

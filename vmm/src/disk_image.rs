@@ -10,7 +10,8 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget
 
 use rustix::io::retry_on_intr;
 
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, Overlay};
+use crate::overlay::Layer;
 use crate::virtio::buffers::Buffers;
 
 /// The unit of virtio-blk's addresses, in bytes.
@@ -28,26 +29,37 @@ pub struct DiskImage {
     readonly: bool,
     direct: bool,
     block_size: u32,
+    /// Takes the writes, if the file is only read.
+    layer: Option<Layer>,
 }
 
 impl DiskImage {
     /// Opens and locks what `config` names: for one writer, or for any number of readers.
     pub fn open(config: &DiskConfig) -> Result<Self> {
-        Self::open_unnamed(config).with_context(|| format!("disk {}", config.path.display()))
+        let open = || -> Result<Self> {
+            let mut image = Self::open_file(config)?;
+            image.layer = match &config.overlay {
+                None => None,
+                Some(Overlay::Temporary) => Some(Layer::temporary(&image.file, image.len)?),
+                Some(Overlay::Kept(path)) => Some(Layer::open(path, &image.file, image.len)?),
+            };
+            Ok(image)
+        };
+        open().with_context(|| format!("disk {}", config.path.display()))
     }
 
-    fn open_unnamed(config: &DiskConfig) -> Result<Self> {
+    fn open_file(config: &DiskConfig) -> Result<Self> {
         // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
         let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
         let mut file = OpenOptions::new()
             .read(true)
-            .write(!config.readonly)
+            .write(!config.is_shared())
             .custom_flags(flags)
             .open(&config.path)
             .map_err(|error| explain_open(&error, config))?;
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
-        lock(&file, config.readonly)?;
+        lock(&file, config.is_shared())?;
         let len = file.seek(SeekFrom::End(0)).context("cannot tell its size")?;
         let block_size = match (config.direct, kind.is_block_device()) {
             (false, _) => SECTOR as u32,
@@ -61,14 +73,18 @@ impl DiskImage {
             "its size of {len} bytes is not a multiple of {unit}: use truncate -s %{unit} on it"
         );
         let (readonly, direct) = (config.readonly, config.direct);
-        Ok(Self { file, path: config.path.clone(), len, readonly, direct, block_size })
+        let path = config.path.clone();
+        Ok(Self { file, path, len, readonly, direct, block_size, layer: None })
     }
 
-    /// The same image for another life of the machine; the lock is held by all of them together.
+    /// The same image for another life of the machine, after the last one has let go of it; the lock is held by
+    /// all of them together.
     pub fn try_clone(&self) -> Result<Self> {
-        let named = || format!("disk {}", self.path.display());
-        let file = self.file.try_clone().with_context(named)?;
-        Ok(Self { file, path: self.path.clone(), ..*self })
+        let clone = || -> Result<Self> {
+            let layer = self.layer.as_ref().map(Layer::try_clone).transpose()?;
+            Ok(Self { file: self.file.try_clone()?, path: self.path.clone(), layer, ..*self })
+        };
+        clone().with_context(|| format!("disk {}", self.path.display()))
     }
 
     /// Size in bytes, a multiple of the block size.
@@ -93,6 +109,9 @@ impl DiskImage {
 
     /// Reads into all of `data` from `offset`.
     pub fn read(&self, mut data: Buffers, offset: u64) -> io::Result<()> {
+        if let Some(layer) = &self.layer {
+            return layer.read(&self.file, data, offset);
+        }
         match data.clone().read_from_file(&self.file, offset) {
             Err(error) if self.wants_bounce(&error) => {
                 bounce(&mut data, offset, |piece, at, part| {
@@ -106,7 +125,10 @@ impl DiskImage {
     }
 
     /// Writes all of `data` at `offset`.
-    pub fn write(&self, mut data: Buffers, offset: u64) -> io::Result<()> {
+    pub fn write(&mut self, mut data: Buffers, offset: u64) -> io::Result<()> {
+        if let Some(layer) = &mut self.layer {
+            return layer.write(&self.file, data, offset);
+        }
         match data.clone().write_to_file(&self.file, offset) {
             Err(error) if self.wants_bounce(&error) => {
                 bounce(&mut data, offset, |piece, at, part| {
@@ -124,15 +146,21 @@ impl DiskImage {
     }
 
     /// Makes what was written survive a crash of the host.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        match &mut self.layer {
+            Some(layer) => layer.sync(),
+            None => self.file.sync_data(),
+        }
     }
 
     /// Makes `len` bytes at `offset` read as zeroes. With `unmap` it gives their space back, else
     /// it keeps the space for what is written there next.
-    pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    pub fn zero(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         if len == 0 {
             return Ok(());
+        }
+        if let Some(layer) = &mut self.layer {
+            return layer.zero(&self.file, offset, len);
         }
         let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         let flags = how | FallocateFlags::KEEP_SIZE;
@@ -166,8 +194,11 @@ fn direct_unit(file: &File) -> u32 {
 
 fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
     match error.raw_os_error() {
-        Some(libc::EACCES | libc::EROFS | libc::EPERM) if !config.readonly => {
-            anyhow!("cannot open it for writing ({error}): add ,readonly or change its permissions")
+        Some(libc::EACCES | libc::EROFS | libc::EPERM) if !config.is_shared() => {
+            anyhow!(
+                "cannot open it for writing ({error}): add ,readonly or ,overlay, or change its \
+                 permissions"
+            )
         }
         Some(libc::EINVAL) if config.direct => {
             anyhow!("its file system has no direct I/O: leave ,direct out")
@@ -176,16 +207,16 @@ fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
     }
 }
 
-fn lock(file: &File, readonly: bool) -> Result<()> {
-    let locked = if readonly { file.try_lock_shared() } else { file.try_lock() };
+fn lock(file: &File, shared: bool) -> Result<()> {
+    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => bail!(
             "in use by another machine{}",
-            if readonly {
+            if shared {
                 " that writes to it: stop that one"
             } else {
-                ": stop that one, or use a copy"
+                ": stop that one, or use a copy, or ,overlay in both"
             }
         ),
         Err(TryLockError::Error(error)) => bail!("cannot lock it: {error}"),

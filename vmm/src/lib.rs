@@ -21,6 +21,7 @@ pub mod layout;
 pub mod logger;
 pub mod machine;
 pub mod memory;
+pub mod overlay;
 pub mod report;
 pub mod run;
 pub mod timeline;

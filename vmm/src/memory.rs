@@ -17,6 +17,7 @@ use crate::layout;
 pub type GuestRam = GuestMemoryMmap<()>;
 
 const HUGE_PAGE: usize = 2 << 20;
+const PAGE: usize = 4096;
 
 /// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
 /// With `hugepages` they come from the hugetlb pool and are reserved at once.
@@ -154,6 +155,26 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
             .context("cannot discard guest RAM")?;
     }
     Ok(())
+}
+
+/// Gives the whole pages of `slice`, a part of `ram`, back to the host; they read as zero from then on.
+pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
+    let guard = slice.ptr_guard_mut();
+    let (start, end) = (guard.as_ptr().addr(), guard.as_ptr().addr() + guard.len());
+    let is_ours = ram.iter().any(|region| {
+        let base = region.as_ptr().addr();
+        base <= start && end - base <= region.len() as usize
+    });
+    ensure!(is_ours, "not guest RAM");
+    let (first, last) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
+    if first >= last {
+        return Ok(());
+    }
+    let pages = guard.as_ptr().map_addr(|_| first).cast();
+    // SAFETY: the range is within a mapping of guest RAM, which is only touched through volatile
+    // accessors; they may find it zero at any time.
+    unsafe { rustix::mm::madvise(pages, last - first, Advice::LinuxDontNeed) }
+        .context("cannot give guest RAM back")
 }
 
 /// Gives back to the host what the allocator keeps of what was freed: unpacking a kernel takes megabytes,

@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 use super::node::Node;
 use crate::cli::{self, Cli};
-use crate::config::MachineConfig;
+use crate::config::{DiskConfig, MachineConfig, Overlay};
 
 /// Keys that the runner sets itself, and why nobody else can.
 const RUNNERS_OWN: [(&str, &str); 2] = [
@@ -23,7 +23,7 @@ pub(super) struct Machine {
     pub(super) cpus: u32,
     /// In bytes.
     pub(super) memory: u64,
-    /// Disks, and whether the machine only reads them.
+    /// Files of disks and overlays, and whether other machines may have them too.
     pub(super) disks: Vec<(PathBuf, bool)>,
 }
 
@@ -70,7 +70,15 @@ impl Machine {
             let path = folder.join(path);
             path.canonicalize().unwrap_or(path)
         };
-        self.disks = disks.map(|disk| (path(&disk.path), disk.readonly)).collect();
+        let files = |disk: &DiskConfig| {
+            let base = (path(&disk.path), disk.is_shared());
+            let layer = match &disk.overlay {
+                Some(Overlay::Kept(layer)) => Some((path(layer), false)),
+                _ => None,
+            };
+            std::iter::once(base).chain(layer)
+        };
+        self.disks = disks.flat_map(files).collect();
         Ok(())
     }
 }

@@ -57,8 +57,8 @@ impl Budget {
 
 /// Whether one of them writes to a disk that the other has: that is locked.
 fn share_a_disk(one: &Test, other: &Test) -> bool {
-    one.machine.disks.iter().any(|(path, readonly)| {
-        let same = |(theirs, their_readonly): &_| theirs == path && !(*readonly && *their_readonly);
+    one.machine.disks.iter().any(|(path, shared)| {
+        let same = |(theirs, their_shared): &_| theirs == path && !(*shared && *their_shared);
         other.machine.disks.iter().any(same)
     })
 }

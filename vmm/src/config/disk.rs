@@ -15,11 +15,32 @@ pub struct DiskConfig {
     pub direct: bool,
     /// Serial number that the guest sees, at most [`DiskConfig::MAX_ID`] bytes.
     pub id: Option<String>,
+    /// The file is only read; this takes the guest's writes.
+    pub overlay: Option<Overlay>,
+}
+
+/// Where the guest's writes go instead of into the disk's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Overlay {
+    /// Into a file without a name, lost when tinyvmm ends.
+    Temporary,
+    /// Into this file.
+    Kept(PathBuf),
 }
 
 impl DiskConfig {
     /// Longest serial number, in bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID).
     pub const MAX_ID: usize = 20;
+
+    /// A disk in the file at `path`, without options.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, readonly: false, direct: false, id: None, overlay: None }
+    }
+
+    /// Whether other machines may have its file open at the same time.
+    pub fn is_shared(&self) -> bool {
+        self.readonly || self.overlay.is_some()
+    }
 }
 
 impl FromStr for DiskConfig {
@@ -31,7 +52,7 @@ impl FromStr for DiskConfig {
         if path.is_empty() {
             return Err("say the disk's file first, then its options".into());
         }
-        let mut disk = Self { path: path.into(), readonly: false, direct: false, id: None };
+        let mut disk = Self::new(path.into());
         for part in parts {
             match part.split_once('=') {
                 None if part == "readonly" => disk.readonly = true,
@@ -40,10 +61,26 @@ impl FromStr for DiskConfig {
                     return Err(format!("id '{id}' is not 1 to {} bytes long", Self::MAX_ID));
                 }
                 Some(("id", id)) => disk.id = Some(id.to_owned()),
-                _ => return Err(format!("'{part}' is not one of readonly, direct, id=NAME")),
+                None if part == "overlay" => disk.overlay = Some(Overlay::Temporary),
+                Some(("overlay", file)) if !file.is_empty() => {
+                    disk.overlay = Some(Overlay::Kept(file.into()));
+                }
+                _ => {
+                    let known = "readonly, direct, overlay, overlay=FILE, id=NAME";
+                    return Err(format!("'{part}' is not one of {known}"));
+                }
             }
         }
-        Ok(disk)
+        match disk {
+            Self { overlay: Some(_), readonly: true, .. } => {
+                Err("an overlay is for writing: leave out overlay or readonly".into())
+            }
+            Self { overlay: Some(_), direct: true, .. } => {
+                Err("a disk with an overlay is read through the page cache: leave out direct"
+                    .into())
+            }
+            disk => Ok(disk),
+        }
     }
 }
 
@@ -55,6 +92,11 @@ impl fmt::Display for DiskConfig {
         }
         if self.direct {
             f.write_str(",direct")?;
+        }
+        match &self.overlay {
+            None => {}
+            Some(Overlay::Temporary) => f.write_str(",overlay")?,
+            Some(Overlay::Kept(file)) => write!(f, ",overlay={}", file.display())?,
         }
         match &self.id {
             Some(id) => write!(f, ",id={id}"),
@@ -74,6 +116,23 @@ mod tests {
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert_eq!(disk.to_string().parse(), Ok(disk));
         for text in ["", ",readonly", "a,ro", "a,id=", "a,id=123456789012345678901", "a,readonly=1"]
+        {
+            text.parse::<DiskConfig>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn an_overlay_is_temporary_or_a_file() {
+        for (text, overlay) in [
+            ("a,overlay", Overlay::Temporary),
+            ("a,overlay=b c.layer,id=x", Overlay::Kept("b c.layer".into())),
+        ] {
+            let disk: DiskConfig = text.parse().unwrap();
+            assert_eq!(disk.overlay, Some(overlay));
+            assert!(disk.is_shared() && !disk.readonly);
+            assert_eq!(disk.to_string(), text);
+        }
+        for text in ["a,overlay=", "a,overlay,readonly", "a,readonly,overlay=b", "a,direct,overlay"]
         {
             text.parse::<DiskConfig>().unwrap_err();
         }

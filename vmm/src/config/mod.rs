@@ -1,5 +1,6 @@
 //! What a machine is made of. Flags, a file or a test fill it in; only the builder reads it.
 
+mod balloon;
 mod cpus;
 mod disk;
 mod jail;
@@ -15,8 +16,9 @@ use clap::{ArgAction, Args, ValueEnum, ValueHint};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+pub use balloon::BalloonConfig;
 pub use cpus::Cpus;
-pub use disk::DiskConfig;
+pub use disk::{DiskConfig, Overlay};
 pub use jail::JailConfig;
 pub use size::Size;
 
@@ -52,6 +54,14 @@ pub struct MachineConfig {
     #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
     #[arg(hide_possible_values = true, hide_default_value = true)]
     pub hugepages: bool,
+
+    /// Memory that the guest is to do without at once; or off: no balloon device
+    ///
+    /// By that device a guest also says what it has freed, and the host gets it back within
+    /// seconds. With `off`, and with --hugepages, the machine keeps what it once had.
+    #[arg(long, value_name = "SIZE|off", default_value = "0")]
+    #[serde(serialize_with = "as_text")]
+    pub balloon: BalloonConfig,
 
     /// Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -92,8 +102,10 @@ pub struct MachineConfig {
     ///
     /// `readonly` refuses writes and lets other machines read the same file. `direct` goes
     /// around the host's page cache (O_DIRECT). `id` is the serial number that the guest sees,
-    /// at most 20 bytes.
-    #[arg(long, value_name = "FILE[,readonly][,direct][,id=NAME]")]
+    /// at most 20 bytes. With `overlay` the file is only read, by any number of machines: what the
+    /// guest writes goes to a temporary file in $TMPDIR and is lost when tinyvmm ends, or to the
+    /// file named by `overlay=FILE`, made if it is not there, to go on with the next time.
+    #[arg(long, value_name = "FILE[,readonly][,direct][,overlay[=FILE]][,id=NAME]")]
     #[serde(serialize_with = "each_as_text")]
     pub disk: Vec<DiskConfig>,
 
@@ -214,13 +226,37 @@ impl MachineConfig {
             self.mem,
             page
         );
-        let max_disks = layout::MAX_VIRTIO - 1; // the random number generator takes one
+        self.validate_balloon()?;
+        let others = 1 + usize::from(self.balloon_target().is_some()); // the random number generator
+        let max_disks = layout::MAX_VIRTIO - others;
         ensure!(
             self.disk.len() <= max_disks,
             "--disk: {} disks, at most {max_disks} can be had",
             self.disk.len()
         );
         Ok(())
+    }
+
+    fn validate_balloon(&self) -> Result<()> {
+        let BalloonConfig::Target(size) = self.balloon else { return Ok(()) };
+        ensure!(
+            size.bytes() < self.mem.bytes(),
+            "--balloon {size}: the machine has --mem {}, take less of it",
+            self.mem
+        );
+        ensure!(
+            size.bytes() == 0 || !self.hugepages,
+            "--balloon {size}: pages of --hugepages stay with the machine, leave one out"
+        );
+        Ok(())
+    }
+
+    /// How large the balloon is to be at first, in bytes; `None` for a machine without one.
+    pub fn balloon_target(&self) -> Option<u64> {
+        match self.balloon {
+            BalloonConfig::Target(size) if !self.hugepages => Some(size.bytes()),
+            _ => None,
+        }
     }
 
     /// The kernel's command line: the defaults and what the user added to them.

@@ -147,6 +147,7 @@ const BUILD: &[Call] = &[
     always(SYS_memfd_create), // a kernel is unpacked there
     always(SYS_ftruncate),
     always(SYS_getrandom),
+    always(SYS_fdatasync), // an overlay is closed in good order
 ];
 
 const KVM_BUILD: [u64; 24] = [

@@ -20,6 +20,8 @@ use crate::layout;
 use crate::memory::{self, GuestRam};
 use crate::timeline::Timeline;
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::rng::Rng;
@@ -37,6 +39,8 @@ pub(super) struct Devices {
     pub panicked: PanicFlag,
     /// The same.
     pub init_runs: InitRuns,
+    /// Sets how much memory the guest does without, if the machine has a balloon.
+    pub balloon: Option<BalloonHandle>,
     /// How many virtio devices there are.
     pub virtio: usize,
 }
@@ -73,12 +77,17 @@ impl Devices {
             events: events.clone(),
         };
         ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
-        let devices = virtio_devices(config, files)?;
+        let mut devices = virtio_devices(config, files)?;
+        let balloon =
+            config.balloon_target().map(|target| Balloon::new(config.mem.bytes(), target));
+        let balloon = balloon.transpose()?;
+        let handle = balloon.as_ref().map(Balloon::handle);
+        devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
         let virtio = devices.len();
         for (index, device) in devices.into_iter().enumerate() {
             add_virtio(&mut mmio, vm, ram, index, device)?;
         }
-        Ok(Self { ports, mmio, serial, panicked, init_runs, virtio })
+        Ok(Self { ports, mmio, serial, panicked, init_runs, balloon: handle, virtio })
     }
 }
 
@@ -129,7 +138,7 @@ fn add_pc_devices(
     ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
 }
 
-/// The one list of virtio devices: disks first, so that the first is /dev/vda.
+/// The one list of virtio devices but the balloon: disks first, so that the first is /dev/vda.
 fn virtio_devices(config: &MachineConfig, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {

@@ -20,6 +20,7 @@ use crate::memory::{self, GuestRam};
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
+use crate::virtio::balloon_handle::BalloonHandle;
 use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::CpuidTemplate;
@@ -44,6 +45,7 @@ pub struct RunningMachine {
 struct Board {
     buses: Buses,
     power_button: EventFd,
+    balloon: Option<BalloonHandle>,
     panicked: PanicFlag,
     timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
@@ -67,10 +69,8 @@ impl Machine {
             Ok(entry)
         };
         // Making a VM is mostly waiting for the host's kernel.
-        let timeline_of_rest = timeline.clone();
-        let rest = || {
-            Self::build_without_kernel(config, files, kvm, ram, console, events, timeline_of_rest)
-        };
+        let rest =
+            || Self::build_without_kernel(config, files, kvm, ram, console, events, &timeline);
         let (entry, machine) = worker::at_once(load, rest)?;
         regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
         memory::trim_heap();
@@ -84,18 +84,17 @@ impl Machine {
         ram: &GuestRam,
         console: Console,
         events: EventSender,
-        timeline: Timeline,
+        timeline: &Timeline,
     ) -> Result<Self> {
         let vm = Arc::new(create_vm(kvm, config)?);
         timeline.reach(Mark::VmCreated);
         memory::map_into_guest(&vm, ram)?;
         timeline.reach(Mark::MemoryReady);
 
-        let cpus = create_cpus(&vm, kvm, config, &timeline)?;
+        let cpus = create_cpus(&vm, kvm, config, timeline)?;
 
-        let devices =
-            Devices::build(config, files, &vm, ram, console.output(), &events, &timeline)?;
-        let Devices { ports, mmio, serial, panicked, init_runs, virtio } = devices;
+        let devices = Devices::build(config, files, &vm, ram, console.output(), &events, timeline)?;
+        let Devices { ports, mmio, serial, panicked, init_runs, balloon, virtio } = devices;
         write_tables(config, ram, virtio)?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
@@ -109,7 +108,8 @@ impl Machine {
         let vcpus = (0..).zip(cpus).map(vcpu).collect();
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
-        let board = Board { buses, power_button, panicked, timeline, _vm: vm };
+        let timeline = timeline.clone();
+        let board = Board { buses, power_button, balloon, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }
 
@@ -144,6 +144,11 @@ impl RunningMachine {
     /// Presses the power button: an interrupt to the ACPI event device.
     pub fn press_power_button(&self) -> Result<()> {
         Ok(self.board.power_button.write(1)?)
+    }
+
+    /// What sets the guest's balloon, if the machine has one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.board.balloon.as_ref()
     }
 
     /// What `halt` was, with what the guest's kernel has printed in mind.

@@ -1,14 +1,15 @@
 //! virtio-blk on a raw image file or block device (virtio 1.2, 5.2).
 
 use std::io;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::VirtioDevice;
 use super::buffers::Buffers;
 use super::queue::{Chain, Virtqueue};
+use super::{ConfigSpace, Ready, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, SECTOR};
 
@@ -158,7 +159,7 @@ impl Block {
         self.sync_if_write_through()
     }
 
-    fn sync_if_write_through(&self) -> Result<(), Refusal> {
+    fn sync_if_write_through(&mut self) -> Result<(), Refusal> {
         if self.write_through { Ok(self.image.sync()?) } else { Ok(()) }
     }
 }
@@ -201,7 +202,7 @@ impl VirtioDevice for Block {
     }
 
     /// `struct virtio_blk_config` (5.2.4).
-    fn config(&self) -> Vec<u8> {
+    fn config(&self) -> Arc<dyn ConfigSpace> {
         let block = self.image.block_size();
         let mut config = (self.image.size() / SECTOR).to_le_bytes().to_vec();
         config.extend(SIZE_MAX.to_le_bytes());
@@ -215,11 +216,11 @@ impl VirtioDevice for Block {
             config.extend(field.to_le_bytes());
         }
         config.extend([1, 0, 0, 0]); // zeroing may deallocate
-        config
+        Arc::new(config)
     }
 
-    fn activate(&mut self, features: u64) {
-        self.write_through = features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+    fn activate(&mut self, ready: &Ready) {
+        self.write_through = ready.features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
     }
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {

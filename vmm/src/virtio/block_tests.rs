@@ -59,7 +59,7 @@ impl Disk {
     fn open_file(file: TempFile, readonly: bool, direct: bool, len: u64) -> Option<Self> {
         file.as_file().set_len(len).unwrap();
         let path = file.as_path().into();
-        let config = DiskConfig { path, readonly, direct, id: None };
+        let config = DiskConfig { readonly, direct, ..DiskConfig::new(path) };
         let image = match DiskImage::open(&config) {
             Err(error) if direct && error.to_string().contains("direct I/O") => return None,
             image => image.unwrap(),

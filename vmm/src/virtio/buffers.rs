@@ -22,6 +22,11 @@ impl<'a> Buffers<'a> {
         self.slices.push(slice);
     }
 
+    /// Its pieces, in their order.
+    pub fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'a>> {
+        self.slices.iter()
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.slices.iter().map(|slice| slice.len()).sum()

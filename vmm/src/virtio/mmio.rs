@@ -49,7 +49,8 @@ impl Mmio {
             reg::VIRTIO_MMIO_STATUS => self.transport.status(),
             // No shared memory regions: their length is all ones (4.2.2).
             reg::VIRTIO_MMIO_SHM_LEN_LOW | reg::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            _ => 0, // ConfigGeneration, too: the configuration does not change
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.transport.config.generation(),
+            _ => 0,
         }
     }
 
@@ -116,7 +117,7 @@ impl Mmio {
 impl BusDevice for Mmio {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(CONFIG) {
-            let config = &self.transport.config;
+            let config = self.transport.config.read();
             for (index, byte) in (at as usize..).zip(data) {
                 *byte = config.get(index).copied().unwrap_or(0);
             }
@@ -128,8 +129,11 @@ impl BusDevice for Mmio {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(bytes), true) = (data.try_into(), offset.is_multiple_of(4) && offset < CONFIG) {
-            self.write_register(offset, u32::from_le_bytes(bytes));
+        let (Ok(bytes), true) = (data.try_into(), offset.is_multiple_of(4)) else { return };
+        let value = u32::from_le_bytes(bytes);
+        match offset.checked_sub(CONFIG) {
+            Some(at) => self.transport.config.write(at as usize, value),
+            None => self.write_register(offset, value),
         }
     }
 

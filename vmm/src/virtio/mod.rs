@@ -3,6 +3,8 @@
 //! A device sees requests, never rings, registers or threads. [`transport`] moves it to a thread
 //! of its own when the driver is ready and back when the driver resets it.
 
+pub mod balloon;
+pub mod balloon_handle;
 pub mod block;
 pub mod buffers;
 pub mod mmio;
@@ -11,15 +13,20 @@ pub mod rng;
 pub mod transport;
 
 #[cfg(test)]
+mod balloon_tests;
+#[cfg(test)]
 mod block_tests;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
 mod test_driver;
 
-use anyhow::Result;
+use std::sync::Arc;
 
-use queue::Virtqueue;
+use anyhow::Result;
+use vmm_sys_util::eventfd::EventFd;
+
+use queue::{Interrupt, Virtqueue};
 
 /// What a device has to tell and do.
 ///
@@ -35,14 +42,45 @@ pub trait VirtioDevice: Send + 'static {
     fn features(&self) -> u64 {
         0
     }
-    /// The configuration space, which the driver only reads.
-    fn config(&self) -> Vec<u8> {
-        Vec::new()
+    /// The configuration space.
+    fn config(&self) -> Arc<dyn ConfigSpace> {
+        Arc::new(Vec::new())
     }
-    /// The driver is ready and has accepted `features`.
-    fn activate(&mut self, _features: u64) {}
+    /// The driver is ready.
+    fn activate(&mut self, _ready: &Ready) {}
+    /// The driver has reset the device.
+    fn reset(&mut self) {}
     /// Serves queue `index`, which has been kicked. Runs on the device's own thread and may
     /// block. A request that is wrong is answered; an error means that the queue itself cannot
     /// be understood, and sets DEVICE_NEEDS_RESET.
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()>;
+}
+
+/// What a device gets when its driver is ready.
+pub struct Ready<'a> {
+    /// The features that the driver has accepted.
+    pub features: u64,
+    /// Tells the driver that the configuration space has changed.
+    pub interrupt: &'a Arc<Interrupt>,
+    /// One for each queue: written to, it makes the device serve it.
+    pub kicks: &'a [Arc<EventFd>],
+}
+
+/// A device's configuration space. vCPUs use it while the device is at work elsewhere.
+pub trait ConfigSpace: Send + Sync {
+    /// All of it.
+    fn read(&self) -> Vec<u8>;
+    /// The driver writes a word at `offset`, a multiple of 4 that can be beyond the end.
+    fn write(&self, _offset: usize, _value: u32) {}
+    /// Changes whenever the device has changed something (virtio 1.2, 2.5.1).
+    fn generation(&self) -> u32 {
+        0
+    }
+}
+
+/// One that never changes.
+impl ConfigSpace for Vec<u8> {
+    fn read(&self) -> Vec<u8> {
+        self.clone()
+    }
 }

@@ -77,12 +77,26 @@ impl Virtqueue {
         Self { queue, ram, interrupt, kick }
     }
 
+    /// The guest memory that the queue is in.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
     /// Calls `serve` for each request; it answers how many bytes it wrote, which completes the
     /// request. Fails when the driver made a ring or chain that cannot be followed.
+    pub fn serve_each(&mut self, mut serve: impl FnMut(&mut Chain) -> Result<u32>) -> Result<()> {
+        self.serve_some(|chain| serve(chain).map(Some))
+    }
+
+    /// As [`Self::serve_each`]; but a request that `serve` answers with `None` stays in the queue,
+    /// with all after it, until the next kick.
     ///
     /// A driver that keeps adding requests keeps neither the device from being stopped nor its
     /// other queues from being served: after its turn the queue kicks itself and returns.
-    pub fn serve_each(&mut self, mut serve: impl FnMut(&mut Chain) -> Result<u32>) -> Result<()> {
+    pub fn serve_some(
+        &mut self,
+        mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>>,
+    ) -> Result<()> {
         let ram = self.ram.clone();
         let end = Instant::now() + TURN;
         self.queue.disable_notification(&ram)?;
@@ -95,7 +109,10 @@ impl Virtqueue {
                 self.queue.disable_notification(&ram)?;
                 continue;
             };
-            let written = serve(&mut chain)?;
+            let Some(written) = serve(&mut chain)? else {
+                self.queue.go_to_previous_position();
+                return Ok(());
+            };
             self.queue.add_used(&ram, head, written)?;
             if self.queue.needs_notification(&ram)? {
                 self.interrupt.raise(USED_BUFFER);

@@ -11,8 +11,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::VirtioDevice;
 use super::queue::{Interrupt, Virtqueue};
+use super::{ConfigSpace, Ready, VirtioDevice};
 use crate::jail::ThreadKind;
 use crate::memory::GuestRam;
 use crate::worker::{StopFlag, Work, Worker, borrow};
@@ -32,8 +32,7 @@ pub struct Transport {
     pub(super) id: u32,
     /// Feature bits that are offered.
     pub(super) features: u64,
-    /// The configuration space: it does not change while the device runs elsewhere.
-    pub(super) config: Vec<u8>,
+    pub(super) config: Arc<dyn ConfigSpace>,
     pub(super) interrupt: Arc<Interrupt>,
     /// Feature bits that the driver accepts.
     pub(super) driver_features: u64,
@@ -141,7 +140,8 @@ impl Transport {
                 return Ok(());
             }
         };
-        device.activate(self.driver_features);
+        let (interrupt, kicks) = (&self.interrupt, &self.kicks[..]);
+        device.activate(&Ready { features: self.driver_features, interrupt, kicks });
         let ready = self.queues.iter().map(QueueT::ready).collect();
         let (status, interrupt) = (self.status.clone(), self.interrupt.clone());
         let work =
@@ -162,6 +162,9 @@ impl Transport {
             Life::Paused(work) => Life::Stopped(work.device),
             other => other,
         };
+        if let Life::Stopped(device) = &mut self.life {
+            device.reset();
+        }
         self.driver_features = 0;
         self.queues.iter_mut().for_each(QueueT::reset);
         self.interrupt.acknowledge(u32::MAX);

@@ -43,6 +43,9 @@ fn a_disk_has_one_writer() {
     assert!(!allowed(&["disk = 'd,readonly'", "disk = 'd,direct'"]));
     assert!(allowed(&["disk = 'd,readonly'", "disk = 'd,readonly'"]));
     assert!(allowed(&["disk = 'd'", "disk = 'e'"]));
+    assert!(allowed(&["disk = 'd,readonly'", "disk = 'd,overlay'", "disk = 'd,overlay=e'"]));
+    assert!(!allowed(&["disk = 'd'", "disk = 'd,overlay'"]));
+    assert!(!allowed(&["disk = 'd,overlay=e'", "disk = 'd,overlay=e'"]));
 }
 
 #[test]

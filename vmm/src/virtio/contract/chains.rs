@@ -121,7 +121,7 @@ fn chains_may_be_indirect_as_long_as_the_queue_and_in_any_ram() {
         for add in [Driver::add, Driver::add_indirect] {
             let head = add(driver, 0, &buffers);
             driver.kick(0);
-            assert_eq!(driver.wait_used(0), (head, subject.room as u32));
+            assert_eq!(driver.wait_used(0), (head, subject.written as u32));
         }
     });
 }

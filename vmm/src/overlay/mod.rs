@@ -1,0 +1,223 @@
+//! A layer over a disk: takes the guest's writes, so that many machines can share the disk. The format of its
+//! file is told in docs/overlay.md.
+
+mod bitmap;
+mod header;
+mod sector;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, openat};
+use rustix::io::retry_on_intr;
+use vmm_sys_util::tempfile::TempFile;
+
+use self::bitmap::Bitmap;
+use self::header::{BITMAP, Header};
+use crate::virtio::buffers::Buffers;
+
+fn unnamed_file() -> Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match openat(CWD, std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(file.into()),
+        // Not every file system has O_TMPFILE; this one has a name for an instant.
+        Err(_) => Ok(TempFile::new()?.into_file()),
+    }
+}
+
+/// Makes the name of a new file survive a crash of the host.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// What the guest wrote to a disk. It belongs to a base, a file that is only read.
+pub struct Layer {
+    file: File,
+    header: Header,
+    bitmap: Bitmap,
+    /// FLUSH has to make it survive a crash of the host.
+    kept: bool,
+    /// What was written may be lost: no bit may be set in the file any more.
+    failed: bool,
+}
+
+impl Layer {
+    /// The layer in the file at `path`, made if it is not there, over `base`, which has `len` bytes.
+    pub fn open(path: &Path, base: &File, len: u64) -> Result<Self> {
+        Self::open_unnamed(path, base, len).with_context(|| format!("overlay {}", path.display()))
+    }
+
+    fn open_unnamed(path: &Path, base: &File, len: u64) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+        options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path).context("cannot open it for writing")?;
+        let (ours, theirs) = (file.metadata()?, base.metadata()?);
+        ensure!(ours.is_file(), "not a regular file");
+        let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
+        ensure!(!same, "it is the disk itself: name another file");
+        if file.try_lock().is_err() {
+            bail!("in use by another machine: stop that one, or use another overlay");
+        }
+        let layer = Self::of_file(file, base, len, true)?;
+        if ours.len() == 0 {
+            sync_folder_of(path).context("cannot sync its folder")?;
+        }
+        Ok(layer)
+    }
+
+    /// A layer over `base`, which has `len` bytes, that is lost with its last clone.
+    pub fn temporary(base: &File, len: u64) -> Result<Self> {
+        let layer = || {
+            let file = unnamed_file().with_context(|| {
+                format!("cannot make a file in {}: set TMPDIR", std::env::temp_dir().display())
+            })?;
+            Self::of_file(file, base, len, false)
+        };
+        layer().context("temporary overlay")
+    }
+
+    /// The layer as it is in its file: complete once all that wrote to it are gone.
+    pub fn try_clone(&self) -> Result<Self> {
+        let file = self.file.try_clone()?;
+        let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
+        Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed: false })
+    }
+
+    fn of_file(file: File, base: &File, len: u64, kept: bool) -> Result<Self> {
+        let header = Header::new(base, len)?;
+        if file.metadata()?.len() == 0 {
+            let make = || {
+                file.write_all_at(&header.to_bytes(), 0)?;
+                file.set_len(header.file_len())?;
+                if kept { file.sync_all() } else { Ok(()) }
+            };
+            make().context("cannot make it")?;
+        }
+        header.check(&file)?;
+        let bitmap = Bitmap::load(&file, BITMAP, header.blocks())?;
+        Ok(Self { file, header, bitmap, kept, failed: false })
+    }
+
+    /// Reads into all of `data` from `offset` of the disk.
+    pub fn read(&self, base: &File, mut data: Buffers, mut offset: u64) -> io::Result<()> {
+        let end = offset + data.len() as u64;
+        while offset < end {
+            let (ours, until) = self.run(offset..end);
+            let part = data.take((until - offset) as usize);
+            match ours {
+                true => part.read_from_file(&self.file, self.header.data() + offset)?,
+                false => part.read_from_file(base, offset)?,
+            }
+            offset = until;
+        }
+        Ok(())
+    }
+
+    /// Writes all of `data` at `offset` of the disk.
+    pub fn write(&mut self, base: &File, data: Buffers, offset: u64) -> io::Result<()> {
+        let at = self.header.data() + offset;
+        let range = offset..offset + data.len() as u64;
+        self.change(base, range, |file| data.write_to_file(file, at))
+    }
+
+    /// Makes `len` bytes at `offset` of the disk read as zeroes. They take no space.
+    pub fn zero(&mut self, base: &File, offset: u64, len: u64) -> io::Result<()> {
+        let at = self.header.data() + offset;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.change(base, offset..offset + len, |file| {
+            Ok(retry_on_intr(|| fallocate(file, flags, at, len))?)
+        })
+    }
+
+    /// Makes what was written survive a crash of the host, if the layer is kept at all.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if !self.kept {
+            return Ok(());
+        }
+        if self.failed {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let result = self.commit();
+        self.failed = result.is_err();
+        result
+    }
+
+    /// Bits go to the file after the blocks that they stand for are there.
+    fn commit(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        if self.bitmap.is_dirty() {
+            self.bitmap.write(&self.file, BITMAP)?;
+            self.file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Does `change` to `range` of the disk; then all its blocks are the layer's.
+    fn change(
+        &mut self,
+        base: &File,
+        range: Range<u64>,
+        change: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let block = self.header.block;
+        let blocks = range.start / block..range.end.div_ceil(block);
+        // Blocks of which only a part changes get the rest from the base.
+        let first_is_cut = !range.start.is_multiple_of(block);
+        let last_is_cut = !range.end.is_multiple_of(block) && range.end != self.header.len;
+        if first_is_cut || last_is_cut && blocks.end - blocks.start == 1 {
+            self.copy_up(base, blocks.start)?;
+        }
+        if last_is_cut && blocks.end - blocks.start > 1 {
+            self.copy_up(base, blocks.end - 1)?;
+        }
+        change(&self.file)?;
+        self.bitmap.insert(blocks);
+        Ok(())
+    }
+
+    /// Copies a block that is not the layer's from `base`.
+    fn copy_up(&self, base: &File, block: u64) -> io::Result<()> {
+        if self.bitmap.has(block) {
+            return Ok(());
+        }
+        let offset = block * self.header.block;
+        let mut bytes = vec![0; self.header.block.min(self.header.len - offset) as usize];
+        base.read_exact_at(&mut bytes, offset)?;
+        self.file.write_all_at(&bytes, self.header.data() + offset)
+    }
+
+    /// Whether the start of `range` is in the layer, and where in `range` that changes.
+    fn run(&self, range: Range<u64>) -> (bool, u64) {
+        let mut block = range.start / self.header.block;
+        let ours = self.bitmap.has(block);
+        while block * self.header.block < range.end && self.bitmap.has(block) == ours {
+            block += 1;
+        }
+        (ours, range.end.min(block * self.header.block))
+    }
+}
+
+impl Drop for Layer {
+    /// As a disk does when its machine is turned off or reset in good order.
+    fn drop(&mut self) {
+        let result = match self.kept {
+            true => self.sync(),
+            false => self.bitmap.write(&self.file, BITMAP),
+        };
+        if let Err(error) = result {
+            log::error!("overlay: what was written last is lost: {error}");
+        }
+    }
+}
