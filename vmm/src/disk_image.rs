@@ -64,8 +64,8 @@ impl DiskImage {
         Ok(Self { file, path: config.path.clone(), len, readonly, direct, block_size })
     }
 
-    /// The same image for another life of the machine; the lock is held by all of them together.
-    pub fn try_clone(&self) -> Result<Self> {
+    /// The same open file for another life of the machine; the lock stays until the last is gone.
+    pub fn again(&self) -> Result<Self> {
         let named = || format!("disk {}", self.path.display());
         let file = self.file.try_clone().with_context(named)?;
         Ok(Self { file, path: self.path.clone(), ..*self })
