@@ -224,3 +224,18 @@ fn many_at_once_share_one_entry() {
         assert_eq!(kept(&cache).len(), 1);
     }
 }
+
+#[test]
+fn a_compressed_kernel_starts_again_with_a_cache_and_without() {
+    let cache = Dir::new();
+    let kernel = bzimage(&gzip(&guests::elf(&guests::acpi_reset())));
+    // The first time it is not in the cache, the second time it is; then there is none.
+    for args in [[].as_slice(), &[], &["--no-kernel-cache"]] {
+        let running = vmm(&kernel, &cache.path("")).args(args).start();
+        running.prints(&"boot 1\n".repeat(5));
+    }
+    let running = vmm(&kernel, &cache.path("")).start().prints("boot 1\n");
+    // What it has loaded it has open.
+    fs::remove_dir_all(kernels(&cache)).unwrap();
+    running.prints(&"boot 1\n".repeat(10));
+}

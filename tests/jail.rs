@@ -160,6 +160,21 @@ fn only_root_can_become_another() {
     }
 }
 
+#[test]
+fn whatever_the_machine_it_starts_again() {
+    let variants = [
+        ["--boot-report=report", "--trace-exits"].as_slice(),
+        &["--uart", "memory"],
+        &["--cmdline", "no-kvmclock"],
+        &["--cpus", "4", "--mem", "4G"],
+        &["--initrd", "initrd", "--", "true"],
+    ];
+    for args in variants {
+        let vmm = Vmm::new().guest(guests::acpi_reset).file("initrd", "x").args(args);
+        vmm.start().prints(&"boot 1\n".repeat(3));
+    }
+}
+
 /// The process in the jail: the only child of the one that was started.
 fn inside(running: &Running, name: &str) -> std::path::PathBuf {
     let pid = running.proc("");

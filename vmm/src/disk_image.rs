@@ -79,9 +79,9 @@ impl DiskImage {
 
     /// The same image for another life of the machine, after the last one has let go of it; the lock is held by
     /// all of them together.
-    pub fn try_clone(&self) -> Result<Self> {
+    pub fn again(&self) -> Result<Self> {
         let clone = || -> Result<Self> {
-            let layer = self.layer.as_ref().map(Layer::try_clone).transpose()?;
+            let layer = self.layer.as_ref().map(Layer::again).transpose()?;
             Ok(Self { file: self.file.try_clone()?, path: self.path.clone(), layer, ..*self })
         };
         clone().with_context(|| format!("disk {}", self.path.display()))

@@ -184,6 +184,13 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Has all threads share one heap, from now on. One of a thread's own grows and shrinks apart from the others, and to
+/// shrink one the C library opens a file (/proc/sys/vm/overcommit_memory), which is forbidden in the jail.
+pub fn share_heap() {
+    // SAFETY: it changes a number of the allocator's, before there are other threads (mallopt(3)).
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// How much of `ram` has host pages behind it, in KiB, as `maps` (/proc/PID/smaps, proc(5)) tells.
 pub fn resident_kib(ram: &GuestRam, maps: &str) -> u64 {
     let regions: Vec<_> =

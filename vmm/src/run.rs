@@ -30,6 +30,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
         false => Timeline::default(),
     };
     timeline.reach(Mark::Configured);
+    memory::share_heap();
     let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
     let kvm = host::open_kvm()?;
     host::check(&kvm, config)?;

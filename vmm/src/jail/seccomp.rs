@@ -3,6 +3,7 @@
 //! A filter is added to that of the thread which started this one; both have to allow a call. `rules` has the lists.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use rustix::process::getpid;
@@ -24,8 +25,11 @@ pub(super) struct Filters(Vec<(ThreadKind, BpfProgram)>);
 impl Filters {
     /// Compiles them.
     pub(super) fn new() -> Result<Self> {
-        let of = |kind| Ok((kind, compile(&rules::of(kind))?));
-        Ok(Self(ThreadKind::ALL.into_iter().map(of).collect::<Result<_>>()?))
+        let of = |kind| Ok((kind, compile(kind)?));
+        let start = Instant::now();
+        let filters: Vec<_> = ThreadKind::ALL.into_iter().map(of).collect::<Result<_>>()?;
+        log::debug!("{} filters are made in {:?}", filters.len(), start.elapsed());
+        Ok(Self(filters))
     }
 
     /// Adds that of `kind` to this thread, for good.
@@ -36,8 +40,8 @@ impl Filters {
     }
 }
 
-fn compile(calls: &[&[Call]]) -> Result<BpfProgram> {
-    let mut rules = Rules::new();
+fn compile(kind: ThreadKind) -> Result<BpfProgram> {
+    let (calls, mut rules) = (rules::of(kind), Rules::new());
     for Call(number, when) in calls.iter().copied().flatten() {
         let more = conditions(*when)?;
         match rules.get_mut(number) {
@@ -50,7 +54,8 @@ fn compile(calls: &[&[Call]]) -> Result<BpfProgram> {
     let filter =
         SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
     let mut program: BpfProgram = filter.try_into()?;
-    deny_clone3(&mut program)?;
+    let runs_guests = calls.iter().copied().flatten().any(Call::may_run_guests);
+    prepend(&mut program, runs_guests)?;
     Ok(program)
 }
 
@@ -70,19 +75,91 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>> {
     }
 }
 
-/// clone3's flags are out of a filter's sight, so that it is not there (ENOSYS), and the C library uses clone.
-fn deny_clone3(program: &mut BpfProgram) -> Result<()> {
+/// Puts in front of `program` what the library that makes it cannot say: KVM_RUN, most of all calls, is found at
+/// once; and clone3, whose flags are out of a filter's sight, is not there (ENOSYS): the C library uses clone then.
+fn prepend(program: &mut BpfProgram, runs_guests: bool) -> Result<()> {
+    // Codes of instructions (include/uapi/linux/bpf_common.h), and where arguments are (struct seccomp_data).
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    let number_is_loaded = program.iter().position(|step| step.code == LOAD && step.k == 0);
+    const NUMBER: u32 = 0;
+    const SECOND_ARGUMENT: u32 = 24;
+    let number_is_loaded = program.iter().position(|step| step.code == LOAD && step.k == NUMBER);
     let at = number_is_loaded.context("a filter that does not look at the call's number")? + 1;
-    let clone3 = u32::try_from(libc::SYS_clone3)?;
-    let not_there = u32::from(SeccompAction::Errno(libc::ENOSYS.cast_unsigned()));
-    let steps = [
-        sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: clone3 },
-        sock_filter { code: RETURN, jt: 0, jf: 0, k: not_there },
-    ];
+    let step = |code, k| sock_filter { code, jt: 0, jf: 0, k };
+    let unless_equal_skip = |jf, k| sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf, k };
+    let not_there = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    let mut steps = Vec::new();
+    if runs_guests {
+        steps.extend([
+            unless_equal_skip(4, u32::try_from(libc::SYS_ioctl)?),
+            step(LOAD, SECOND_ARGUMENT),
+            unless_equal_skip(1, u32::try_from(rules::KVM_RUN)?),
+            step(RETURN, SeccompAction::Allow.into()),
+            step(LOAD, NUMBER),
+        ]);
+    }
+    steps.extend([
+        unless_equal_skip(1, u32::try_from(libc::SYS_clone3)?),
+        step(RETURN, not_there.into()),
+    ]);
     program.splice(at..at, steps);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_thread_may_open_connect_run_or_trace_anything() {
+        let never = [
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_creat,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_clone3,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_userfaultfd,
+            libc::SYS_unlink,
+            libc::SYS_unlinkat,
+            libc::SYS_rename,
+            libc::SYS_setuid,
+            libc::SYS_keyctl,
+            libc::SYS_perf_event_open,
+            libc::SYS_memfd_secret,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_sendmsg,
+        ];
+        for kind in ThreadKind::ALL {
+            let allowed = rules::of(kind);
+            for Call(number, _) in allowed.iter().copied().flatten() {
+                assert!(!never.contains(number), "{kind:?} may make system call {number}");
+            }
+            assert!(compile(kind).unwrap().len() < 300, "{kind:?}: a filter runs at many a call");
+        }
+    }
+
+    #[test]
+    fn only_cpus_and_what_starts_them_run_guests() {
+        for kind in ThreadKind::ALL {
+            let runs = rules::of(kind).iter().copied().flatten().any(|call| call.may_run_guests());
+            assert_eq!(runs, [ThreadKind::Vcpu, ThreadKind::Starter].contains(&kind), "{kind:?}");
+        }
+    }
 }

@@ -142,7 +142,7 @@ fn add_pc_devices(
 fn virtio_devices(config: &MachineConfig, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
-        let block = Block::new(image.try_clone()?, index, disk.id.as_deref(), config.cpus.count());
+        let block = Block::new(image.again()?, index, disk.id.as_deref(), config.cpus.count());
         devices.push(Box::new(block));
     }
     devices.push(Box::new(Rng));

@@ -86,7 +86,7 @@ impl Layer {
     }
 
     /// The layer as it is in its file: complete once all that wrote to it are gone.
-    pub fn try_clone(&self) -> Result<Self> {
+    pub fn again(&self) -> Result<Self> {
         let file = self.file.try_clone()?;
         let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
         Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed: false })

@@ -81,11 +81,11 @@ fn a_temporary_layer_lives_as_long_as_its_process_and_is_its_disks_own() {
     let files = Files::new(LEN);
     let open = || Layer::temporary(files.base.as_file(), LEN as u64).unwrap();
     let first = open();
-    let mut life = first.try_clone().unwrap();
+    let mut life = first.again().unwrap();
     files.write(&mut life, 700, b"new");
     life.sync().unwrap();
     drop(life);
-    assert_eq!(files.read(&first.try_clone().unwrap(), 700, 3), b"new", "after a reset");
+    assert_eq!(files.read(&first.again().unwrap(), 700, 3), b"new", "after a reset");
     assert_eq!(files.read(&open(), 0, LEN), pattern(LEN, 0), "another disk's");
 }
 
