@@ -187,7 +187,7 @@ fn it_is_as_it_was_after_an_error_at_start() {
 
 #[test]
 fn it_is_left_alone_when_the_console_is_a_file() {
-    let vmm = vmm().guest(guests::busy).args(["--console", "log", "--timeout", "500ms"]);
+    let vmm = vmm().guest(guests::busy).args(["--console", "log", "--timeout", "2s"]);
     let terminal = Terminal::new();
     let running = terminal.start(vmm).until(|vm| vm.threads().contains(&"vcpu0".into()));
     assert!(!terminal.is_raw(), "nobody types to a console that is a file");
