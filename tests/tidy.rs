@@ -8,11 +8,11 @@ use std::process::Command;
 
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
-const MAX_PRODUCTION_LINES: usize = 10_000;
+const MAX_PRODUCTION_LINES: usize = 12_000;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 
 /// The only files that may contain `unsafe`.
-const UNSAFE_FILES: [&str; 10] = [
+const UNSAFE_FILES: [&str; 13] = [
     "vmm/src/coalesced.rs",
     "vmm/src/command.rs",
     "vmm/src/exits.rs",
@@ -20,6 +20,9 @@ const UNSAFE_FILES: [&str; 10] = [
     "vmm/src/vcpu.rs",
     "vmm/src/worker.rs",
     "vmm/src/virtio/buffers.rs",
+    "guest-images/hostile/src/driver.rs",
+    "guest-images/hostile/src/machine.rs",
+    "guest-images/hostile/src/main.rs",
     "tests/fixture.rs",
     "tests/guests.rs",
     "tests/terminal.rs",
