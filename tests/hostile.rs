@@ -14,7 +14,8 @@ use crate::fixture::{Dir, Running, Vmm};
 use crate::images::image;
 
 /// All that ever run in a machine of three CPUs, a disk and the random number generator.
-const THREADS: [&str; 7] = ["console", "disk0", "rng", "tinyvmm", "vcpu0", "vcpu1", "vcpu2"];
+const THREADS: [&str; 8] =
+    ["console", "disk0", "rng", "starter", "tinyvmm", "vcpu0", "vcpu1", "vcpu2"];
 /// Where the guest notes that its disk works: "alive at", and how often.
 const ALIVE: u64 = 7 * 512;
 
