@@ -37,7 +37,7 @@ impl Attack {
     fn start(name: &str) -> Self {
         let dir = Dir::new();
         let disk = dir.path("disk");
-        fs::write(&disk, [0; 64 << 10]).unwrap();
+        fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
         let kernel = image("hostile").into_os_string().into_string().unwrap();
         let args = ["--kernel", &kernel, "--mem", "64M", "--cpus", "3", "--uart", "memory"];
         let vmm = Vmm::new().args(args).args(["--disk", disk.to_str().unwrap()]);

@@ -174,7 +174,7 @@ fn rings(attacker: &mut Attacker) -> Result<(), &'static str> {
 fn chains(attacker: &mut Attacker) -> Result<(), &'static str> {
     let device = attacker.device();
     attacker.work(device);
-    let ends = [0, 1, 2, 6, 127, 128, 129, u64::MAX >> 9, u64::MAX];
+    let ends = [0, 1, 2, 6, 2047, 2048, 32_767, 32_768, u64::MAX >> 9, u64::MAX];
     for _ in 0..32 {
         let queue = attacker.random.below(4);
         for _ in 0..8 {

@@ -2,7 +2,7 @@
 //!
 //! `attack=NAME seed=N` on the command line choose what it does (attacks.rs). It attacks until 'c' is typed; then it
 //! resets the devices, uses them as a driver should, notes on the disk that they work, and goes on. "quit!" powers
-//! the machine off. Wanted: three CPUs, 64 MiB, a disk of 64 KiB or more, `--uart memory`.
+//! the machine off. Wanted: three CPUs, 64 MiB, a disk of 1 MiB or more, `--uart memory`.
 
 #![no_std]
 #![no_main]
