@@ -132,6 +132,7 @@ fn a_file_that_cannot_be_read() {
     run(".").refuses(2, &["configuration file .", "cannot read it", "directory"]);
     let binary = Vmm::new().file("binary", b"\x7fELF\xff\xfe").args(["--config", "binary"]);
     binary.run().refuses(2, &["configuration file binary", "UTF-8"]);
+    run("/dev/zero").refuses(2, &["configuration file /dev/zero", "larger than 1024 KiB"]);
 }
 
 #[test]

@@ -133,6 +133,12 @@ impl Vmm {
         self
     }
 
+    /// It may take this much longer.
+    pub fn patiently(mut self, more: Duration) -> Self {
+        self.limit += more;
+        self
+    }
+
     pub fn dir(&self) -> &Dir {
         &self.dir
     }

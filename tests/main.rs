@@ -14,6 +14,8 @@ mod files;
 mod fixture;
 mod guests;
 mod host;
+mod hostile;
+mod images;
 mod jail;
 mod linux;
 mod measure;

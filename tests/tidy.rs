@@ -12,7 +12,7 @@ const MAX_PRODUCTION_LINES: usize = 12_000;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 
 /// The only files that may contain `unsafe`.
-const UNSAFE_FILES: [&str; 11] = [
+const UNSAFE_FILES: [&str; 14] = [
     "vmm/src/coalesced.rs",
     "vmm/src/command.rs",
     "vmm/src/exits.rs",
@@ -21,6 +21,9 @@ const UNSAFE_FILES: [&str; 11] = [
     "vmm/src/vcpu.rs",
     "vmm/src/worker.rs",
     "vmm/src/virtio/buffers.rs",
+    "guest-images/hostile/src/driver.rs",
+    "guest-images/hostile/src/machine.rs",
+    "guest-images/hostile/src/main.rs",
     "tests/fixture.rs",
     "tests/guests.rs",
     "tests/terminal.rs",
@@ -213,6 +216,79 @@ fn the_architecture_is_told_in_short_and_whole() {
         let exists = sources.iter().any(|name| format!("/{name}").ends_with(&format!("/{word}")));
         assert!(exists, "ARCHITECTURE.md names {word}, which does not exist");
     }
+}
+
+/// Lints and macros by which unsafe code could come in unseen are as they should be.
+#[test]
+fn nothing_gets_around_the_rules_for_unsafe() {
+    for name in ["Cargo.toml", "guest-images/hostile/Cargo.toml"] {
+        let text = read(name);
+        for lint in [
+            "undocumented_unsafe_blocks",
+            "multiple_unsafe_ops_per_block",
+            "unsafe_op_in_unsafe_fn",
+        ] {
+            assert!(text.contains(&format!("{lint} = \"deny\"")), "{name} does not deny {lint}");
+        }
+    }
+    assert!(read("vmm/Cargo.toml").contains("[lints]\nworkspace = true"));
+    for name in rust_files().iter().filter(|name| *name != "tests/tidy.rs") {
+        for (index, line) in read(name).lines().enumerate() {
+            let line = code(line);
+            let place = format!("{name}:{}", index + 1);
+            let allows = line.contains("allow(") || line.contains("expect(");
+            assert!(!(allows && line.contains("unsafe_")), "{place}: a lint for unsafe is off");
+            // Of a file that does not end in .rs it would not be seen here.
+            assert!(!has_word(line, "include"), "{place}: code from elsewhere");
+        }
+    }
+}
+
+#[test]
+fn dependencies_are_from_the_registry_and_locked() {
+    const REGISTRY: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
+    for (lock, ours) in [("Cargo.lock", "tinyvmm"), ("guest-images/hostile/Cargo.lock", "hostile")]
+    {
+        let text = read(lock);
+        let mut own = 0;
+        for package in text.split("[[package]]").skip(1) {
+            if package.contains(&format!("name = \"{ours}\"\n")) {
+                own += 1;
+                continue;
+            }
+            assert!(package.contains(REGISTRY), "{lock}: not from crates.io:{package}");
+            assert!(package.contains("checksum = \""), "{lock}: no checksum:{package}");
+        }
+        assert_eq!(own, 1, "{lock}: the crate itself");
+    }
+}
+
+#[test]
+fn tests_that_the_threat_model_names_exist() {
+    let mut sources = rust_files();
+    sources.retain(|name| name.starts_with("vmm/") || name.starts_with("tests/"));
+    let sources: Vec<_> = sources.iter().map(|name| read(name)).collect();
+    // A function after an attribute or, in proptest!, a comment: a helper has neither.
+    let is_test = |name: &str| {
+        let head = format!("    fn {name}(");
+        sources.iter().any(|text| {
+            let text = text.replace("#[test]\nfn ", "#[test]\n    fn ");
+            text.match_indices(&head).any(|(at, _)| text[..at].trim_end().ends_with("#[test]"))
+        })
+    };
+    let text = read("THREAT_MODEL.md");
+    let words = text.split('`').skip(1).step_by(2);
+    let is_name = |word: &&str| {
+        word.contains('_')
+            && word.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    let names: HashSet<_> =
+        words.filter(is_name).filter(|word| *word != "code_like_this").collect();
+    for name in &names {
+        assert!(is_test(name), "THREAT_MODEL.md names the test {name}, which does not exist");
+    }
+    assert!(names.len() > 50, "only {} tests are found: is this test blind?", names.len());
+    assert!(text.lines().count() <= MAX_ARCHITECTURE_LINES, "THREAT_MODEL.md is long");
 }
 
 #[test]

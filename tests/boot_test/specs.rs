@@ -24,6 +24,7 @@ fn what_is_no_spec() {
     binary.run().refuses(2, &["binary: cannot read it", "UTF-8"]);
     let large = Vmm::new().sparse_file("large", 2 << 20).args(["boot-test", "large"]);
     large.run().refuses(2, &["large: is larger than 1024 KiB"]);
+    run("/dev/zero").refuses(2, &["/dev/zero: is larger than 1024 KiB"]);
     Vmm::new().args(["boot-test"]).run().refuses(2, &["SPEC"]);
 }
 

@@ -11,13 +11,11 @@ mod disk;
 mod ends;
 mod small;
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
 
 use crate::fixture::{Outcome, Vmm};
+use crate::images::image;
 
 /// Printed by the images' init, once a boot.
 const INIT: &str = "tinyvmm-init: up after";
@@ -67,20 +65,6 @@ impl Kernel {
 fn then_run(script: &str) -> String {
     assert!(!script.contains(['"', '\n']), "the kernel would take it apart: {script}");
     format!("-- \"{script}\"")
-}
-
-/// What guest-images/build makes of `recipe`. Slow if that was not done before.
-fn image(recipe: &str) -> PathBuf {
-    static IMAGES: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
-    let build = || {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/build");
-        let built = Command::new(script).arg(recipe).output().expect("guest-images/build runs");
-        let said = String::from_utf8_lossy(&built.stderr);
-        assert!(built.status.success(), "guest-images/build {recipe}: {said}");
-        PathBuf::from(String::from_utf8(built.stdout).unwrap().trim_end())
-    };
-    let mut images = IMAGES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    images.get_or_insert_default().entry(recipe.into()).or_insert_with(build).clone()
 }
 
 /// The flag for the disk in `path`, with options such as `,readonly`.

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -13,6 +15,9 @@ use log::LevelFilter;
 
 use crate::boot_test;
 use crate::config::MachineConfig;
+
+/// Largest configuration file, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// Exit code of an internal error.
 pub const EXIT_INTERNAL: u8 = 1;
@@ -176,9 +181,18 @@ fn cli(matches: &ArgMatches) -> Result<Cli> {
     Cli::from_arg_matches(matches).map_err(|e| one_line(&e))
 }
 
+/// Reads a file that is to be text of at most `max` bytes. It may be a pipe, or endless.
+pub fn read_text(file: &Path, max: u64) -> Result<String> {
+    let mut text = String::new();
+    let read = |file: File| file.take(max + 1).read_to_string(&mut text);
+    File::open(file).and_then(read).context("cannot read it")?;
+    ensure!(text.len() as u64 <= max, "is larger than {} KiB", max >> 10);
+    Ok(text)
+}
+
 /// The flags that `file` stands for, without those that the command line gives itself.
 fn flags_of_file(file: &Path, given: &ArgMatches) -> Result<Vec<OsString>> {
-    let text = std::fs::read_to_string(file).context("cannot read it")?;
+    let text = read_text(file, MAX_CONFIG)?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| toml_error(&text, &e))?;
     let command = Cli::command();
     let known: Vec<&Arg> = command.get_arguments().filter(|a| is_key(a)).collect();

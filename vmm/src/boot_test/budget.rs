@@ -111,12 +111,10 @@ impl Baseline {
     /// Reads the file `path`.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let named = || format!("baseline {}", path.display());
-        let size = std::fs::metadata(path)
+        std::fs::metadata(path)
             .context("cannot read it (--save-baseline makes it)")
-            .with_context(named)?
-            .len();
-        ensure!(size <= MAX_BASELINE, "{}: is larger than {} MiB", named(), MAX_BASELINE >> 20);
-        let text = std::fs::read_to_string(path).context("cannot read it").with_context(named)?;
+            .with_context(named)?;
+        let text = cli::read_text(path, MAX_BASELINE).with_context(named)?;
         let baseline: Self = serde_json::from_str(&text).with_context(named)?;
         ensure!(
             baseline.schema == SCHEMA,

@@ -37,11 +37,7 @@ impl Spec {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let size = std::fs::metadata(path).context("cannot read it").with_context(named)?.len();
-        if size > MAX_SPEC {
-            bail!("{}: is larger than {} KiB: it is no spec", named(), MAX_SPEC >> 10);
-        }
-        let text = std::fs::read_to_string(path).context("cannot read it").with_context(named)?;
+        let text = cli::read_text(path, MAX_SPEC).with_context(named)?;
         let folder = std::path::absolute(folder).with_context(named)?;
         Self::parse(&text, folder).with_context(named)
     }

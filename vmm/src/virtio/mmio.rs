@@ -88,8 +88,12 @@ impl Mmio {
         }
     }
 
-    /// Only between FEATURES_OK and DRIVER_OK, and only while the queue is not ready.
+    /// Only between FEATURES_OK and DRIVER_OK, and only while the queue is not ready; but a driver
+    /// may stop using a queue at any time.
     fn write_queue_register(&mut self, offset: u32, value: u32) {
+        if (offset, value) == (reg::VIRTIO_MMIO_QUEUE_READY, 0) {
+            return self.transport.stop_queue(self.queue_sel as usize);
+        }
         if !self.transport.in_setup(VIRTIO_CONFIG_S_FEATURES_OK) {
             return;
         }

@@ -173,6 +173,20 @@ impl Transport {
         self.status.store(status, Ordering::SeqCst);
     }
 
+    /// The driver takes queue `index` back. Returns when none of its requests is in flight any more;
+    /// it is not served again before the next reset (virtio 1.2, 4.2.3.2).
+    pub(super) fn stop_queue(&mut self, index: usize) {
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return };
+        queue.set_ready(false);
+        self.pause();
+        if let Life::Paused(work) = &mut self.life {
+            work.ready[index] = false;
+        }
+        if let Err(error) = self.resume() {
+            needs_reset(&self.status, &self.interrupt, &error);
+        }
+    }
+
     /// Stops the device's thread; it keeps its place in the queues.
     pub(super) fn pause(&mut self) {
         self.life = match std::mem::replace(&mut self.life, Life::Dead) {

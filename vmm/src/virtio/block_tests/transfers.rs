@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
+use vmm_sys_util::tempfile::TempFile;
 
 use super::{Disk, LEN, SECTORS, header, pattern};
 use crate::virtio::test_driver::DATA;
@@ -18,6 +19,22 @@ fn reads_return_what_the_file_holds() {
     assert_eq!(disk.read(0, 512), (VIRTIO_BLK_S_OK, file[..512].to_vec()));
     assert_eq!(disk.read(5, 1024), (VIRTIO_BLK_S_OK, file[5 * 512..7 * 512].to_vec()));
     assert_eq!(disk.read(0, LEN), (VIRTIO_BLK_S_OK, file));
+}
+
+#[test]
+fn a_file_that_looks_like_another_format_is_read_as_it_is() {
+    // A qcow2 of 1 GiB with a backing file (QEMU docs/interop/qcow2.rst), VMDK, VHD, VHDX.
+    let words = [3u32, 0, 104, 11, 16, 0, 1 << 30].map(u32::to_be_bytes).concat();
+    let qcow2 = [b"QFI\xfb", words.as_slice(), &[0; 72], b"/etc/passwd"].concat();
+    for start in [qcow2.as_slice(), b"KDMV", b"conectix", b"vhdxfile"] {
+        let mut contents = pattern(LEN, 3);
+        contents[..start.len()].copy_from_slice(start);
+        let file = TempFile::new().unwrap();
+        std::fs::write(file.as_path(), &contents).unwrap();
+        let mut disk = Disk::open_file(file, false, false, LEN as u64).unwrap();
+        assert_eq!(u64::from(disk.driver.get(VIRTIO_MMIO_CONFIG)), SECTORS);
+        assert_eq!(disk.read(0, LEN), (VIRTIO_BLK_S_OK, contents));
+    }
 }
 
 #[test]

@@ -147,3 +147,27 @@ fn a_queue_that_is_not_ready_is_never_looked_at() {
         assert_eq!((driver.used_index(0), driver.interrupt_status()), (0, 0));
     });
 }
+
+#[test]
+fn a_queue_that_is_taken_back_is_not_served_any_more_and_the_others_are() {
+    for_each_device(|subject, driver| {
+        for queue in 0..driver.queue_count() {
+            driver.init();
+            (0..64).for_each(|_| _ = subject.add(driver, queue));
+            driver.kick(queue);
+            driver.set(VIRTIO_MMIO_QUEUE_SEL, queue as u32);
+            driver.set(VIRTIO_MMIO_QUEUE_READY, 0);
+            let answered = driver.used_index(queue);
+            assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0);
+            driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
+            assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0, "only a reset brings it back");
+            subject.add(driver, queue);
+            driver.kick(queue);
+            for other in (0..driver.queue_count()).filter(|other| *other != queue) {
+                driver.request(other, subject.request, subject.room);
+            }
+            thread::sleep(Duration::from_millis(5));
+            assert_eq!(driver.used_index(queue), answered, "queue {queue}");
+        }
+    });
+}

@@ -1,0 +1,20 @@
+//! What guests boot, made by guest-images/build.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// What guest-images/build makes of `recipe`. Slow if that was not done before.
+pub fn image(recipe: &str) -> PathBuf {
+    static IMAGES: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    let build = || {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/build");
+        let built = Command::new(script).arg(recipe).output().expect("guest-images/build runs");
+        let said = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "guest-images/build {recipe}: {said}");
+        PathBuf::from(String::from_utf8(built.stdout).unwrap().trim_end())
+    };
+    let mut images = IMAGES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    images.get_or_insert_default().entry(recipe.into()).or_insert_with(build).clone()
+}
