@@ -1,11 +1,13 @@
 //! What file is this kernel, and how does it get into guest memory?
 
 pub mod cache;
+pub mod unpack;
 
 mod bzimage;
 mod elf;
 mod kaslr;
-mod unpack;
+#[cfg(test)]
+mod pack;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
