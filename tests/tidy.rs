@@ -65,7 +65,7 @@ fn end_of_item(lines: &[&str], start: usize) -> usize {
         indent(line) == depth && (line.trim_start().starts_with('}') || line.ends_with(';'))
     };
     let first = lines[start].trim_end();
-    if first.ends_with(';') || first.ends_with('}') {
+    if first.ends_with([';', '}', ',']) {
         return start;
     }
     let after = lines[start + 1..].iter().position(ends);

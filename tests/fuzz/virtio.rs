@@ -131,7 +131,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             contents[8] = sector;
             contents[16] = sector; // a range's sector, its count behind it
             contents[24] = 1;
-            for len in [16, 32, 64] {
+            for len in [16, 20, 32, 63] {
                 let mut seed = vec![10, 4 << (kind & 1), len];
                 seed.extend(&contents[..len.into()]);
                 seed.extend([room as u8, (room >> 8) as u8, 1, 0]);

@@ -2,6 +2,8 @@
 //! hangs, and works again after a reset.
 
 #[cfg(test)]
+mod by_hand;
+#[cfg(test)]
 mod chains;
 #[cfg(test)]
 mod lifecycle;

@@ -89,7 +89,6 @@ impl Driver {
     }
 
     /// Makes the device work on the driver's own thread, whenever it is kicked.
-    #[cfg(fuzzing)]
     pub fn by_hand(mut self) -> Self {
         self.mmio.transport.by_hand = true;
         self
@@ -304,7 +303,6 @@ impl Driver {
     /// Tells the device to look at `queue`.
     pub fn kick(&mut self, queue: usize) {
         self.set(VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
-        #[cfg(fuzzing)]
         self.mmio.transport.serve();
     }
 

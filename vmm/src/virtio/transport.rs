@@ -43,8 +43,8 @@ pub struct Transport {
     ram: GuestRam,
     life: Life,
     /// The device has no thread: it works when it is told to [`serve`](Self::serve), so that what a
-    /// fuzzer finds can be repeated.
-    #[cfg(fuzzing)]
+    /// fuzzer finds can be repeated, and miri can run it.
+    #[cfg(any(test, fuzzing))]
     pub(super) by_hand: bool,
 }
 
@@ -76,7 +76,7 @@ impl Transport {
             kicks,
             ram,
             life: Life::Stopped(device),
-            #[cfg(fuzzing)]
+            #[cfg(any(test, fuzzing))]
             by_hand: false,
         })
     }
@@ -187,7 +187,7 @@ impl Transport {
         match std::mem::replace(&mut self.life, Life::Dead) {
             Life::Paused(work) => {
                 work.kicks.iter().try_for_each(|kick| kick.write(1))?;
-                #[cfg(fuzzing)]
+                #[cfg(any(test, fuzzing))]
                 if self.by_hand {
                     self.life = Life::Paused(work);
                     return Ok(());
@@ -200,7 +200,7 @@ impl Transport {
     }
 
     /// Gives each queue that was kicked a turn, on this thread.
-    #[cfg(fuzzing)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn serve(&mut self) {
         let Life::Paused(work) = &mut self.life else { return };
         for index in (0..work.kicks.len()).filter(|_| self.by_hand) {
