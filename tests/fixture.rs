@@ -6,60 +6,20 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+pub use crate::dir::Dir;
 use crate::guests;
 
 /// The binary under test.
 pub const TINYVMM: &str = env!("CARGO_BIN_EXE_tinyvmm");
 /// How long anything may take before the test fails.
 const LIMIT: Duration = Duration::from_secs(90);
-
-/// A folder that goes away with the value.
-pub struct Dir(PathBuf);
-
-impl Dir {
-    pub fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let new_path = || {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            std::env::temp_dir().join(format!("tinyvmm-{}-{count}", std::process::id()))
-        };
-        let mut path = new_path();
-        // One that a test process of this number left when it was killed may be there.
-        while let Err(error) = fs::create_dir(&path) {
-            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{}: {error}", path.display());
-            path = new_path();
-        }
-        Self(path.canonicalize().unwrap())
-    }
-
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Names of what is in it, sorted.
-    pub fn entries(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A tinyvmm that is about to be started.
 pub struct Vmm {

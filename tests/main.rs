@@ -10,6 +10,7 @@ mod cache;
 mod cli;
 mod config;
 mod console;
+mod dir;
 mod files;
 mod fixture;
 mod guests;

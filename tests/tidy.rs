@@ -8,8 +8,10 @@ use std::process::Command;
 
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
-const MAX_PRODUCTION_LINES: usize = 12_000;
+const MAX_PRODUCTION_LINES: usize = 13_000;
 const MAX_ARCHITECTURE_LINES: usize = 150;
+/// What is before an item that no user gets.
+const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 
 /// The only files that may contain `unsafe`.
 const UNSAFE_FILES: [&str; 14] = [
@@ -67,7 +69,7 @@ fn end_of_item(lines: &[&str], start: usize) -> usize {
         indent(line) == depth && (line.trim_start().starts_with('}') || line.ends_with(';'))
     };
     let first = lines[start].trim_end();
-    if first.ends_with(';') || first.ends_with('}') {
+    if first.ends_with([';', '}', ',']) {
         return start;
     }
     let after = lines[start + 1..].iter().position(ends);
@@ -78,9 +80,10 @@ fn end_of_item(lines: &[&str], start: usize) -> usize {
 fn test_lines(text: &str) -> Vec<bool> {
     let lines: Vec<&str> = text.lines().collect();
     let mut is_test = vec![false; lines.len()];
-    for (index, _) in lines.iter().enumerate().filter(|(_, line)| line.trim() == "#[cfg(test)]") {
+    let is_mark = |line: &str| TEST_ONLY.contains(&line.trim());
+    for (index, _) in lines.iter().enumerate().filter(|(_, line)| is_mark(line)) {
         let item = (index + 1..lines.len()).find(|at| !lines[*at].trim().starts_with("#["));
-        let end = end_of_item(&lines, item.expect("an item after #[cfg(test)]"));
+        let end = end_of_item(&lines, item.expect("an item after its mark"));
         is_test[index..=end].fill(true);
     }
     is_test
@@ -106,10 +109,10 @@ fn test_modules(files: &[String]) -> HashSet<String> {
     modules
 }
 
-/// Lines of production code in each file of vmm/src.
+/// Lines of production code in each file of vmm/.
 fn production_lines() -> Vec<(String, usize)> {
     let mut files = rust_files();
-    files.retain(|name| name.starts_with("vmm/src/"));
+    files.retain(|name| name.starts_with("vmm/"));
     let modules = test_modules(&files);
     let in_tests = |name: &str| {
         modules.iter().any(|module| {
@@ -247,19 +250,21 @@ fn nothing_gets_around_the_rules_for_unsafe() {
 #[test]
 fn dependencies_are_from_the_registry_and_locked() {
     const REGISTRY: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
-    for (lock, ours) in [("Cargo.lock", "tinyvmm"), ("guest-images/hostile/Cargo.lock", "hostile")]
-    {
+    let locks: [(&str, &[&str]); 2] = [
+        ("Cargo.lock", &["tinyvmm", "tinyvmm-fuzz", "unpack"]),
+        ("guest-images/hostile/Cargo.lock", &["hostile"]),
+    ];
+    for (lock, ours) in locks {
         let text = read(lock);
-        let mut own = 0;
-        for package in text.split("[[package]]").skip(1) {
-            if package.contains(&format!("name = \"{ours}\"\n")) {
-                own += 1;
-                continue;
-            }
+        let (own, others): (Vec<_>, Vec<_>) =
+            text.split("[[package]]").skip(1).partition(|package| {
+                ours.iter().any(|name| package.contains(&format!("name = \"{name}\"\n")))
+            });
+        assert_eq!(own.len(), ours.len(), "{lock}: the crates themselves");
+        for package in others {
             assert!(package.contains(REGISTRY), "{lock}: not from crates.io:{package}");
             assert!(package.contains("checksum = \""), "{lock}: no checksum:{package}");
         }
-        assert_eq!(own, 1, "{lock}: the crate itself");
     }
 }
 

@@ -82,6 +82,12 @@ pub struct Options {
     save_baseline: bool,
 }
 
+/// Reads the text of a spec, and says how many machines it describes.
+#[cfg(fuzzing)]
+pub fn read_spec(text: &str) -> Result<usize> {
+    Ok(Spec::parse(text, "/".into())?.tests.len())
+}
+
 /// Runs the tests. Exit code 0: all passed; 1: not all; 2: the spec is wrong; 3: no machine can run here.
 pub fn main(options: &Options) -> ExitCode {
     let spec = match Spec::read(&options.spec).and_then(|spec| only(spec, options)) {

@@ -87,6 +87,20 @@ impl Disk {
         room: usize,
         cuts: &[usize],
     ) -> (u32, Vec<u8>) {
+        let answers = self.offer(kind, sector, data, room, cuts);
+        self.driver.kick(0);
+        self.answer(&answers)
+    }
+
+    /// Makes a request available, and returns where its answer will be.
+    fn offer(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        data: &[u8],
+        room: usize,
+        cuts: &[usize],
+    ) -> Vec<Buffer> {
         let request = [&header(kind, sector), data].concat();
         let mut free = DATA + u64::from(!cuts.is_empty());
         let mut buffers = cut(&mut free, request.len(), cuts, false);
@@ -99,12 +113,17 @@ impl Disk {
         let answers = cut(&mut free, room + 1, cuts, true);
         buffers.extend(&answers);
         self.driver.add_indirect(0, &buffers);
-        self.driver.kick(0);
+        answers
+    }
+
+    /// Waits for an answer: its status and the rest of it.
+    fn answer(&mut self, answers: &[Buffer]) -> (u32, Vec<u8>) {
         let (_, written) = self.driver.wait_used(0);
+        let room: usize = answers.iter().map(|(_, len, _)| *len as usize).sum();
         let read = |(address, len, _): &Buffer| self.driver.read(*address, *len as usize);
         let mut answer: Vec<_> = answers.iter().flat_map(read).collect();
         let status = u32::from(answer.pop().unwrap());
-        assert!((1..=room + 1).contains(&(written as usize)));
+        assert!((1..=room).contains(&(written as usize)));
         (status, answer)
     }
 

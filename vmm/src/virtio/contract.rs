@@ -1,17 +1,22 @@
 //! One contract for every virtio device: whatever a driver does, the device neither panics nor
 //! hangs, and works again after a reset.
 
+#[cfg(test)]
+mod by_hand;
+#[cfg(test)]
 mod chains;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
 mod notifications;
+#[cfg(test)]
 mod queue_setup;
+#[cfg(test)]
 mod random;
+#[cfg(test)]
 mod registers;
+#[cfg(test)]
 mod turns;
-
-use std::panic::resume_unwind;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use vmm_sys_util::tempfile::TempFile;
 
@@ -24,9 +29,9 @@ use crate::config::DiskConfig;
 use crate::disk_image::DiskImage;
 
 /// A device and a request that it answers by writing `written` of `room` bytes.
-struct Subject {
-    name: &'static str,
-    make: fn() -> Box<dyn VirtioDevice>,
+pub struct Subject {
+    pub name: &'static str,
+    pub make: fn() -> Box<dyn VirtioDevice>,
     request: &'static [u8],
     room: usize,
     written: usize,
@@ -34,8 +39,8 @@ struct Subject {
     late: &'static [usize],
 }
 
-/// All devices. A new one is a new line.
-const SUBJECTS: [Subject; 5] = [
+/// All devices. A new one is a new line; it is tested and fuzzed with that.
+pub const SUBJECTS: [Subject; 5] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
@@ -65,7 +70,7 @@ fn disk(options: &str) -> Box<dyn VirtioDevice> {
 
 impl Subject {
     /// A request on each queue is answered.
-    fn works(&self, driver: &mut Driver) {
+    pub fn works(&self, driver: &mut Driver) {
         for queue in (0..driver.queue_count()).filter(|queue| !self.late.contains(queue)) {
             let (_, written) = driver.request(queue, self.request, self.room);
             assert_eq!(written as usize, self.written);
@@ -73,7 +78,7 @@ impl Subject {
     }
 
     /// Makes a good request available and does not wait for its answer.
-    fn add(&self, driver: &mut Driver, queue: usize) -> u16 {
+    pub fn add(&self, driver: &mut Driver, queue: usize) -> u16 {
         let len = self.request.len() as u32;
         let mut buffers = vec![(DATA, len, false), (DATA + 0x1000, self.room as u32, true)];
         buffers.retain(|(_, len, _)| *len > 0);
@@ -83,6 +88,7 @@ impl Subject {
 }
 
 /// Runs `check` on each device after power-on; then the device has to work after a reset.
+#[cfg(test)]
 fn for_each_device(check: fn(&Subject, &mut Driver)) {
     for subject in &SUBJECTS {
         in_time(subject.name, move || {
@@ -95,7 +101,11 @@ fn for_each_device(check: fn(&Subject, &mut Driver)) {
 }
 
 /// Runs `test` on a thread, so that a hang is a failure.
+#[cfg(test)]
 fn in_time(name: &str, test: impl FnOnce() + Send + 'static) {
+    use std::panic::resume_unwind;
+    use std::thread;
+    use std::time::{Duration, Instant};
     let thread = thread::Builder::new().name(name.to_owned()).spawn(test).unwrap();
     let end = Instant::now() + Duration::from_secs(60);
     while !thread.is_finished() {

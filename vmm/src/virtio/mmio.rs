@@ -16,7 +16,7 @@ const VENDOR: u32 = u32::from_le_bytes(*b"TVMM");
 
 /// The registers of a device.
 pub struct Mmio {
-    transport: Transport,
+    pub(super) transport: Transport,
     device_features_sel: u32,
     driver_features_sel: u32,
     queue_sel: u32,

@@ -16,10 +16,14 @@ pub mod transport;
 mod balloon_tests;
 #[cfg(test)]
 mod block_tests;
-#[cfg(test)]
-mod contract;
-#[cfg(test)]
-mod test_driver;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
+pub mod contract;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
+pub mod test_driver;
 
 use std::sync::Arc;
 

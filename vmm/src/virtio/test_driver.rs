@@ -88,6 +88,12 @@ impl Driver {
         driver
     }
 
+    /// Makes the device work on the driver's own thread, whenever it is kicked.
+    pub fn by_hand(mut self) -> Self {
+        self.mmio.transport.by_hand = true;
+        self
+    }
+
     /// Reads a register.
     pub fn get(&mut self, register: u32) -> u32 {
         let mut data = [0xff; 4];
@@ -297,6 +303,7 @@ impl Driver {
     /// Tells the device to look at `queue`.
     pub fn kick(&mut self, queue: usize) {
         self.set(VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
+        self.mmio.transport.serve();
     }
 
     /// Whether the device asks for a kick after the last request was made available.

@@ -42,6 +42,10 @@ pub struct Transport {
     kicks: Vec<Arc<EventFd>>,
     ram: GuestRam,
     life: Life,
+    /// The device has no thread: it works when it is told to [`serve`](Self::serve), so that what a
+    /// fuzzer finds can be repeated, and miri can run it.
+    #[cfg(any(test, fuzzing))]
+    pub(super) by_hand: bool,
 }
 
 enum Life {
@@ -72,6 +76,8 @@ impl Transport {
             kicks,
             ram,
             life: Life::Stopped(device),
+            #[cfg(any(test, fuzzing))]
+            by_hand: false,
         })
     }
 
@@ -146,10 +152,8 @@ impl Transport {
         let (status, interrupt) = (self.status.clone(), self.interrupt.clone());
         let work =
             DeviceWork { device, queues, ready, kicks: self.kicks.clone(), status, interrupt };
-        // Requests may be queued already, by a driver that kicked too early.
-        self.kicks.iter().try_for_each(|kick| kick.write(1))?;
-        self.life = Life::Running(Worker::spawn(work)?);
-        Ok(())
+        self.life = Life::Paused(work);
+        self.resume()
     }
 
     /// Back to the state after power-on. Returns when no request is in flight any more.
@@ -195,16 +199,33 @@ impl Transport {
         };
     }
 
-    /// Starts a device that `pause` stopped.
+    /// Starts a device that `pause` stopped, or that is new. Requests may be queued already, by a driver that
+    /// kicked too early.
     pub(super) fn resume(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.life, Life::Dead) {
             Life::Paused(work) => {
                 work.kicks.iter().try_for_each(|kick| kick.write(1))?;
+                #[cfg(any(test, fuzzing))]
+                if self.by_hand {
+                    self.life = Life::Paused(work);
+                    return Ok(());
+                }
                 self.life = Life::Running(Worker::spawn(work)?);
             }
             other => self.life = other,
         }
         Ok(())
+    }
+
+    /// Gives each queue that was kicked a turn, on this thread.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn serve(&mut self) {
+        let Life::Paused(work) = &mut self.life else { return };
+        for index in (0..work.kicks.len()).filter(|_| self.by_hand) {
+            if work.kicks[index].read().is_ok() {
+                work.serve(index);
+            }
+        }
     }
 }
 
@@ -243,15 +264,21 @@ impl Work for DeviceWork {
         while !stop.is_set() {
             let Some(index) = wait_for_kick(stop, &self.kicks, last) else { continue };
             last = index;
-            let broken =
-                self.status.load(Ordering::SeqCst) & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
-            if broken || !self.ready[index] {
-                continue;
-            }
-            if let Err(error) = self.device.handle(index, &mut self.queues) {
-                let error = error.context(format!("{}, queue {index}", self.device.name()));
-                needs_reset(&self.status, &self.interrupt, &error);
-            }
+            self.serve(index);
+        }
+    }
+}
+
+impl DeviceWork {
+    /// Serves queue `index`, which was kicked.
+    fn serve(&mut self, index: usize) {
+        let broken = self.status.load(Ordering::SeqCst) & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
+        if broken || !self.ready[index] {
+            return;
+        }
+        if let Err(error) = self.device.handle(index, &mut self.queues) {
+            let error = error.context(format!("{}, queue {index}", self.device.name()));
+            needs_reset(&self.status, &self.interrupt, &error);
         }
     }
 }

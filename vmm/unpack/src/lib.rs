@@ -78,4 +78,6 @@ fn unpack_lz4(mut from: impl Read, out: &mut impl Write, size: u64) -> Result<u6
 }
 
 #[cfg(test)]
+mod pack;
+#[cfg(test)]
 mod tests;

@@ -1,71 +1,14 @@
 //! What goes in comes out, and what is damaged does not.
 
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 
+use super::pack::FORMATS;
 use super::*;
 
 /// Neither random nor all the same; longer than a block of LZ4.
 fn contents(len: u32) -> Vec<u8> {
     (0..len).map(|at| (at.wrapping_mul(at >> 7) >> 11) as u8 & 0x1f).collect()
 }
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut packed = Vec::new();
-    flate2::read::GzEncoder::new(data, flate2::Compression::fast())
-        .read_to_end(&mut packed)
-        .unwrap();
-    packed
-}
-
-fn with_size(mut packed: Vec<u8>, data: &[u8]) -> Vec<u8> {
-    packed.extend((data.len() as u32).to_le_bytes());
-    packed
-}
-
-fn bzip2(data: &[u8]) -> Vec<u8> {
-    let mut packed = Vec::new();
-    let level = ::bzip2::Compression::fast();
-    ::bzip2::read::BzEncoder::new(data, level).read_to_end(&mut packed).unwrap();
-    with_size(packed, data)
-}
-
-fn lz4(data: &[u8]) -> Vec<u8> {
-    let mut packed = LZ4_MAGIC.to_vec();
-    for block in data.chunks(LZ4_BLOCK as usize) {
-        let block = lz4_flex::block::compress(block);
-        packed.extend((block.len() as u32).to_le_bytes());
-        packed.extend(block);
-    }
-    with_size(packed, data)
-}
-
-fn xz(data: &[u8]) -> Vec<u8> {
-    use lzma_rust2::{CheckType, FilterType, XzOptions, XzWriter};
-    let mut options = XzOptions::with_preset(1);
-    options.set_check_sum_type(CheckType::Crc32);
-    options.prepend_pre_filter(FilterType::BcjX86, 0);
-    let mut writer = XzWriter::new(Vec::new(), options).unwrap();
-    writer.write_all(data).unwrap();
-    with_size(writer.finish().unwrap(), data)
-}
-
-fn lzma(data: &[u8]) -> Vec<u8> {
-    use lzma_rust2::{LzmaOptions, LzmaWriter};
-    let mut options = LzmaOptions::with_preset(1);
-    options.dict_size = 1 << 20; // a file that starts with 5d 00 00
-    let mut writer = LzmaWriter::new_use_header(Vec::new(), &options, None).unwrap();
-    writer.write_all(data).unwrap();
-    with_size(writer.finish().unwrap(), data)
-}
-
-fn zstd(data: &[u8]) -> Vec<u8> {
-    let level = ruzstd::encoding::CompressionLevel::Fastest;
-    with_size(ruzstd::encoding::compress_to_vec(data, level), data)
-}
-
-type Pack = fn(&[u8]) -> Vec<u8>;
-
-const FORMATS: [Pack; 6] = [gzip, bzip2, lz4, xz, lzma, zstd];
 
 /// Unpacks `payload`, which other parts of the file follow.
 fn unpacked(payload: &[u8], size: u64) -> Result<Vec<u8>> {

@@ -207,8 +207,8 @@ impl Cache {
             // One that another process has just removed is not there any more.
             let Ok(stat) = statat(&self.dir, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if wanted(&name) {
-                let seconds = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
-                let used = seconds + Duration::from_nanos(stat.st_mtime_nsec);
+                let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+                let used = Duration::new(seconds, stat.st_mtime_nsec as u32);
                 let size = stat.st_blocks.unsigned_abs() * 512;
                 files.push(Entry { key: name, size, used: SystemTime::UNIX_EPOCH + used });
             }
