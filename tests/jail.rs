@@ -213,8 +213,21 @@ fn a_jail_of_roots_has_namespaces_a_user_and_a_root_of_its_own() {
     has("Seccomp:\t2");
     assert!(status.lines().any(|line| line.trim_end() == "Groups:"), "{status}");
     assert_eq!(fs::read_dir(inside(&running, "root")).unwrap().count(), 0, "an empty root");
-    running.signal(libc::SIGTERM);
-    running.until(|vm| !vm.proc("status").exists() || inside(vm, "status").exists());
+}
+
+#[test]
+fn a_jail_can_be_in_a_network_namespace_that_is_there() {
+    if !is_root() {
+        return eprintln!("SKIPPED: only root can do that");
+    }
+    let with_namespace = "mount -t tmpfs none /run && mkdir /run/netns && touch /run/netns/own && \
+        unshare --net=/run/netns/own true && stat -c %i /run/netns/own >inode && exec \"$@\"";
+    let vmm = Vmm::started_by(&["unshare", "-m", "sh", "-c", with_namespace, "sh"]);
+    let vmm = vmm.guest(guests::idle).args(["--jail", "user=12345,netns=own"]);
+    let running = vmm.start().prints("idle");
+    let own = fs::read_to_string(running.dir().path("inode")).unwrap();
+    let namespace = fs::read_link(inside(&running, "ns/net")).unwrap();
+    assert_eq!(namespace.to_str().unwrap(), format!("net:[{}]", own.trim()));
 }
 
 #[test]

@@ -62,7 +62,11 @@ impl<'a> Jail<'a> {
             );
             return Ok(Self { on, config });
         }
-        raw::close_inherited().context("cannot close inherited files, Linux 5.9 or later could")?;
+        if let Err(error) = raw::close_inherited() {
+            log::warn!(
+                "files that were open before stay so, Linux 5.9 or later could close them ({error})"
+            );
+        }
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         setrlimit(Resource::Core, none).context("cannot forbid core dumps")?;
         if let Some(config) = config {
