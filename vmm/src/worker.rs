@@ -67,6 +67,9 @@ fn handle_signals() {
     });
 }
 
+/// Bytes of a thread's stack: too few for the host to make one huge page of it.
+const STACK: usize = 1 << 20;
+
 /// A running `W`. Dropping it stops it.
 pub struct Worker<W> {
     /// `None` only after `stop`.
@@ -82,6 +85,7 @@ impl<W: Work> Worker<W> {
         let flag = stop.clone();
         let name = work.name();
         let thread = thread::Builder::new()
+            .stack_size(STACK)
             .name(name.clone())
             .spawn(move || {
                 work.run(&flag);
@@ -135,8 +139,13 @@ pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -
     };
     thread::scope(|scope| {
         let alone = thread::available_parallelism().map_or(1, |cpus| cpus.get()) == 1;
-        let helper = (!alone && items.len() > 1)
-            .then(|| thread::Builder::new().name("helper".into()).spawn_scoped(scope, run).ok());
+        let helper = (!alone && items.len() > 1).then(|| {
+            thread::Builder::new()
+                .stack_size(STACK)
+                .name("helper".into())
+                .spawn_scoped(scope, run)
+                .ok()
+        });
         let own = run();
         let helped = helper.flatten().map_or(Ok(Ok(())), |helper| helper.join());
         own.and(helped.unwrap_or_else(|_| Err(anyhow!("a helping thread panicked"))))
@@ -150,7 +159,10 @@ pub fn at_once<A: Send, B>(
 ) -> Result<(A, B)> {
     handle_signals();
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("loader".into()).spawn_scoped(scope, aside);
+        let thread = thread::Builder::new()
+            .stack_size(STACK)
+            .name("loader".into())
+            .spawn_scoped(scope, aside);
         let here = here();
         let aside = thread.context("cannot start a thread")?.join();
         let here = here?;
