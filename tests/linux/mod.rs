@@ -9,6 +9,7 @@ mod boot_test;
 mod command;
 mod disk;
 mod ends;
+mod memory;
 mod small;
 
 use std::ffi::OsString;

@@ -72,6 +72,9 @@ fn handle_signals() {
     });
 }
 
+/// Bytes of a thread's stack: too few for the host to make one huge page of it.
+const STACK: usize = 1 << 20;
+
 /// A running `W`. Dropping it stops it.
 pub struct Worker<W> {
     /// `None` only after `stop`.
@@ -84,7 +87,7 @@ impl<W: Work> Worker<W> {
     pub fn spawn(mut work: W) -> Result<Self> {
         handle_signals();
         let (name, kind) = (work.name(), work.kind());
-        let builder = thread::Builder::new().name(name.clone());
+        let builder = thread::Builder::new().stack_size(STACK).name(name.clone());
         let start = move || -> Result<_> {
             let stop = StopFlag::new()?;
             let flag = stop.clone();
@@ -139,7 +142,7 @@ static STARTER: OnceLock<mpsc::Sender<Start>> = OnceLock::new();
 pub fn start_threads_aside() -> Result<()> {
     let (sender, receiver) = mpsc::channel::<Start>();
     let (ready, is_ready) = mpsc::sync_channel(1);
-    thread::Builder::new().name("starter".into()).spawn(move || {
+    thread::Builder::new().stack_size(STACK).name("starter".into()).spawn(move || {
         jail::enter_thread(ThreadKind::Starter);
         let _ = ready.send(());
         receiver.iter().for_each(|start| start());
@@ -179,8 +182,10 @@ pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -
         Ok(())
     };
     thread::scope(|scope| {
-        let helper = (cpus() > 1 && items.len() > 1)
-            .then(|| thread::Builder::new().name("helper".into()).spawn_scoped(scope, run).ok());
+        let helper = (cpus() > 1 && items.len() > 1).then(|| {
+            let builder = thread::Builder::new().stack_size(STACK).name("helper".into());
+            builder.spawn_scoped(scope, run).ok()
+        });
         let own = run();
         let helped = helper.flatten().map_or(Ok(Ok(())), |helper| helper.join());
         own.and(helped.unwrap_or_else(|_| Err(anyhow!("a helping thread panicked"))))
@@ -194,7 +199,10 @@ pub fn at_once<A: Send, B>(
 ) -> Result<(A, B)> {
     handle_signals();
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("loader".into()).spawn_scoped(scope, aside);
+        let thread = thread::Builder::new()
+            .stack_size(STACK)
+            .name("loader".into())
+            .spawn_scoped(scope, aside);
         let here = here();
         let aside = thread.context("cannot start a thread")?.join();
         let here = here?;
