@@ -71,10 +71,16 @@ fn disk(options: &str) -> Box<dyn VirtioDevice> {
 impl Subject {
     /// A request on each queue is answered.
     pub fn works(&self, driver: &mut Driver) {
-        for queue in (0..driver.queue_count()).filter(|queue| !self.late.contains(queue)) {
+        for queue in self.prompt(driver) {
             let (_, written) = driver.request(queue, self.request, self.room);
             assert_eq!(written as usize, self.written);
         }
+    }
+
+    /// The queues that answer at once.
+    fn prompt(&self, driver: &Driver) -> impl Iterator<Item = usize> + use<> {
+        let late = self.late;
+        (0..driver.queue_count()).filter(move |queue| !late.contains(queue))
     }
 
     /// Makes a good request available and does not wait for its answer.
