@@ -49,7 +49,7 @@ pub struct MachineConfig {
     #[serde(serialize_with = "as_text")]
     pub mem: Size,
 
-    /// Take guest memory from the host's hugetlb pool, 2 MiB pages, all of it at start
+    /// Take guest memory from the host's hugetlb pool, 2 MiB pages, all of it reserved at start
     #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
     #[arg(hide_possible_values = true, hide_default_value = true)]
