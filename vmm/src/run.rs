@@ -52,6 +52,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     machine.connect()?;
     jail.close(if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS })?;
     let mut running = machine.start()?;
+    memory::trim_code();
     let (mut trace, mut used) = (ExitTrace::default(), None);
     let until_it_ends = || loop {
         let halt = wait_for_end(&events, &running, deadline)?;
