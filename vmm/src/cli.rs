@@ -11,8 +11,8 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use clap_complete::Shell;
 use log::LevelFilter;
 
-use crate::boot_test;
 use crate::config::MachineConfig;
+use crate::{boot_test, ctl};
 
 /// Exit code of an internal error.
 pub const EXIT_INTERNAL: u8 = 1;
@@ -104,6 +104,8 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Speak to a machine that was started with --api-sock
+    Ctl(ctl::Options),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete in
