@@ -54,7 +54,7 @@ fn paused_two_hundred_times_under_load_no_request_is_lost_or_repeated() {
          dd if=/dev/zero of=/dev/vdb bs=1M count=16 oflag=direct 2>/dev/null; \
          dd if=/dev/vda of=/dev/vdb {direct} oflag=direct 2>/dev/null; \
          a=$(dd if=/dev/vda {direct} 2>/dev/null | md5sum); b=$(dd if=/dev/vdb {direct} 2>/dev/null | md5sum); \
-         [ x$a = x$b ] || echo differ=1; n=$((n + 1)); done; sync; echo rounds=$n ) & read x; rm /go; wait; \
+         [ ${{a%% *}} = ${{b%% *}} ] || echo differ=1; n=$((n + 1)); done; sync; echo rounds=$n ) & read x; rm /go; wait; \
          set -- $(cat /sys/block/vda/stat); echo vda=$1 $3; \
          set -- $(cat /sys/block/vdb/stat); echo vdb=$5 $7; echo counted=1; read x; \
          echo date=$(date +%s); echo told=1; read x"

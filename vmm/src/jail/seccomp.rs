@@ -154,7 +154,10 @@ mod tests {
                 let own = kind == ThreadKind::Main && matches!(when, When::Folder(0));
                 assert!(own || !never.contains(number), "{kind:?} may make system call {number}");
             }
-            assert!(compile(kind).unwrap().len() < 300, "{kind:?}: a filter runs at many a call");
+            let len = compile(kind).unwrap().len();
+            // The owner of the machine makes few calls while a guest runs.
+            let most = if kind == ThreadKind::Main { 500 } else { 300 };
+            assert!(len < most, "{kind:?}: {len} steps, and a filter runs at many a call");
         }
     }
 
