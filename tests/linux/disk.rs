@@ -17,14 +17,14 @@ fn pattern(len: usize) -> Vec<u8> {
 }
 
 /// A file with that pattern.
-fn full(dir: &Dir, name: &str, len: usize) -> PathBuf {
+pub(super) fn full(dir: &Dir, name: &str, len: usize) -> PathBuf {
     let path = dir.path(name);
     fs::write(&path, pattern(len)).unwrap();
     path
 }
 
 /// A file with nothing in it.
-fn empty(dir: &Dir, name: &str, len: usize) -> PathBuf {
+pub(super) fn empty(dir: &Dir, name: &str, len: usize) -> PathBuf {
     let path = dir.path(name);
     File::create(&path).unwrap().set_len(len as u64).unwrap();
     path

@@ -4,6 +4,7 @@
 //! one. What a guest finds out it prints as lines `name=value`, so that one boot checks many
 //! things.
 
+mod api;
 mod boot;
 mod boot_test;
 mod command;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -21,6 +22,12 @@ pub trait BusDevice: Send {
     }
     /// Stops the device's own threads; the vCPUs have stopped before.
     fn pause(&mut self) {}
+    /// Says beforehand that `pause` comes, so that several devices stop together.
+    fn ask_to_pause(&mut self) {}
+    /// The name of its thread, and the processor time that it has used.
+    fn cpu_time(&self) -> Option<(String, Duration)> {
+        None
+    }
 }
 
 /// A device on a bus and, where it has one, with the thread that feeds it.

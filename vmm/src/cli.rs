@@ -13,8 +13,8 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use clap_complete::Shell;
 use log::LevelFilter;
 
-use crate::boot_test;
 use crate::config::MachineConfig;
+use crate::{boot_test, ctl};
 
 /// Largest configuration file, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -109,6 +109,8 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Speak to a machine that was started with --api-sock
+    Ctl(ctl::Options),
     /// Print a completion script for a shell
     Completions {
         /// The shell to complete in

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::register_signal_handler;
 
+use crate::api::Call;
 use crate::worker::borrow;
 
 /// Why a machine stopped.
@@ -29,6 +30,8 @@ pub enum Halt {
     Timeout,
     /// A signal, and the guest did not power off in time.
     Stopped,
+    /// A client of the API asked for it.
+    StoppedByApi,
     /// Ctrl-A x.
     Quit,
     /// Something that should not happen, in words.
@@ -46,7 +49,7 @@ impl Halt {
             Self::TripleFault => 5,
             Self::Panic => 6,
             Self::Timeout => 7,
-            Self::Stopped => 8,
+            Self::Stopped | Self::StoppedByApi => 8,
             Self::Quit => 9,
         }
     }
@@ -62,6 +65,7 @@ impl Halt {
             Self::Panic => "panic",
             Self::Timeout => "timeout",
             Self::Stopped => "signal",
+            Self::StoppedByApi => "api",
             Self::Quit => "quit",
         }
     }
@@ -78,18 +82,21 @@ impl fmt::Display for Halt {
             Self::Panic => f.write_str("kernel panic in the guest"),
             Self::Timeout => f.write_str("stopped: --timeout is over"),
             Self::Stopped => f.write_str("stopped by a signal"),
+            Self::StoppedByApi => f.write_str("stopped over the API"),
             Self::Quit => f.write_str("stopped from the terminal"),
         }
     }
 }
 
 /// Something that the owner of the machine acts on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// The machine, or its terminal, is at its end.
     Halt(Halt),
     /// The user wants the machine to stop: SIGTERM, SIGINT, SIGHUP or SIGQUIT.
     StopRequest,
+    /// A client of the API wants something.
+    Api(Call),
 }
 
 /// The receiving end. There is one in a process.
@@ -156,9 +163,11 @@ impl Events {
         self.sender.clone()
     }
 
-    /// Forgets how the machine that has just stopped ended. Signals are not forgotten.
+    /// Forgets how the machine that has just stopped ended. Nothing else is forgotten.
     pub fn forget_halts(&self) {
-        while self.receiver.try_recv().is_ok() {}
+        let events: Vec<_> = self.receiver.try_iter().collect();
+        let others = events.into_iter().filter(|event| !matches!(event, Event::Halt(_)));
+        others.for_each(|event| self.sender.send(event));
     }
 
     /// The next event, or `None` when `deadline` has passed.

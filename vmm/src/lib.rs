@@ -3,12 +3,14 @@
 //! ARCHITECTURE.md has the map. In short: [`cli`] makes a [`config::MachineConfig`], [`run`]
 //! builds a [`machine::Machine`] from it, starts it and waits for its end.
 
+pub mod api;
 pub mod boot_test;
 pub mod bus;
 pub mod cli;
 pub mod coalesced;
 pub mod command;
 pub mod config;
+pub mod ctl;
 pub mod devices;
 pub mod disk_image;
 pub mod doctor;

@@ -1,12 +1,50 @@
 //! tinyvmm's own messages: to stderr, a line each.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::Write;
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use log::{LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 struct Stderr;
+
+/// A file that messages go to besides stderr, in lines like those of Firecracker's logs.
+pub struct LogFile {
+    /// Where to; writes to it do not wait.
+    pub file: File,
+    /// Lines tell the message's level.
+    pub show_level: bool,
+    /// Lines tell the place in the source.
+    pub show_origin: bool,
+    /// The machine's name.
+    pub id: String,
+}
+
+static LOG_FILE: OnceLock<LogFile> = OnceLock::new();
+
+/// From now on messages go to `file`, too. False if they go to one already.
+pub fn also_to(file: LogFile) -> bool {
+    LOG_FILE.set(file).is_ok()
+}
+
+impl LogFile {
+    fn write(&self, record: &Record) {
+        let now = humantime::format_rfc3339_nanos(SystemTime::now());
+        let thread = std::thread::current();
+        let mut line = format!("{now} [{}:{}", self.id, thread.name().unwrap_or_default());
+        if self.show_level {
+            line += &format!(":{}", record.level());
+        }
+        if let (true, Some(file)) = (self.show_origin, record.file()) {
+            line += &format!(":{file}:{}", record.line().unwrap_or_default());
+        }
+        // Where nobody reads it, it is lost.
+        let _ = (&self.file).write(format!("{line}] {}\n", record.args()).as_bytes());
+    }
+}
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata) -> bool {
@@ -18,6 +56,9 @@ impl Log for Stderr {
 
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
+            if let Some(file) = LOG_FILE.get() {
+                file.write(record);
+            }
             let level = record.level().as_str().to_ascii_lowercase();
             tell(format_args!("{level}: {}", record.args()));
         }

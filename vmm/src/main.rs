@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tinyvmm::cli::{self, CacheCommand, Command, Invocation};
 use tinyvmm::event::Halt;
 use tinyvmm::x86_64::kernel::cache::Cache;
-use tinyvmm::{boot_test, command, doctor, logger, run, timeline};
+use tinyvmm::{boot_test, command, ctl, doctor, logger, run, timeline};
 
 fn main() -> ExitCode {
     let start = timeline::process_start();
@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         Some(Command::BootTest(options)) => return boot_test::main(&options),
         Some(Command::Cache { command }) => {
             return cache(&command).unwrap_or_else(|error| fail(&error, cli::EXIT_CANNOT_START));
+        }
+        Some(Command::Ctl(options)) => {
+            return ctl::main(&options).unwrap_or_else(|error| fail(&error, cli::EXIT_INTERNAL));
         }
         Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
         Some(Command::Man) => return show(&cli::man_page()),

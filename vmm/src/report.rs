@@ -59,20 +59,21 @@ pub struct Target<'a> {
     path: &'a Path,
     /// `None` is stderr.
     file: Option<File>,
+    usage: Usage,
+}
+
+/// Tells what the process uses.
+pub struct Usage {
     /// Of this process, in /proc: they cannot be opened any more when they are wanted.
     status: File,
     maps: File,
 }
 
-impl<'a> Target<'a> {
-    /// Creates the file; `-` is stderr.
-    pub fn open(path: &'a Path) -> Result<Self> {
-        let create =
-            || File::create(path).with_context(|| format!("boot report {}", path.display()));
-        let file = if path == Path::new("-") { None } else { Some(create()?) };
+impl Usage {
+    /// Opens what it is read from.
+    pub fn open() -> Result<Self> {
         let of_process = |name| File::open(name).context(name);
-        let (status, maps) = (of_process("/proc/self/status")?, of_process("/proc/self/smaps")?);
-        Ok(Self { path, file, status, maps })
+        Ok(Self { status: of_process("/proc/self/status")?, maps: of_process("/proc/self/smaps")? })
     }
 
     /// What the process holds now, with `ram` as the guest's.
@@ -84,6 +85,21 @@ impl<'a> Target<'a> {
             text
         };
         Memory::told(&read(&mut self.status), &read(&mut self.maps), ram)
+    }
+}
+
+impl<'a> Target<'a> {
+    /// Creates the file; `-` is stderr.
+    pub fn open(path: &'a Path) -> Result<Self> {
+        let create =
+            || File::create(path).with_context(|| format!("boot report {}", path.display()));
+        let file = if path == Path::new("-") { None } else { Some(create()?) };
+        Ok(Self { path, file, usage: Usage::open()? })
+    }
+
+    /// What the process holds now, with `ram` as the guest's.
+    pub fn memory(&mut self, ram: &GuestRam) -> Memory {
+        self.usage.memory(ram)
     }
 
     /// Writes the report on a boot that ended with `halt`.

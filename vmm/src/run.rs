@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use kvm_ioctls::Kvm;
 
+use crate::api::control::Control;
+use crate::api::{Answer, Call, Door};
 use crate::cli::EXIT_JAIL;
 use crate::command::EXIT_NO_STATUS;
 use crate::config::MachineConfig;
@@ -11,11 +14,13 @@ use crate::devices::console::Console;
 use crate::event::{Event, Events, Halt};
 use crate::files::Files;
 use crate::jail::Jail;
-use crate::machine::{Machine, RunningMachine};
+use crate::machine::Machine;
+use crate::machine::started::Started;
+use crate::memory::{self, GuestRam};
 use crate::report::Target;
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
-use crate::{host, logger, memory};
+use crate::{host, logger};
 
 /// A second signal this soon is the same request: timeout(1) signals a child and then its group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
@@ -25,54 +30,49 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Runs the machine until it ends for good, and returns why. An error means that it did not start.
 /// `start` is when the process was started.
 pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
-    let timeline = match config.boot_report.is_some() || config.trace_exits {
-        true => Timeline::since(start),
-        false => Timeline::default(),
-    };
+    let timed = config.boot_report.is_some() || config.trace_exits || config.api_sock.is_some();
+    let timeline = if timed { Timeline::since(start) } else { Timeline::default() };
     timeline.reach(Mark::Configured);
     memory::share_heap();
     let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
-    let kvm = host::open_kvm()?;
-    host::check(&kvm, config)?;
+    let exit_code = if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS };
+    let (kvm, events) = (host::open_kvm()?, Events::new()?);
+    let host = Host { jail, kvm, events, timeline };
+    let mut api = Api::open(config, &host)?;
     let mut report = config.boot_report.as_deref().map(Target::open).transpose()?;
-    let files = Files::open(config)?;
-    let events = Events::new()?;
-    let mut console = Console::new(config.console.clone(), !config.command.is_empty())?;
-    if config.jail.is_some() {
-        // Its file is opened as the others are: by the user who started us.
-        console.connect()?;
-    }
-    jail.drop_privileges()?;
-    let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
-    let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let build = |console| {
-        Machine::build(config, &files, &kvm, &ram, console, events.sender(), timeline.clone())
+    let (parts, machine, call) = match &mut api {
+        Some(api) if config.kernel.is_none() => {
+            api.door.serve(&host.jail, exit_code)?;
+            match api.wait_for_start(&host) {
+                Ok((parts, machine, call)) => (parts, machine, Some(call)),
+                Err(halt) => return Ok(halt),
+            }
+        }
+        _ => {
+            let (parts, machine) = host.assemble(config.clone())?;
+            (parts, machine, None)
+        }
     };
-    let mut machine = build(console)?;
-    machine.connect()?;
-    jail.close(if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS })?;
-    let mut running = machine.start()?;
+    if let Some(api) = &mut api {
+        api.door.serve(&host.jail, exit_code)?;
+    }
+    host.jail.close(exit_code, api.as_ref().map(|api| api.door.folder()))?;
+    let machine = Started::Running(machine.start()?);
     memory::trim_code();
+    if let Some(call) = call {
+        call.answer(Answer::Done);
+    }
     let (mut trace, mut used) = (ExitTrace::default(), None);
-    let until_it_ends = || loop {
-        let halt = wait_for_end(&events, &running, deadline)?;
-        let machine = running.stop()?;
+    let control = api.as_mut().map(|api| &mut api.control);
+    let halt = host.run_until_it_ends(&parts, machine, control, |machine| {
         machine.traces().for_each(|of_cpu| trace.merge(of_cpu));
         if let Some(report) = &mut report {
-            used.get_or_insert_with(|| report.memory(&ram));
+            used.get_or_insert_with(|| report.memory(&parts.ram));
         }
-        if halt != Halt::Reset || config.no_reboot {
-            return Ok(halt);
-        }
-        log::info!("the guest rebooted: starting it again");
-        memory::discard(&ram, config.hugepages)?;
-        events.forget_halts();
-        running = build(machine.into_console())?.start()?;
-    };
-    let halt: Result<Halt> = until_it_ends();
+    });
     let halt = halt.unwrap_or_else(|error| Halt::Internal(format!("{error:#}")));
     if let Some(report) = report
-        && let Err(error) = report.write(&timeline, &halt, used.unwrap_or_default())
+        && let Err(error) = report.write(&host.timeline, &halt, used.unwrap_or_default())
     {
         log::error!("{error:#}");
     }
@@ -82,36 +82,145 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     Ok(halt)
 }
 
-/// Waits for the machine's end, or brings it about.
-fn wait_for_end(
-    events: &Events,
-    running: &RunningMachine,
+/// The socket, and what clients may know and do.
+struct Api {
+    door: Door,
+    control: Control,
+}
+
+impl Api {
+    fn open(config: &MachineConfig, host: &Host) -> Result<Option<Self>> {
+        let Some(path) = &config.api_sock else { return Ok(None) };
+        let control = Control::new(config, host.timeline.clone())?;
+        let door = Door::open(path, config.http_api_max_payload_size, host.events.sender())?;
+        Ok(Some(Self { door, control }))
+    }
+
+    /// Waits until clients have described a machine that can be assembled, and want it started; or for the end.
+    fn wait_for_start(&mut self, host: &Host) -> Result<(Parts, Machine, Call), Halt> {
+        loop {
+            let call = match host.events.wait(None) {
+                Some(Event::Api(call)) => self.control.serve_before(call).transpose()?,
+                Some(Event::StopRequest) => return Err(Halt::Stopped),
+                Some(Event::Halt(halt)) => return Err(halt),
+                None => None,
+            };
+            let Some(call) = call else { continue };
+            match host.assemble(self.control.config()) {
+                Ok((parts, machine)) => return Ok((parts, machine, call)),
+                Err(error) => call.answer(Answer::Fault(format!("{error:#}"))),
+            }
+        }
+    }
+}
+
+/// What machines are made with.
+struct Host<'a> {
+    jail: Jail<'a>,
+    kvm: Kvm,
+    events: Events,
+    timeline: Timeline,
+}
+
+/// What a machine is made of, also when it is built again.
+struct Parts {
+    config: MachineConfig,
+    files: Files,
+    ram: GuestRam,
+    /// When `--timeout` is over.
     deadline: Option<Instant>,
-) -> Result<Halt> {
-    let mut grace: Option<Instant> = None;
-    loop {
-        let until = [deadline, grace].into_iter().flatten().min();
-        match events.wait(until) {
-            Some(Event::Halt(halt)) => {
-                return Ok(match running.explain(halt) {
-                    // A guest that reboots when it is asked to power off is not started again.
-                    Halt::Reset if grace.is_some() => Halt::Stopped,
-                    halt => halt,
-                });
+}
+
+impl Host<'_> {
+    /// Opens what `config` names, and makes a machine of it that can start.
+    fn assemble(&self, config: MachineConfig) -> Result<(Parts, Machine)> {
+        config.validate()?;
+        host::check(&self.kvm, &config)?;
+        let files = Files::open(&config)?;
+        let mut console = Console::new(config.console.clone(), !config.command.is_empty())?;
+        if config.jail.is_some() {
+            // Its file is opened as the others are: by the user who started us.
+            console.connect()?;
+        }
+        self.jail.drop_privileges()?;
+        let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
+        let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let parts = Parts { config, files, ram, deadline };
+        let mut machine = self.build(&parts, console)?;
+        machine.connect()?;
+        Ok((parts, machine))
+    }
+
+    fn build(&self, parts: &Parts, console: Console) -> Result<Machine> {
+        let Parts { config, files, ram, .. } = parts;
+        let (events, timeline) = (self.events.sender(), self.timeline.clone());
+        Machine::build(config, files, &self.kvm, ram, console, events, timeline)
+    }
+
+    /// Has `machine` run, again after each reset, and shows it to `stopped` whenever it has.
+    fn run_until_it_ends(
+        &self,
+        parts: &Parts,
+        mut machine: Started,
+        mut control: Option<&mut Control>,
+        mut stopped: impl FnMut(&Machine),
+    ) -> Result<Halt> {
+        loop {
+            let halt = self.wait_for_end(parts, &mut machine, control.as_deref_mut())?;
+            let ended = machine.end()?;
+            stopped(&ended);
+            if halt != Halt::Reset || parts.config.no_reboot {
+                return Ok(halt);
             }
-            Some(Event::StopRequest)
-                if grace.is_some_and(|end| end < Instant::now() + GRACE - ONE_REQUEST) =>
-            {
-                return Ok(Halt::Stopped);
+            log::info!("the guest rebooted: starting it again");
+            memory::discard(&parts.ram, parts.config.hugepages)?;
+            self.events.forget_halts();
+            machine = Started::Running(self.build(parts, ended.into_console())?.start()?);
+        }
+    }
+
+    /// Waits for the machine's end, or brings it about; does what clients of the API want meanwhile.
+    fn wait_for_end(
+        &self,
+        parts: &Parts,
+        machine: &mut Started,
+        mut control: Option<&mut Control>,
+    ) -> Result<Halt> {
+        let mut grace: Option<Instant> = None;
+        loop {
+            let until = [parts.deadline, grace].into_iter().flatten().min();
+            match self.events.wait(until) {
+                Some(Event::Api(call)) => {
+                    let control = control.as_mut().ok_or_else(|| anyhow!("a call, and no API"))?;
+                    if let Some(halt) = control.serve(call, machine, &parts.ram) {
+                        return Ok(halt);
+                    }
+                }
+                Some(Event::Halt(halt)) => {
+                    return Ok(match machine.explain(halt) {
+                        // A guest that reboots when it is asked to power off is not started again.
+                        Halt::Reset if grace.is_some() => Halt::Stopped,
+                        halt => halt,
+                    });
+                }
+                Some(Event::StopRequest)
+                    if grace.is_some_and(|end| end < Instant::now() + GRACE - ONE_REQUEST) =>
+                {
+                    return Ok(Halt::Stopped);
+                }
+                Some(Event::StopRequest) if grace.is_some() => {}
+                // It could not react.
+                Some(Event::StopRequest) if machine.is_paused() => return Ok(Halt::Stopped),
+                Some(Event::StopRequest) => {
+                    log::info!("pressing the guest's power button");
+                    machine.press_power_button()?;
+                    grace = Some(Instant::now() + GRACE);
+                }
+                None if grace.is_some_and(|grace| Instant::now() >= grace) => {
+                    return Ok(Halt::Stopped);
+                }
+                None => return Ok(Halt::Timeout),
             }
-            Some(Event::StopRequest) if grace.is_some() => {}
-            Some(Event::StopRequest) => {
-                log::info!("pressing the guest's power button");
-                running.press_power_button()?;
-                grace = Some(Instant::now() + GRACE);
-            }
-            None if grace.is_some_and(|grace| Instant::now() >= grace) => return Ok(Halt::Stopped),
-            None => return Ok(Halt::Timeout),
         }
     }
 }

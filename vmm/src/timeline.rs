@@ -107,6 +107,11 @@ impl Timeline {
         }
     }
 
+    /// Exits so far since the machine's last reset; `None` where nobody asked, or KVM does not tell.
+    pub fn exits(&self) -> Option<ExitCounts> {
+        self.0.as_ref().and_then(|kept| lock(&kept.counters).read())
+    }
+
     /// What was reached, in the order of time.
     pub fn reached(&self) -> Vec<Reached> {
         let mut reached =

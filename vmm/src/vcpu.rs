@@ -1,6 +1,7 @@
 //! The run loop: a CPU runs until it exits, and the exit goes to a bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -47,6 +48,8 @@ pub struct Vcpu {
     pub events: EventSender,
     /// Counts its exits by address, where that is wanted.
     pub trace: Option<ExitTrace>,
+    /// Processor time that its threads have used, but for the one that runs.
+    pub cpu_time: Duration,
 }
 
 impl Work for Vcpu {
@@ -56,6 +59,10 @@ impl Work for Vcpu {
 
     fn kind(&self) -> ThreadKind {
         ThreadKind::Vcpu
+    }
+
+    fn cpu_time(&mut self) -> Option<&mut Duration> {
+        Some(&mut self.cpu_time)
     }
 
     fn run(&mut self, stop: &StopFlag) {

@@ -1,6 +1,7 @@
 //! What runs is a thread; what is stopped is a value.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::thread::sched_getaffinity;
+use rustix::time::{ClockId, clock_gettime};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -22,6 +24,10 @@ pub trait Work: Send + 'static {
     fn run(&mut self, stop: &StopFlag);
     /// What the thread may do, in a jail.
     fn kind(&self) -> ThreadKind;
+    /// Where it keeps the processor time that its threads have used, until the next one runs.
+    fn cpu_time(&mut self) -> Option<&mut Duration> {
+        None
+    }
 }
 
 /// Tells a worker to stop. Can be polled.
@@ -80,6 +86,8 @@ pub struct Worker<W> {
     /// `None` only after `stop`.
     thread: Option<JoinHandle<W>>,
     stop: StopFlag,
+    /// Processor time of the threads before this one.
+    before: Duration,
 }
 
 impl<W: Work> Worker<W> {
@@ -87,6 +95,7 @@ impl<W: Work> Worker<W> {
     pub fn spawn(mut work: W) -> Result<Self> {
         handle_signals();
         let (name, kind) = (work.name(), work.kind());
+        let before = work.cpu_time().map_or(Duration::ZERO, |time| *time);
         let builder = thread::Builder::new().stack_size(STACK).name(name.clone());
         let start = move || -> Result<_> {
             let stop = StopFlag::new()?;
@@ -94,18 +103,27 @@ impl<W: Work> Worker<W> {
             let thread = builder.spawn(move || {
                 jail::enter_thread(kind);
                 work.run(&flag);
+                if let Some(time) = work.cpu_time() {
+                    let own = clock_gettime(ClockId::ThreadCPUTime);
+                    *time += Duration::try_from(own).unwrap_or_default();
+                }
                 work
             })?;
             Ok((thread, stop))
         };
         let started = aside(start).and_then(|started| started);
         let (thread, stop) = started.with_context(|| format!("cannot start thread {name}"))?;
-        Ok(Self { thread: Some(thread), stop })
+        Ok(Self { thread: Some(thread), stop, before })
     }
 
     /// Sets the flag; does not wait. Asking several workers first makes them stop together.
     pub fn ask_to_stop(&self) {
         self.stop.set();
+    }
+
+    /// Processor time that it has used, with the threads that had the same work before.
+    pub fn cpu_time(&self) -> Duration {
+        self.before + self.thread.as_ref().and_then(cpu_time_of).unwrap_or_default()
     }
 
     /// Stops the thread and gives the work back; `None` if it panicked.
@@ -119,9 +137,11 @@ impl<W> Worker<W> {
         let thread = self.thread.take()?;
         self.stop.set();
         // One signal is not enough: it may arrive just before the thread starts to wait.
+        let mut patience = Duration::from_micros(10);
         while !thread.is_finished() {
             let _ = thread.kill(SIGRTMIN());
-            thread::sleep(Duration::from_micros(200));
+            thread::sleep(patience);
+            patience = Duration::from_micros(200).min(patience * 2);
         }
         thread.join().ok()
     }
@@ -131,6 +151,18 @@ impl<W> Drop for Worker<W> {
     fn drop(&mut self) {
         self.join();
     }
+}
+
+/// Processor time that `thread` has used; `None` at its end.
+fn cpu_time_of<W>(thread: &JoinHandle<W>) -> Option<Duration> {
+    let mut clock = 0;
+    // SAFETY: the thread is not joined, for that takes the handle; only `clock` is written to.
+    let found = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: only `time` is written to. A clock that is no more is an error.
+    let told = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    let known = found == 0 && told == 0;
+    known.then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
 }
 
 type Start = Box<dyn FnOnce() + Send>;

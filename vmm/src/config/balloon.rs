@@ -5,6 +5,23 @@ use std::str::FromStr;
 
 use super::Size;
 
+/// What a balloon offers to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BalloonFeatures {
+    /// The guest may take memory out before it runs out of it.
+    pub deflate_on_oom: bool,
+    /// The guest may tell statistics.
+    pub statistics: bool,
+    /// The guest may tell what it has freed.
+    pub reporting: bool,
+}
+
+impl Default for BalloonFeatures {
+    fn default() -> Self {
+        Self { deflate_on_oom: true, statistics: true, reporting: true }
+    }
+}
+
 /// Whether there is a balloon device, and how much memory it is to take at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonConfig {

@@ -16,7 +16,7 @@ use clap::{ArgAction, Args, ValueEnum, ValueHint};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-pub use balloon::BalloonConfig;
+pub use balloon::{BalloonConfig, BalloonFeatures};
 pub use cpus::Cpus;
 pub use disk::{DiskConfig, Overlay};
 pub use jail::JailConfig;
@@ -62,6 +62,11 @@ pub struct MachineConfig {
     #[arg(long, value_name = "SIZE|off", default_value = "0")]
     #[serde(serialize_with = "as_text")]
     pub balloon: BalloonConfig,
+
+    /// What the balloon offers; only the API says so.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub balloon_features: BalloonFeatures,
 
     /// Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -142,6 +147,23 @@ pub struct MachineConfig {
     #[arg(hide_possible_values = true, hide_default_value = true)]
     pub no_reboot: bool,
 
+    /// Listen for Firecracker's API at this Unix socket; without --kernel, wait to be configured there
+    ///
+    /// The socket is its user's alone, and is removed at the end: give it a folder of its own.
+    /// `tinyvmm ctl` speaks to it, as do clients of Firecracker.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Control")]
+    pub api_sock: Option<PathBuf>,
+
+    /// The machine's name, as the API tells it
+    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
+    #[arg(help_heading = "Control")]
+    pub id: String,
+
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value = "51200", help_heading = "Control")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    pub http_api_max_payload_size: u32,
+
     /// When started as root: become this user, in namespaces of its own
     ///
     /// The process gets its own mount, PID, IPC, UTS and network namespaces, gives up root once its files are
@@ -193,7 +215,7 @@ impl MachineConfig {
 
     /// Checks what can be checked without looking at the host.
     pub fn validate(&self) -> Result<()> {
-        if self.kernel.is_none() {
+        if self.kernel.is_none() && self.api_sock.is_none() {
             bail!("no kernel: name a bzImage or vmlinux with --kernel FILE");
         }
         ensure!(
@@ -216,6 +238,10 @@ impl MachineConfig {
             );
         }
         ensure!(!self.kernel_cmdline().contains('\0'), "--cmdline: contains a zero byte");
+        ensure!(
+            self.kernel.is_some() || self.jail.is_none(),
+            "--jail: with --api-sock it needs --kernel FILE, for files are opened outside of the jail"
+        );
         ensure!(!self.no_jail || self.jail.is_none(), "--jail and --no-jail: leave one out");
         let mem = self.mem.bytes();
         ensure!(mem >= Self::MIN_MEM, "--mem {}: too little, the least is 16M", self.mem);
@@ -337,6 +363,15 @@ impl fmt::Display for ConsoleConfig {
             Self::Off => f.write_str("off"),
         }
     }
+}
+
+/// A name of at most 64 letters, digits and `-`, as Firecracker has them.
+fn instance_id(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err("say 1 to 64 letters, digits and -".into())
 }
 
 fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {

@@ -195,6 +195,8 @@ pub struct ConsoleWork {
     events: EventSender,
     /// When the guest last sent something.
     sent: Instant,
+    /// That its threads have used, but for the one that runs.
+    pub cpu_time: Duration,
 }
 
 impl Work for ConsoleWork {
@@ -204,6 +206,10 @@ impl Work for ConsoleWork {
 
     fn kind(&self) -> ThreadKind {
         ThreadKind::Console
+    }
+
+    fn cpu_time(&mut self) -> Option<&mut Duration> {
+        Some(&mut self.cpu_time)
     }
 
     fn run(&mut self, stop: &StopFlag) {
@@ -230,7 +236,8 @@ impl ConsoleWork {
         init_runs: InitRuns,
         events: EventSender,
     ) -> Self {
-        Self { console, serial, buses, init_runs, events, sent: Instant::now() }
+        let cpu_time = Duration::ZERO;
+        Self { console, serial, buses, init_runs, events, sent: Instant::now(), cpu_time }
     }
 
     /// Carries out writes that wait, and has KVM collect them while there are many.

@@ -10,6 +10,7 @@ mod rules;
 mod seccomp;
 mod violation;
 
+use std::fs::File;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
@@ -32,10 +33,13 @@ pub enum ThreadKind {
     Device,
     /// Serves the console.
     Console,
+    /// Serves clients of the API.
+    Api,
 }
 
 impl ThreadKind {
-    const ALL: [Self; 5] = [Self::Main, Self::Starter, Self::Vcpu, Self::Device, Self::Console];
+    const ALL: [Self; 6] =
+        [Self::Main, Self::Starter, Self::Vcpu, Self::Device, Self::Console, Self::Api];
 }
 
 /// Set once the machine may run: what a new thread may do.
@@ -81,15 +85,28 @@ impl<'a> Jail<'a> {
         confine::drop_privileges(config).with_context(|| format!("--jail {config}"))
     }
 
-    /// Closes the door: from now on no file is opened, and each thread makes the system calls of its kind only.
-    /// One that makes another ends the process with `exit_code`.
-    pub fn close(&self, exit_code: u8) -> Result<()> {
+    /// Makes the filters: a thread of the API has its own from its first moment, long before the others.
+    /// One that makes another call ends the process with `exit_code`. The main thread may remove files of `folder`.
+    pub fn prepare(&self, exit_code: u8, folder: Option<&File>) -> Result<()> {
+        if !self.on || FILTERS.get().is_some() || !has_seccomp() {
+            return Ok(());
+        }
+        violation::watch(exit_code)?;
+        rules::keep_folder(folder);
+        let filters = Filters::new().context("seccomp")?;
+        FILTERS.get_or_init(|| filters);
+        Ok(())
+    }
+
+    /// Closes the door: from now on no file is opened, and each thread makes the system calls of its kind only;
+    /// `exit_code` as above. What is in `folder` can still be removed.
+    pub fn close(&self, exit_code: u8, folder: Option<&File>) -> Result<()> {
         if !self.on {
             return Ok(());
         }
         // Other processes of this user can neither trace this one nor read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid tracing")?;
-        match landlock::forbid_opening().context("Landlock")? {
+        match landlock::forbid_opening(folder).context("Landlock")? {
             Some(version) => log::debug!("Landlock {version} is in force"),
             None => log::info!("this host's kernel has no Landlock: see tinyvmm doctor"),
         }
@@ -100,9 +117,7 @@ impl<'a> Jail<'a> {
             );
             return Ok(());
         }
-        violation::watch(exit_code)?;
-        let filters = Filters::new().context("seccomp")?;
-        FILTERS.get_or_init(|| filters);
+        self.prepare(exit_code, folder)?;
         worker::start_threads_aside().context("cannot start threads")?;
         restrict(ThreadKind::Main)
     }
@@ -110,7 +125,11 @@ impl<'a> Jail<'a> {
 
 /// Gives this thread the filter of its kind. Before [`Jail::close`], and without a jail, there is none.
 pub fn enter_thread(kind: ThreadKind) {
-    if let Err(error) = restrict(kind) {
+    let own_landlock = || match FILTERS.get() {
+        Some(_) if kind == ThreadKind::Api => landlock::forbid_opening(None).map(drop),
+        _ => Ok(()),
+    };
+    if let Err(error) = own_landlock().and_then(|()| restrict(kind)) {
         // Rather no machine than one outside of its jail.
         logger::tell(format_args!("the jail of a {kind:?} thread: {error:#}"));
         std::process::exit(crate::cli::EXIT_INTERNAL.into());

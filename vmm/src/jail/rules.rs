@@ -1,5 +1,9 @@
 //! The system calls that each kind of thread makes once the machine runs. Nothing is opened then.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use kvm_bindings::KVMIO;
 use libc::*;
 
@@ -19,6 +23,22 @@ pub(super) enum When {
     Bits(u8, u64, u64),
     /// It is our process.
     Ourselves(u8),
+    /// It is the folder of the API's socket.
+    Folder(u8),
+}
+
+/// The descriptor of that folder; one that cannot be, if there is no API.
+static FOLDER: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Names the folder of the API's socket. Before the filter of the main thread is made.
+pub(super) fn keep_folder(folder: Option<&File>) {
+    let fd = folder.map_or(u32::MAX, |folder| folder.as_raw_fd().cast_unsigned());
+    FOLDER.store(fd, Ordering::SeqCst);
+}
+
+/// The descriptor of that folder.
+pub(super) fn folder() -> u64 {
+    FOLDER.load(Ordering::SeqCst).into()
 }
 
 impl Call {
@@ -29,7 +49,7 @@ impl Call {
     }
 }
 
-use When::{Always, Bits, Is, Ourselves};
+use When::{Always, Bits, Folder, Is, Ourselves};
 
 /// The lists for a thread of this kind.
 pub(super) fn of(kind: ThreadKind) -> Vec<&'static [Call]> {
@@ -40,7 +60,8 @@ pub(super) fn of(kind: ThreadKind) -> Vec<&'static [Call]> {
         // What it starts has to be within its own limits.
         ThreadKind::Starter => vec![ANY, VCPU, DEVICE, CONSOLE, START],
         // At a reset it takes devices apart, which may finish what they do.
-        ThreadKind::Main => vec![ANY, DEVICE, START, BUILD],
+        ThreadKind::Main => vec![ANY, DEVICE, START, BUILD, LEAVE],
+        ThreadKind::Api => vec![ANY, API],
     }
 }
 
@@ -124,6 +145,17 @@ const DEVICE: &[Call] = &[
 const CONSOLE: &[Call] =
     &[Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED]))];
 
+/// Clients of the API. They come to a socket that is there; none is made.
+const API: &[Call] = &[
+    always(SYS_accept4),
+    always(SYS_recvfrom),
+    always(SYS_sendto),
+    Call(SYS_ioctl, Is(1, &[FIONBIO])),
+];
+
+/// To remove that socket at the end.
+const LEAVE: &[Call] = &[Call(SYS_unlinkat, Folder(0)), Call(SYS_newfstatat, Folder(0))];
+
 /// To start threads, and as a new thread until it has a filter of its own.
 const START: &[Call] = &[
     // A thread of this process, in no new namespace.
@@ -156,7 +188,7 @@ const BUILD: &[Call] = &[
     always(SYS_ftruncate),
 ];
 
-const KVM_BUILD: [u64; 24] = [
+const KVM_BUILD: [u64; 25] = [
     io(0x01),                                                   // KVM_CREATE_VM
     io(0x03),                                                   // KVM_CHECK_EXTENSION
     io(0x04),                                                   // KVM_GET_VCPU_MMAP_SIZE
@@ -179,6 +211,7 @@ const KVM_BUILD: [u64; 24] = [
     with::<kvm_bindings::kvm_cpuid2>(1, 0x90), // KVM_SET_CPUID2
     with::<kvm_bindings::kvm_xcrs>(1, 0xa7),   // KVM_SET_XCRS
     io(0xce),                                  // KVM_GET_STATS_FD
+    io(0xad),                                  // KVM_KVMCLOCK_CTRL
     TCGETS,                                    // is this a terminal?
     0x802c_542a,                               // TCGETS2
 ];

@@ -23,6 +23,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
+use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
@@ -41,6 +42,8 @@ pub(super) struct Devices {
     pub init_runs: InitRuns,
     /// Sets how much memory the guest does without, if the machine has a balloon.
     pub balloon: Option<BalloonHandle>,
+    /// What goes through each disk.
+    pub disks: Vec<Arc<DiskCounts>>,
     /// How many virtio devices there are.
     pub virtio: usize,
 }
@@ -77,9 +80,10 @@ impl Devices {
             events: events.clone(),
         };
         ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
-        let mut devices = virtio_devices(config, files)?;
-        let balloon =
-            config.balloon_target().map(|target| Balloon::new(config.mem.bytes(), target));
+        let (mut devices, disks) = virtio_devices(config, files)?;
+        let balloon = config
+            .balloon_target()
+            .map(|target| Balloon::new(config.mem.bytes(), target, config.balloon_features));
         let balloon = balloon.transpose()?;
         let handle = balloon.as_ref().map(Balloon::handle);
         devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
@@ -87,7 +91,7 @@ impl Devices {
         for (index, device) in devices.into_iter().enumerate() {
             add_virtio(&mut mmio, vm, ram, index, device)?;
         }
-        Ok(Self { ports, mmio, serial, panicked, init_runs, balloon: handle, virtio })
+        Ok(Self { ports, mmio, serial, panicked, init_runs, balloon: handle, disks, virtio })
     }
 }
 
@@ -138,15 +142,22 @@ fn add_pc_devices(
     ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
 }
 
+type BoxedDevice = Box<dyn VirtioDevice>;
+
 /// The one list of virtio devices but the balloon: disks first, so that the first is /dev/vda.
-fn virtio_devices(config: &MachineConfig, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>>> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+fn virtio_devices(
+    config: &MachineConfig,
+    files: &Files,
+) -> Result<(Vec<BoxedDevice>, Vec<Arc<DiskCounts>>)> {
+    let mut devices: Vec<BoxedDevice> = Vec::new();
+    let mut counts = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
         let block = Block::new(image.again()?, index, disk.id.as_deref(), config.cpus.count());
+        counts.push(block.counts());
         devices.push(Box::new(block));
     }
     devices.push(Box::new(Rng));
-    Ok(devices)
+    Ok((devices, counts))
 }
 
 fn add_virtio(

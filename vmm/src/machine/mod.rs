@@ -1,8 +1,10 @@
 //! A machine, stopped or running. Only `Machine::build` reads a `MachineConfig`.
 
 mod devices;
+pub mod started;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -14,13 +16,14 @@ use crate::bus::{SharedDevice, lock};
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::power::PanicFlag;
-use crate::event::{EventSender, Halt};
+use crate::event::EventSender;
 use crate::files::Files;
 use crate::memory::{self, GuestRam};
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::balloon_handle::BalloonHandle;
+use crate::virtio::disk_counts::DiskCounts;
 use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::CpuidTemplate;
@@ -46,6 +49,7 @@ struct Board {
     buses: Buses,
     power_button: EventFd,
     balloon: Option<BalloonHandle>,
+    disks: Vec<Arc<DiskCounts>>,
     panicked: PanicFlag,
     timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
@@ -94,7 +98,7 @@ impl Machine {
         let cpus = create_cpus(&vm, kvm, config, timeline)?;
 
         let devices = Devices::build(config, files, &vm, ram, console.output(), &events, timeline)?;
-        let Devices { ports, mmio, serial, panicked, init_runs, balloon, virtio } = devices;
+        let Devices { ports, mmio, serial, panicked, init_runs, balloon, disks, virtio } = devices;
         write_tables(config, ram, virtio)?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
@@ -104,12 +108,13 @@ impl Machine {
             buses: buses.clone(),
             events: events.clone(),
             trace: config.trace_exits.then(ExitTrace::default),
+            cpu_time: Duration::ZERO,
         };
         let vcpus = (0..).zip(cpus).map(vcpu).collect();
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
         let timeline = timeline.clone();
-        let board = Board { buses, power_button, balloon, panicked, timeline, _vm: vm };
+        let board = Board { buses, power_button, balloon, disks, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }
 
@@ -129,6 +134,21 @@ impl Machine {
         Ok(RunningMachine { vcpus, console, board: self.board })
     }
 
+    /// Starts it again after a stop. The guest's clocks have gone on meanwhile; its watchdogs are told not to mind.
+    pub fn resume(self) -> Result<RunningMachine> {
+        for vcpu in &self.vcpus {
+            // Fails where the guest does not use kvmclock: nobody could be told then.
+            let _ = vcpu.fd.kvmclock_ctrl();
+        }
+        self.start()
+    }
+
+    /// A machine that was stopped does not run again.
+    pub fn ended(self) -> Self {
+        self.board.timeline.reach(Mark::End);
+        self
+    }
+
     /// What its CPUs exited for, if that was asked for.
     pub fn traces(&self) -> impl Iterator<Item = &ExitTrace> {
         self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
@@ -141,30 +161,25 @@ impl Machine {
 }
 
 impl RunningMachine {
-    /// Presses the power button: an interrupt to the ACPI event device.
-    pub fn press_power_button(&self) -> Result<()> {
-        Ok(self.board.power_button.write(1)?)
-    }
-
-    /// What sets the guest's balloon, if the machine has one.
-    pub fn balloon(&self) -> Option<&BalloonHandle> {
-        self.board.balloon.as_ref()
-    }
-
-    /// What `halt` was, with what the guest's kernel has printed in mind.
-    pub fn explain(&self, halt: Halt) -> Halt {
-        self.board.panicked.explain(halt)
-    }
-
     /// Stops CPUs, then devices, then the console, whose last words are written out.
     pub fn stop(self) -> Result<Machine> {
+        self.stop_and(|_| {})
+    }
+
+    /// The same, for good.
+    pub fn end(self) -> Result<Machine> {
+        self.stop_and(|timeline| timeline.reach(Mark::End))
+    }
+
+    /// `then` follows the guest's last instruction.
+    fn stop_and(self, then: impl FnOnce(&Timeline)) -> Result<Machine> {
         self.vcpus.iter().for_each(Worker::ask_to_stop);
         let vcpus: Option<Vec<_>> = self.vcpus.into_iter().map(Worker::stop).collect();
         self.board.buses.carry_out_coalesced();
-        self.board.timeline.reach(Mark::End);
-        for device in self.board.devices() {
-            lock(device).pause();
-        }
+        then(&self.board.timeline);
+        self.console.ask_to_stop();
+        self.board.devices().for_each(|device| lock(device).ask_to_pause());
+        self.board.devices().for_each(|device| lock(device).pause());
         let vcpus = vcpus.context("a CPU's thread panicked")?;
         let console = self.console.stop().context("the console's thread panicked")?;
         Ok(Machine { vcpus, console, board: self.board })

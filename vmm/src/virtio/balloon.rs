@@ -12,6 +12,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 use super::balloon_handle::{BalloonHandle, State};
 use super::queue::{Chain, Virtqueue};
 use super::{ConfigSpace, Ready, VirtioDevice};
+use crate::config::BalloonFeatures;
 use crate::memory::{self, GuestRam};
 
 /// Feature bits (5.5.3).
@@ -40,12 +41,13 @@ pub struct Balloon {
     state: Arc<State>,
     /// By the index of the queue.
     roles: Vec<Role>,
+    offered: BalloonFeatures,
 }
 
 impl Balloon {
     /// A balloon for a machine with `ram` bytes of memory, that is to become `target` bytes large.
-    pub fn new(ram: u64, target: u64) -> Result<Self> {
-        let balloon = Self { state: Arc::new(State::new(ram)), roles: Vec::new() };
+    pub fn new(ram: u64, target: u64, offered: BalloonFeatures) -> Result<Self> {
+        let balloon = Self { state: Arc::new(State::new(ram)), roles: Vec::new(), offered };
         balloon.handle().set_target(target)?;
         Ok(balloon)
     }
@@ -100,7 +102,12 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        STATS_VQ | DEFLATE_ON_OOM | PAGE_POISON | REPORTING
+        let BalloonFeatures { deflate_on_oom, statistics, reporting } = self.offered;
+        let bit = |on, bit| if on { bit } else { 0 };
+        PAGE_POISON
+            | bit(statistics, STATS_VQ)
+            | bit(deflate_on_oom, DEFLATE_ON_OOM)
+            | bit(reporting, REPORTING)
     }
 
     fn config(&self) -> Arc<dyn ConfigSpace> {

@@ -24,7 +24,7 @@ const ACTUAL: u32 = VIRTIO_MMIO_CONFIG + 4;
 const POISON: u32 = VIRTIO_MMIO_CONFIG + 12;
 
 fn balloon(target: u64) -> (Driver, BalloonHandle) {
-    let balloon = Balloon::new(RAM_SIZE + HIGH_RAM_SIZE, target).unwrap();
+    let balloon = Balloon::new(RAM_SIZE + HIGH_RAM_SIZE, target, Default::default()).unwrap();
     let handle = balloon.handle();
     (Driver::new(Box::new(balloon)), handle)
 }

@@ -8,6 +8,7 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::buffers::Buffers;
+use super::disk_counts::DiskCounts;
 use super::queue::{Chain, Virtqueue};
 use super::{ConfigSpace, Ready, VirtioDevice};
 use crate::config::DiskConfig;
@@ -50,6 +51,7 @@ pub struct Block {
     write_through: bool,
     /// An I/O error has been told; the guest sees all of them.
     error_told: bool,
+    counts: Arc<DiskCounts>,
 }
 
 impl Block {
@@ -60,7 +62,13 @@ impl Block {
         let id = id.unwrap_or(&name).bytes();
         padded.iter_mut().zip(id).for_each(|(to, from)| *to = from);
         let queues = u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
-        Self { image, name, id: padded, queues, write_through: true, error_told: false }
+        let counts = Arc::default();
+        Self { image, name, id: padded, queues, write_through: true, error_told: false, counts }
+    }
+
+    /// What has gone through it.
+    pub fn counts(&self) -> Arc<DiskCounts> {
+        self.counts.clone()
     }
 
     fn serve(&mut self, chain: &mut Chain) -> Result<u32> {
@@ -78,6 +86,9 @@ impl Block {
                 (blk::VIRTIO_BLK_S_IOERR, 0)
             }
         };
+        if code != blk::VIRTIO_BLK_S_OK {
+            self.counts.errors.add(1);
+        }
         if let Some(status) = status {
             status.copy_from(&[code as u8]);
         }
@@ -91,17 +102,26 @@ impl Block {
         match kind {
             blk::VIRTIO_BLK_T_IN => {
                 let data = chain.writable.take(usize::MAX);
-                let offset = self.data_offset(sector, &data)?;
-                Ok(self.image.read(data, offset)?)
+                let (offset, len) = (self.data_offset(sector, &data)?, data.len() as u64);
+                self.image.read(data, offset)?;
+                self.counts.reads.add(1);
+                self.counts.read_bytes.add(len);
+                Ok(())
             }
             blk::VIRTIO_BLK_T_OUT => {
                 self.writable()?;
                 let data = chain.readable.take(usize::MAX);
-                let offset = self.data_offset(sector, &data)?;
+                let (offset, len) = (self.data_offset(sector, &data)?, data.len() as u64);
                 self.image.write(data, offset)?;
+                self.counts.writes.add(1);
+                self.counts.write_bytes.add(len);
                 self.sync_if_write_through()
             }
-            blk::VIRTIO_BLK_T_FLUSH => Ok(self.image.sync()?),
+            blk::VIRTIO_BLK_T_FLUSH => {
+                self.image.sync()?;
+                self.counts.flushes.add(1);
+                Ok(())
+            }
             blk::VIRTIO_BLK_T_GET_ID => {
                 let room = chain.writable.take(self.id.len());
                 room.copy_from(&self.id);
@@ -137,6 +157,7 @@ impl Block {
         if ranges.len() > MAX_RANGES as usize * 16 {
             return Err(Refusal::Invalid);
         }
+        self.counts.discards.add(1);
         while !ranges.is_empty() {
             let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
             let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));

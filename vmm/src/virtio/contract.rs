@@ -48,7 +48,7 @@ pub const SUBJECTS: [Subject; 5] = [
     // Puts the last page of RAM into the balloon, or reports the room to be free.
     Subject {
         name: "balloon",
-        make: || Box::new(Balloon::new(RAM_SIZE, 0).unwrap()),
+        make: || Box::new(Balloon::new(RAM_SIZE, 0, Default::default()).unwrap()),
         request: &[0xff, 0, 0, 0],
         room: 513,
         written: 0,

@@ -1,5 +1,7 @@
 //! The virtio-mmio register map, version 2 (virtio 1.2, 4.2.2), and nothing else.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK};
 use virtio_bindings::virtio_mmio as reg;
@@ -147,5 +149,13 @@ impl BusDevice for Mmio {
 
     fn pause(&mut self) {
         self.transport.pause();
+    }
+
+    fn ask_to_pause(&mut self) {
+        self.transport.ask_to_pause();
+    }
+
+    fn cpu_time(&self) -> Option<(String, Duration)> {
+        self.transport.cpu_time()
     }
 }

@@ -7,6 +7,7 @@ pub mod balloon;
 pub mod balloon_handle;
 pub mod block;
 pub mod buffers;
+pub mod disk_counts;
 pub mod mmio;
 pub mod queue;
 pub mod rng;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -41,6 +42,8 @@ pub struct Transport {
     status: Arc<AtomicU32>,
     kicks: Vec<Arc<EventFd>>,
     ram: GuestRam,
+    /// The device's.
+    name: String,
     life: Life,
     /// The device has no thread: it works when it is told to [`serve`](Self::serve), so that what a
     /// fuzzer finds can be repeated, and miri can run it.
@@ -75,6 +78,7 @@ impl Transport {
             status: Arc::default(),
             kicks,
             ram,
+            name: device.name().to_owned(),
             life: Life::Stopped(device),
             #[cfg(any(test, fuzzing))]
             by_hand: false,
@@ -150,8 +154,15 @@ impl Transport {
         device.activate(&Ready { features: self.driver_features, interrupt, kicks });
         let ready = self.queues.iter().map(QueueT::ready).collect();
         let (status, interrupt) = (self.status.clone(), self.interrupt.clone());
-        let work =
-            DeviceWork { device, queues, ready, kicks: self.kicks.clone(), status, interrupt };
+        let work = DeviceWork {
+            device,
+            queues,
+            ready,
+            kicks: self.kicks.clone(),
+            status,
+            interrupt,
+            cpu_time: Duration::ZERO,
+        };
         self.life = Life::Paused(work);
         self.resume()
     }
@@ -189,6 +200,23 @@ impl Transport {
         if let Err(error) = self.resume() {
             needs_reset(&self.status, &self.interrupt, &error);
         }
+    }
+
+    /// Tells the device's thread that `pause` comes.
+    pub(super) fn ask_to_pause(&self) {
+        if let Life::Running(worker) = &self.life {
+            worker.ask_to_stop();
+        }
+    }
+
+    /// The device's name, and the time that its thread has used since the driver was ready.
+    pub(super) fn cpu_time(&self) -> Option<(String, Duration)> {
+        let time = match &self.life {
+            Life::Running(worker) => worker.cpu_time(),
+            Life::Paused(work) => work.cpu_time,
+            Life::Stopped(_) | Life::Dead => return None,
+        };
+        Some((self.name.clone(), time))
     }
 
     /// Stops the device's thread; it keeps its place in the queues.
@@ -248,6 +276,8 @@ struct DeviceWork {
     kicks: Vec<Arc<EventFd>>,
     status: Arc<AtomicU32>,
     interrupt: Arc<Interrupt>,
+    /// Of threads before this one.
+    cpu_time: Duration,
 }
 
 impl Work for DeviceWork {
@@ -257,6 +287,10 @@ impl Work for DeviceWork {
 
     fn kind(&self) -> ThreadKind {
         ThreadKind::Device
+    }
+
+    fn cpu_time(&mut self) -> Option<&mut Duration> {
+        Some(&mut self.cpu_time)
     }
 
     fn run(&mut self, stop: &StopFlag) {

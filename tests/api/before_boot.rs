@@ -1,0 +1,310 @@
+//! A machine that is described over the API.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::{Client, SOCKET, vmm, waiting};
+use crate::fixture::Running;
+use crate::guests;
+
+const KERNEL: &str = r#"{"kernel_image_path":"vmlinux"}"#;
+const START: &str = r#"{"action_type":"InstanceStart"}"#;
+
+#[test]
+fn a_machine_is_described_and_started_and_its_socket_goes_with_it() {
+    let (running, client) = waiting(guests::hello);
+    let mode = fs::metadata(&client.0).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(client.get("/")["state"], "Not started");
+    assert_eq!(client.get("/")["id"], "anonymous-instance");
+    assert!(client.get("/version")["firecracker_version"].is_string());
+    client.does("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":64,"smt":true}"#);
+    client.does("PATCH", "/machine-config", r#"{"mem_size_mib":32}"#);
+    let machine = client.get("/machine-config");
+    let expected = json!({"vcpu_count": 2, "mem_size_mib": 32, "smt": true,
+        "track_dirty_pages": false, "huge_pages": "None"});
+    assert_eq!(machine, expected);
+    client.does("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux","boot_args":"a=b"}"#);
+    let root =
+        r#"{"drive_id":"root","is_root_device":true,"is_read_only":true,"path_on_host":"disk"}"#;
+    client.does("PUT", "/drives/root", root);
+    client.does("PUT", "/balloon", r#"{"amount_mib":8,"deflate_on_oom":false}"#);
+    client.does("PATCH", "/balloon", r#"{"amount_mib":4}"#);
+    assert_eq!(client.get("/balloon")["amount_mib"], 4);
+    client.does("PUT", "/entropy", "{}");
+    client.does("PUT", "/cpu-config", "{}");
+    let all = client.get("/vm/config");
+    assert_eq!(all["machine-config"], expected);
+    assert_eq!(all["boot-source"]["boot_args"], "a=b root=/dev/vda ro");
+    assert_eq!(all["drives"][0]["drive_id"], "root");
+    assert_eq!(all["balloon"]["deflate_on_oom"], false);
+    client.does("PUT", "/actions", START);
+    running.wait().exits(0).prints("hello").silently().leaves_nothing();
+}
+
+/// Starts the machine and returns what has come of the guest's command line.
+fn command_line(running: Running, client: &Client) -> String {
+    client.does("PUT", "/actions", START);
+    let outcome = running.wait().exits(0);
+    String::from_utf8_lossy(&outcome.stdout).into_owned()
+}
+
+#[test]
+fn boot_args_are_the_whole_command_line_but_for_the_root() {
+    let (running, client) = waiting(guests::zero_page);
+    let source = r#"{"kernel_image_path":"vmlinux","boot_args":"console=ttyS0 -- x=y"}"#;
+    client.does("PUT", "/boot-source", source);
+    let data = r#"{"drive_id":"data","is_root_device":false,"path_on_host":"initrd2"}"#;
+    client.refuses("PUT", "/drives/data", data, &["initrd2"]);
+    let root =
+        r#"{"drive_id":"root","is_root_device":true,"partuuid":"1-2","path_on_host":"disk"}"#;
+    client.does("PUT", "/drives/root", root);
+    let line = command_line(running, &client);
+    assert!(line.contains("console=ttyS0 root=PARTUUID=1-2 rw -- x=y\0"), "{line:?}");
+}
+
+#[test]
+fn a_machine_that_cannot_be_is_refused_and_changes_nothing() {
+    let (_running, client) = waiting(guests::idle);
+    let before = client.get("/vm/config");
+    for (path, body, words) in [
+        ("/machine-config", r#"{"vcpu_count":0,"mem_size_mib":64}"#, "vcpu_count 0"),
+        ("/machine-config", r#"{"vcpu_count":33,"mem_size_mib":64}"#, "vcpu_count 33"),
+        ("/machine-config", r#"{"vcpu_count":-1,"mem_size_mib":64}"#, "invalid value"),
+        ("/machine-config", r#"{"vcpu_count":3,"mem_size_mib":64,"smt":true}"#, "even"),
+        ("/machine-config", r#"{"vcpu_count":"1","mem_size_mib":64}"#, "invalid type"),
+        ("/machine-config", r#"{"vcpu_count":1}"#, "missing field `mem_size_mib`"),
+        ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":1}"#, "the least is 16M"),
+        ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":99999999999999999}"#, "mem_size_mib"),
+        (
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":64,"legs":2}"#,
+            "unknown field `legs`",
+        ),
+        (
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":64,"cpu_template":"T2"}"#,
+            "cpu_template T2",
+        ),
+        (
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":64,"track_dirty_pages":true}"#,
+            "track_dirty_pages",
+        ),
+        (
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":33,"huge_pages":"2M"}"#,
+            "not a multiple",
+        ),
+        (
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":64,"huge_pages":"1G"}"#,
+            "unknown variant",
+        ),
+    ] {
+        client.refuses("PUT", path, body, &[words]);
+    }
+    assert_eq!(client.get("/vm/config"), before);
+}
+
+#[test]
+fn files_and_devices_that_are_wrong_are_refused_and_change_nothing() {
+    let (_running, client) = waiting(guests::idle);
+    let before = client.get("/vm/config");
+    let drive = |rest: &str| format!(r#"{{"drive_id":"a","is_root_device":false{rest}}}"#);
+    let disk = r#","path_on_host":"disk""#;
+    for (path, body, words) in [
+        ("/boot-source", r#"{"kernel_image_path":"none"}"#, "none"),
+        ("/boot-source", r#"{"kernel_image_path":"vmlinux","initrd_path":"none"}"#, "initrd none"),
+        ("/boot-source", r#"{"boot_args":"x"}"#, "missing field `kernel_image_path`"),
+        ("/boot-source", r#"{"kernel_image_path":"vmlinux","boot_args":"a\u0000b"}"#, "zero byte"),
+        ("/drives/a", &drive(""), "path_on_host"),
+        ("/drives/b", &drive(disk), "same in both"),
+        ("/drives/a", &drive(r#","path_on_host":"none""#), "none"),
+        ("/drives/a", &drive(&format!(r#"{disk},"io_engine":"Async""#)), "io_engine"),
+        ("/drives/a", &drive(&format!(r#"{disk},"rate_limiter":{{}}"#)), "rate_limiter"),
+        ("/drives/a", &drive(&format!(r#"{disk},"socket":"s""#)), "socket"),
+        ("/drives/a", &drive(&format!(r#"{disk},"cache_type":"Maybe""#)), "unknown variant"),
+        ("/balloon", r#"{"amount_mib":256,"deflate_on_oom":true}"#, "amount_mib 256"),
+        ("/balloon", r#"{"amount_mib":1}"#, "deflate_on_oom"),
+        (
+            "/balloon",
+            r#"{"amount_mib":1,"deflate_on_oom":true,"free_page_hinting":true}"#,
+            "hinting",
+        ),
+        ("/entropy", r#"{"rate_limiter":{"ops":null}}"#, "rate_limiter"),
+        ("/serial", r#"{"rate_limiter":{"size":1,"refill_time":1}}"#, "rate_limiter"),
+        ("/cpu-config", r#"{"msr_modifiers":[{"addr":"0x1","bitmap":"0b1"}]}"#, "msr_modifiers"),
+        ("/logger", r#"{"level":"Loud"}"#, "level Loud"),
+        ("/logger", r#"{"module":"api"}"#, "module"),
+        ("/logger", r#"{"log_path":"no/such/folder"}"#, "no/such/folder"),
+        ("/metrics", "{}", "metrics_path"),
+    ] {
+        client.refuses("PUT", path, body, &[words]);
+    }
+    assert_eq!(client.get("/vm/config"), before);
+}
+
+#[test]
+fn what_is_not_there_or_not_yet_is_refused() {
+    let (_running, client) = waiting(guests::idle);
+    let before = client.get("/vm/config");
+    for (path, body, words) in [
+        ("/actions", r#"{"action_type":"Dance"}"#, "unknown variant `Dance`"),
+        ("/actions", START, "no kernel"),
+        ("/actions", r#"{"action_type":"SendCtrlAltDel"}"#, "not started"),
+        ("/actions", r#"{"action_type":"FlushMetrics"}"#, "not started"),
+        ("/actions", "", "body is missing"),
+        ("/actions", "[", "EOF"),
+        ("/tinyvmm/power-button", "", "not started"),
+        ("/network-interfaces/eth0", "{}", "not supported yet"),
+        ("/vsock", "{}", "not supported yet"),
+        ("/snapshot/load", "{}", "not supported yet"),
+        ("/mmds", "{}", "not supported yet"),
+        ("/mmds/config", "{}", "not supported yet"),
+        ("/pmem/a", "{}", "not supported yet"),
+        ("/hotplug/memory", "{}", "not supported yet"),
+        ("/nowhere", "{}", "no PUT /nowhere"),
+    ] {
+        client.refuses("PUT", path, body, &[words]);
+    }
+    client.refuses("PATCH", "/vm", r#"{"state":"Paused"}"#, &["not started"]);
+    client.refuses("PATCH", "/drives/a", r#"{"drive_id":"a"}"#, &["not started"]);
+    client.refuses("PATCH", "/balloon/hinting/stop", "", &["not supported yet"]);
+    client.refuses("GET", "/balloon/statistics", "", &["not started"]);
+    client.refuses("GET", "/tinyvmm/stats", "", &["not started"]);
+    client.refuses("GET", "/", "{}", &["no body"]);
+    client.refuses(
+        "PATCH",
+        "/balloon/statistics",
+        r#"{"stats_polling_interval_s":0}"#,
+        &["PUT /balloon"],
+    );
+    assert_eq!(client.get("/vm/config"), before);
+}
+
+#[test]
+fn only_one_drive_has_the_root_and_a_drive_can_be_put_again() {
+    let (_running, client) = waiting(guests::idle);
+    let drive = |id: &str, root: bool| {
+        format!(r#"{{"drive_id":"{id}","is_root_device":{root},"path_on_host":"disk"}}"#)
+    };
+    client.does("PUT", "/drives/a", &drive("a", true));
+    client.refuses("PUT", "/drives/b", &drive("b", true), &["another drive has the root"]);
+    client.does("PUT", "/drives/a", &drive("a", false));
+    client.does("PUT", "/drives/b", &drive("b", true));
+    assert_eq!(client.get("/vm/config")["drives"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_start_that_fails_can_be_tried_again() {
+    let (running, client) = waiting(guests::hello);
+    client.does("PUT", "/boot-source", r#"{"kernel_image_path":"disk"}"#);
+    client.refuses("PUT", "/actions", START, &["kernel disk"]);
+    assert_eq!(client.get("/")["state"], "Not started");
+    client.does("PUT", "/boot-source", KERNEL);
+    client.does("PUT", "/actions", START);
+    running.wait().exits(0).prints("hello").silently().leaves_nothing();
+}
+
+#[test]
+fn console_log_and_metrics_go_to_files() {
+    let (running, client) = waiting(guests::obedient);
+    client.does("PUT", "/boot-source", KERNEL);
+    client.does("PUT", "/serial", r#"{"serial_out_path":"serial.txt"}"#);
+    let logger =
+        r#"{"log_path":"log.txt","level":"debug","show_level":true,"show_log_origin":true}"#;
+    client.does("PUT", "/logger", logger);
+    client.does("PUT", "/metrics", r#"{"metrics_path":"metrics.txt"}"#);
+    client.refuses("PUT", "/metrics", r#"{"metrics_path":"metrics.txt"}"#, &["already"]);
+    client.refuses("PUT", "/logger", r#"{"log_path":"other.txt"}"#, &["already"]);
+    assert_eq!(client.get("/vm/config")["metrics"]["metrics_path"], "metrics.txt");
+    let data = r#"{"drive_id":"data","is_root_device":false,"path_on_host":"disk"}"#;
+    client.does("PUT", "/drives/data", data);
+    client.does("PUT", "/actions", START);
+    let ready = |vm: &Running| {
+        fs::read(vm.dir().path("serial.txt")).is_ok_and(|text| text.starts_with(b"ready"))
+    };
+    let running = running.until(ready);
+    client.does("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+    client.does("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#);
+    let outcome = running.wait().exits(0);
+    assert!(outcome.file("serial.txt").contains("button"));
+    let log = outcome.file("log.txt");
+    assert!(
+        log.contains("[anonymous-instance:") && log.contains(":INFO:vmm/src/main.rs:"),
+        "{log}"
+    );
+    let metrics: serde_json::Value = serde_json::from_str(&outcome.file("metrics.txt")).unwrap();
+    assert!(metrics["utc_timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000, "{metrics}");
+    assert_eq!(metrics["block_data"]["read_count"], 0);
+}
+
+#[test]
+fn it_waits_until_a_signal_or_a_client_ends_it() {
+    let (running, client) = waiting(guests::idle);
+    client.does("PUT", "/tinyvmm/stop", "");
+    running.wait().exits(8).says(&["over the API"]).leaves_nothing();
+    let (running, _) = waiting(guests::idle);
+    running.signal(libc::SIGTERM);
+    running.wait().exits(8).says(&["by a signal"]).leaves_nothing();
+}
+
+#[test]
+fn flags_that_do_not_go_with_it_are_refused() {
+    let (_running, client) = waiting(guests::idle);
+    let path = client.0.to_str().unwrap();
+    let other = crate::fixture::Vmm::new().args(["--api-sock", path]);
+    other.run().refuses(3, &["in use by another process"]);
+    vmm().file(SOCKET, "mine").run().refuses(3, &[SOCKET, "no socket"]);
+    vmm().args(["--jail", "user=5"]).run().refuses(2, &["--jail", "--kernel"]);
+    vmm().args(["--id", "a b"]).run().refuses(2, &["--id"]);
+    vmm().args(["--http-api-max-payload-size", "0"]).run().refuses(2, &["payload"]);
+    let long = format!("{}/api.sock", "x".repeat(108));
+    crate::fixture::Vmm::new().args(["--api-sock", &long]).run().refuses(3, &["--api-sock"]);
+}
+
+#[test]
+fn a_socket_that_was_left_behind_is_replaced() {
+    let (running, client) = waiting(guests::hello);
+    running.signal(libc::SIGKILL);
+    let outcome = running.wait();
+    assert!(client.0.exists(), "it could not remove it");
+    let path = outcome.dir().path(SOCKET);
+    let again = crate::fixture::Vmm::new().args(["--api-sock", path.to_str().unwrap()]);
+    let again = again.guest(guests::hello).run().exits(0).silently();
+    assert!(!path.exists());
+    drop(again);
+}
+
+#[test]
+fn curl_is_understood() {
+    let (running, client) = waiting(guests::hello);
+    let curl = |path: &str, args: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--unix-socket"]).arg(&client.0);
+        curl.args(["--max-time", "60", "--write-out", "%{http_code}"]).args(args);
+        let output = curl.arg(format!("http://localhost{path}")).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let Some(version) = curl("/version", &[]) else { return eprintln!("SKIPPED: no curl") };
+    assert!(version.ends_with("}200"), "{version}");
+    let json = ["-H", "Content-Type: application/json"];
+    let put =
+        |path: &str, body: &str| curl(path, &[&["-X", "PUT", "-d", body], &json[..]].concat());
+    // So long that curl waits to be told to go on.
+    let args = "x".repeat(2000);
+    let source = format!(r#"{{"kernel_image_path":"vmlinux","boot_args":"{args}"}}"#);
+    assert_eq!(put("/boot-source", &source).unwrap(), "204");
+    assert!(put("/boot-source", "{").unwrap().ends_with("400"));
+    assert!(curl("/actions", &["-X", "PUT", "-d", START]).unwrap().ends_with("400"), "a form");
+    // Two requests over one connection.
+    let both = curl("/version", &["http://localhost/"]).unwrap();
+    assert_eq!(both.matches("200").count(), 2, "{both}");
+    assert_eq!(put("/actions", START).unwrap(), "204");
+    running.wait().exits(0).prints("hello");
+}

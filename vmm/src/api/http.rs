@@ -1,0 +1,216 @@
+//! HTTP/1.1 as far as the API needs it: requests with a length, answers with JSON.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use super::Answer;
+
+/// Most bytes of a request before its body.
+pub const MAX_HEAD: usize = 8 << 10;
+/// Most header fields of a request.
+const MAX_FIELDS: usize = 64;
+/// What a client that asks for it is told before it sends a body.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// GET
+    Get,
+    /// PUT
+    Put,
+    /// PATCH
+    Patch,
+}
+
+/// A request without its body.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Head {
+    /// What is asked for.
+    pub method: Method,
+    /// Of what.
+    pub path: String,
+    /// Bytes of the head itself.
+    pub len: usize,
+    /// Bytes of the body that follows.
+    pub body: usize,
+    /// The client wants the connection closed after the answer.
+    pub closes: bool,
+    /// The client waits for [`CONTINUE`].
+    pub waits: bool,
+}
+
+/// Why a request is not answered but refused, and the connection closed: status and reason.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal(pub u16, pub String);
+
+fn bad(reason: impl Into<String>) -> Refusal {
+    Refusal(400, reason.into())
+}
+
+/// Reads the head at the start of `bytes`; `None` if there is more to come. A body may have `most_bytes`.
+pub fn parse(bytes: &[u8], most_bytes: usize) -> Result<Option<Head>, Refusal> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let len = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD => len,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
+        Ok(_) => return Err(Refusal(431, format!("a head of more than {MAX_HEAD} bytes"))),
+        Err(error) => return Err(bad(format!("no HTTP request: {error}"))),
+    };
+    let method = match request.method {
+        Some("GET") => Method::Get,
+        Some("PUT") => Method::Put,
+        Some("PATCH") => Method::Patch,
+        other => {
+            let method = other.unwrap_or_default();
+            return Err(bad(format!("method {method}: there are GET, PUT and PATCH")));
+        }
+    };
+    let path = request.path.unwrap_or_default().to_owned();
+    let keeps = request.version == Some(1);
+    let mut head = Head { method, path, len, body: 0, closes: !keeps, waits: false };
+    let mut length = None;
+    for field in request.headers.iter() {
+        let value = std::str::from_utf8(field.value).map_err(|_| bad("a header is not UTF-8"))?;
+        read_field(&mut head, &mut length, &field.name.to_ascii_lowercase(), value.trim())?;
+    }
+    head.body = length.unwrap_or(0);
+    if head.body > most_bytes {
+        let reason = format!("a body of {} bytes, at most {most_bytes} may be", head.body);
+        return Err(Refusal(413, reason));
+    }
+    Ok(Some(head))
+}
+
+fn read_field(
+    head: &mut Head,
+    length: &mut Option<usize>,
+    name: &str,
+    value: &str,
+) -> Result<(), Refusal> {
+    match name {
+        "content-length" => {
+            let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+            // More than can be counted is too large in any case.
+            let told = value.parse().unwrap_or(usize::MAX);
+            if !digits || length.is_some_and(|other| other != told) {
+                return Err(bad(format!("Content-Length {value}")));
+            }
+            *length = Some(told);
+        }
+        "transfer-encoding" => {
+            return Err(bad("Transfer-Encoding: send the body with a Content-Length instead"));
+        }
+        "content-type" => {
+            let kind = value.split(';').next().unwrap_or_default().trim();
+            if !kind.eq_ignore_ascii_case("application/json") {
+                return Err(bad(format!("Content-Type {kind}: bodies are application/json")));
+            }
+        }
+        "connection" if value.eq_ignore_ascii_case("close") => head.closes = true,
+        "connection" if value.eq_ignore_ascii_case("keep-alive") => head.closes = false,
+        "expect" if value.eq_ignore_ascii_case("100-continue") => head.waits = true,
+        "expect" => return Err(Refusal(417, format!("Expect {value}"))),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// `answer`, to be sent.
+pub fn render(answer: &Answer, closes: bool) -> Vec<u8> {
+    match answer {
+        Answer::Done => render_with(204, None, closes),
+        Answer::Value(value) => render_with(200, Some(value), closes),
+        Answer::Fault(reason) => render_with(400, Some(&fault(reason)), closes),
+    }
+}
+
+/// `refusal`, to be sent before the connection is closed.
+pub fn render_refusal(Refusal(status, reason): &Refusal) -> Vec<u8> {
+    render_with(*status, Some(&fault(reason)), true)
+}
+
+fn fault(reason: &str) -> Value {
+    json!({ "fault_message": reason })
+}
+
+fn render_with(status: u16, body: Option<&Value>, closes: bool) -> Vec<u8> {
+    let reason = match status {
+        200 => "OK",
+        204 => "No Content",
+        413 => "Payload Too Large",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        _ => "Bad Request",
+    };
+    let connection = if closes { "close" } else { "keep-alive" };
+    let mut bytes = Vec::new();
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        bytes,
+        "HTTP/1.1 {status} {reason}\r\nServer: tinyvmm\r\nConnection: {connection}\r\n"
+    );
+    match body.map(Value::to_string) {
+        None => bytes.extend(b"\r\n"),
+        Some(body) => {
+            let len = body.len();
+            let _ = write!(
+                bytes,
+                "Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}"
+            );
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_request_is_read_whole_or_not_at_all() {
+        let text = b"PUT /actions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\
+            content-type: application/json; charset=utf-8\r\nExpect: 100-continue\r\n\r\n{}";
+        for len in 0..text.len() - 2 {
+            assert_eq!(parse(&text[..len], 10), Ok(None), "{len} bytes");
+        }
+        let head = parse(text, 10).unwrap().unwrap();
+        assert_eq!((head.method, head.path.as_str()), (Method::Put, "/actions"));
+        assert_eq!((head.len, head.body), (text.len() - 2, 2));
+        assert!(head.waits && !head.closes);
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_its_status() {
+        let request = |rest: &str| {
+            let text = format!("PUT / HTTP/1.1\r\n{rest}\r\n\r\n");
+            parse(text.as_bytes(), 100).map(|_| ()).map_err(|Refusal(status, _)| status)
+        };
+        assert_eq!(request("Content-Length: 100"), Ok(()));
+        assert_eq!(request("Content-Length: 101"), Err(413));
+        assert_eq!(request("Content-Length: 99999999999999999999999"), Err(413));
+        assert_eq!(request("Content-Length: -1"), Err(400));
+        assert_eq!(request("Content-Length: 1\r\nContent-Length: 2"), Err(400));
+        assert_eq!(request("Transfer-Encoding: chunked"), Err(400));
+        assert_eq!(request("Content-Type: text/plain"), Err(400));
+        assert_eq!(request("Expect: more"), Err(417));
+        assert_eq!(request(&format!("X: {}", "y".repeat(MAX_HEAD))), Err(431));
+        assert_eq!(request(&"X: y\r\n".repeat(MAX_FIELDS + 1)), Err(400));
+        for text in ["DELETE / HTTP/1.1\r\n\r\n", "\0\r\n\r\n", "GET / HTTP/9.1\r\n\r\n"] {
+            assert_eq!(parse(text.as_bytes(), 100).unwrap_err().0, 400, "{text}");
+        }
+        let endless = vec![b'A'; MAX_HEAD];
+        assert_eq!(parse(&endless, 100).unwrap_err().0, 431);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, text in "(GET|PUT) /[a-z]{0,9} HTTP/1.[01]\r\n([A-Z][a-z-]{1,14}: [ -~]{0,9}\r\n){0,5}\r\n") {
+            let _ = parse(&bytes, 100);
+            let _ = parse(text.as_bytes(), 100);
+        }
+    }
+}

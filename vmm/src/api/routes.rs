@@ -1,0 +1,242 @@
+//! From method, path and body to what is wanted.
+
+use serde::de::DeserializeOwned;
+
+use super::bodies::*;
+use super::http::Method;
+
+/// What a client wants.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Something told.
+    Tell(Subject),
+    /// Something done before the machine starts.
+    Configure(Box<Configure>),
+    /// The machine started.
+    Start,
+    /// Something done to a machine that has started.
+    Control(Control),
+    /// Another size of the balloon; at any time.
+    ResizeBalloon(BalloonUpdate),
+    /// Another interval; at any time.
+    PollBalloon(BalloonStatisticsUpdate),
+}
+
+/// What can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// GET /
+    Instance,
+    /// GET /version
+    Version,
+    /// GET /machine-config
+    Machine,
+    /// GET /vm/config
+    All,
+    /// GET /balloon
+    Balloon,
+    /// GET /balloon/statistics
+    BalloonStatistics,
+    /// GET /tinyvmm/stats
+    Stats,
+    /// GET /tinyvmm/boot-report
+    BootReport,
+}
+
+/// What can be done before the machine starts.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the bodies of PUT and PATCH by name")]
+pub enum Configure {
+    BootSource(BootSource),
+    Machine(Machine),
+    PartialMachine(PartialMachine),
+    Drive(Drive),
+    Balloon(Balloon),
+    Entropy(Entropy),
+    Serial(Serial),
+    Logger(Logger),
+    Metrics(Metrics),
+    Cpu(CpuConfig),
+}
+
+/// What can be done to a machine that has started.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// PUT /actions, SendCtrlAltDel; PUT /tinyvmm/power-button
+    PressPowerButton,
+    /// PUT /actions, FlushMetrics
+    FlushMetrics,
+    /// PATCH /vm
+    State(VmState),
+    /// PATCH /drives/{drive_id}
+    Drive(PartialDrive),
+    /// PUT /tinyvmm/stop
+    Stop,
+}
+
+/// What `method` of `path` with `body` is for; or why it is for nothing.
+pub fn request(method: Method, path: &str, body: &[u8]) -> Result<Request, String> {
+    let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    let of = |error: String| format!("{path}: {error}");
+    match (method, parts.as_slice()) {
+        (
+            _,
+            ["network-interfaces" | "pmem" | "snapshot", _]
+            | ["vsock" | "mmds"]
+            | ["mmds", "config"]
+            | ["hotplug", "memory"]
+            | ["balloon", "hinting", _],
+        ) => Err(of("not supported yet".into())),
+        (Method::Get, parts) => {
+            let subject = subject(parts).ok_or_else(|| nothing("GET", path))?;
+            empty(body).map_err(of)?;
+            Ok(Request::Tell(subject))
+        }
+        (Method::Put, ["tinyvmm", "power-button"]) => {
+            nearly_empty(body).map_err(of)?;
+            Ok(Request::Control(Control::PressPowerButton))
+        }
+        (Method::Put, ["tinyvmm", "stop"]) => {
+            nearly_empty(body).map_err(of)?;
+            Ok(Request::Control(Control::Stop))
+        }
+        (Method::Put, parts) => put(parts, body).ok_or_else(|| nothing("PUT", path))?.map_err(of),
+        (Method::Patch, parts) => {
+            patch(parts, body).ok_or_else(|| nothing("PATCH", path))?.map_err(of)
+        }
+    }
+}
+
+fn nothing(method: &str, path: &str) -> String {
+    format!("there is no {method} {path}")
+}
+
+fn subject(parts: &[&str]) -> Option<Subject> {
+    Some(match parts {
+        [""] => Subject::Instance,
+        ["version"] => Subject::Version,
+        ["machine-config"] => Subject::Machine,
+        ["vm", "config"] => Subject::All,
+        ["balloon"] => Subject::Balloon,
+        ["balloon", "statistics"] => Subject::BalloonStatistics,
+        ["tinyvmm", "stats"] => Subject::Stats,
+        ["tinyvmm", "boot-report"] => Subject::BootReport,
+        _ => return None,
+    })
+}
+
+fn put(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
+    let configured = match parts {
+        ["actions"] => return Some(json(body).map(action)),
+        ["boot-source"] => json(body).map(Configure::BootSource),
+        ["machine-config"] => json(body).map(Configure::Machine),
+        ["drives", id] => json(body).and_then(|drive: Drive| {
+            same_id(id, &drive.drive_id)?;
+            Ok(Configure::Drive(drive))
+        }),
+        ["balloon"] => json(body).map(Configure::Balloon),
+        ["entropy"] => json(body).map(Configure::Entropy),
+        ["serial"] => json(body).map(Configure::Serial),
+        ["logger"] => json(body).map(Configure::Logger),
+        ["metrics"] => json(body).map(Configure::Metrics),
+        ["cpu-config"] => json(body).map(Configure::Cpu),
+        _ => return None,
+    };
+    Some(configured.map(|what| Request::Configure(Box::new(what))))
+}
+
+fn patch(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
+    Some(match parts {
+        ["machine-config"] => json(body)
+            .map(|machine| Request::Configure(Box::new(Configure::PartialMachine(machine)))),
+        ["drives", id] => json(body).and_then(|drive: PartialDrive| {
+            same_id(id, &drive.drive_id)?;
+            Ok(Request::Control(Control::Drive(drive)))
+        }),
+        ["vm"] => json(body).map(|vm: Vm| Request::Control(Control::State(vm.state))),
+        ["balloon"] => json(body).map(Request::ResizeBalloon),
+        ["balloon", "statistics"] => json(body).map(Request::PollBalloon),
+        _ => return None,
+    })
+}
+
+fn action(action: Action) -> Request {
+    match action.action_type {
+        ActionType::InstanceStart => Request::Start,
+        ActionType::SendCtrlAltDel => Request::Control(Control::PressPowerButton),
+        ActionType::FlushMetrics => Request::Control(Control::FlushMetrics),
+    }
+}
+
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    if body.is_empty() {
+        return Err("a body is missing".into());
+    }
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+fn empty(body: &[u8]) -> Result<(), String> {
+    if body.is_empty() { Ok(()) } else { Err("GET takes no body".into()) }
+}
+
+/// Some clients cannot PUT without a body.
+fn nearly_empty(body: &[u8]) -> Result<(), String> {
+    let nothing = body.is_empty() || body.trim_ascii() == b"{}";
+    if nothing { Ok(()) } else { Err("takes no body".into()) }
+}
+
+fn same_id(path: &str, body: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if path != body {
+        return Err(format!("drive_id is '{body}' in the body: say the same in both"));
+    }
+    if path.is_empty() || path.len() > 64 || !path.chars().all(fits) {
+        return Err("a drive_id is 1 to 64 letters, digits, _ and -".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_not_there_and_what_is_not_supported_are_told_apart() {
+        let refused = |method, path| request(method, path, b"{}").unwrap_err();
+        for path in ["/vsock", "/mmds", "/mmds/config", "/snapshot/create", "/hotplug/memory"] {
+            assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
+        }
+        for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/", "/?a=b"] {
+            assert!(refused(Method::Put, path).contains("there is no PUT"), "{path}");
+        }
+        assert!(refused(Method::Patch, "/boot-source").contains("there is no PATCH"));
+        assert!(refused(Method::Get, "/version").contains("no body"));
+        assert!(refused(Method::Put, "/actions").contains("action_type"));
+    }
+
+    #[test]
+    fn a_drive_has_one_name() {
+        let put = |path: &str, id: &str| {
+            let body = format!(r#"{{"drive_id":"{id}","is_root_device":false}}"#);
+            request(Method::Put, &format!("/drives/{path}"), body.as_bytes())
+        };
+        put("root_1-a", "root_1-a").unwrap();
+        assert!(put("a", "b").unwrap_err().contains("same"));
+        put("a%20b", "a%20b").unwrap_err();
+        put(&"x".repeat(65), &"x".repeat(65)).unwrap_err();
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_or_body_makes_it_panic(path: String, body: Vec<u8>, text in r#"\{("[a-z_]{1,9}":(1|"x"|null|\[\]),?){0,4}\}"#) {
+            for method in [Method::Get, Method::Put, Method::Patch] {
+                let _ = request(method, &path, &body);
+                for path in ["/drives/a", "/machine-config", "/balloon", "/actions", "/cpu-config"] {
+                    let _ = request(method, path, &body);
+                    let _ = request(method, path, text.as_bytes());
+                }
+            }
+        }
+    }
+}

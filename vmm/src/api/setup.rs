@@ -1,0 +1,261 @@
+//! A machine that is being described over the API, until it is started.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::bodies::{self, Balloon, BootSource, Drive, HugePages};
+use super::routes::Configure;
+use crate::config::{
+    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, Size,
+};
+use crate::disk_image::DiskImage;
+use crate::files::Loadable;
+use crate::layout;
+use crate::x86_64::kernel::KernelFile;
+
+/// Most CPUs that can be asked for over the API; `--cpus` can be more.
+const MAX_CPUS: u32 = 32;
+
+/// What flags have said, and what the API has added to it.
+#[derive(Clone)]
+pub(super) struct Setup {
+    /// Also what has its place there: memory, CPUs, balloon, console.
+    config: MachineConfig,
+    boot_source: Option<BootSource>,
+    drives: Vec<Drive>,
+    /// Seconds between statistics of the balloon, as the client wants them.
+    interval: u16,
+}
+
+impl Setup {
+    /// What the flags say.
+    pub(super) fn new(config: &MachineConfig) -> Self {
+        let mut config = config.clone();
+        // As Firecracker does: a guest that resets is at its end.
+        config.no_reboot |= config.kernel.is_none();
+        Self { config, boot_source: None, drives: Vec::new(), interval: 0 }
+    }
+
+    /// The machine as it is described so far.
+    pub(super) fn config(&self) -> MachineConfig {
+        let mut config = self.config.clone();
+        let mut root = String::new();
+        for drive in &self.drives {
+            let Some(disk) = disk(drive) else { continue };
+            if drive.is_root_device {
+                let how = if drive.is_read_only { "ro" } else { "rw" };
+                root = match &drive.partuuid {
+                    Some(partition) => format!(" root=PARTUUID={partition} {how}"),
+                    None => format!(" root=/dev/vda {how}"),
+                };
+                config.disk.insert(0, disk);
+            } else {
+                config.disk.push(disk);
+            }
+        }
+        if let Some(source) = &self.boot_source {
+            config.kernel = Some(source.kernel_image_path.clone());
+            config.initrd = source.initrd_path.clone();
+            if let Some(args) = &source.boot_args {
+                // What follows a -- is for init.
+                let (kernel, init) = args.split_at(args.find(" -- ").unwrap_or(args.len()));
+                config.cmdline = Some(format!("{kernel}{root}{init}"));
+                config.cmdline_only = true;
+            }
+        }
+        config
+    }
+
+    /// What is needed to start is there.
+    pub(super) fn check_complete(&self) -> Result<()> {
+        ensure!(self.config().kernel.is_some(), "no kernel: name one with PUT /boot-source");
+        Ok(())
+    }
+
+    /// All of `what`, or nothing.
+    pub(super) fn change(&mut self, what: Configure) -> Result<()> {
+        let mut next = self.clone();
+        match what {
+            Configure::BootSource(source) => {
+                check_files(&source)?;
+                next.boot_source = Some(source);
+            }
+            Configure::Machine(machine) => next.set_machine(&machine)?,
+            Configure::PartialMachine(part) => {
+                next.set_machine(&part.applied_to(self.machine()))?;
+            }
+            Configure::Drive(drive) => next.set_drive(drive)?,
+            Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
+            // There is one in any case.
+            Configure::Entropy(entropy) => entropy.check()?,
+            Configure::Serial(serial) => {
+                serial.check()?;
+                if let Some(path) = serial.serial_out_path {
+                    next.config.console = ConsoleConfig::File(path);
+                }
+            }
+            Configure::Cpu(cpu) => cpu.check()?,
+            Configure::Logger(_) | Configure::Metrics(_) => {}
+        }
+        next.config().validate()?;
+        *self = next;
+        Ok(())
+    }
+
+    fn set_machine(&mut self, machine: &bodies::Machine) -> Result<()> {
+        let count = machine.vcpu_count;
+        ensure!((1..=MAX_CPUS).contains(&count), "vcpu_count {count}: say 1 to {MAX_CPUS}");
+        ensure!(
+            !machine.smt || count == 1 || count.is_multiple_of(2),
+            "vcpu_count {count}: with smt it has to be 1 or even"
+        );
+        ensure!(!machine.track_dirty_pages, "track_dirty_pages: not supported yet, leave it out");
+        if let Some(template) = machine.cpu_template.as_deref().filter(|name| *name != "None") {
+            bail!("cpu_template {template}: not supported yet, leave it out or say None");
+        }
+        let bytes = machine.mem_size_mib.checked_mul(layout::MIB);
+        let bytes = bytes.with_context(|| format!("mem_size_mib {}", machine.mem_size_mib))?;
+        let threads = if machine.smt && count > 1 { 2 } else { 1 };
+        self.config.cpus = Cpus { sockets: 1, cores: count / threads, threads };
+        self.config.mem = Size::new(bytes);
+        self.config.hugepages = machine.huge_pages == HugePages::TwoMib;
+        Ok(())
+    }
+
+    fn set_drive(&mut self, drive: Drive) -> Result<()> {
+        drive.check()?;
+        let id = drive.drive_id.clone();
+        let disk = disk(&drive).context("path_on_host: it has to be said")?;
+        let is_root = |other: &Drive| other.is_root_device && other.drive_id != id;
+        if drive.is_root_device && self.drives.iter().any(is_root) {
+            bail!("is_root_device: another drive has the root, there can be one");
+        }
+        ensure!(
+            drive.partuuid.as_ref().is_none_or(|uuid| uuid.chars().all(|c| c.is_ascii_graphic())),
+            "partuuid: it has characters that a kernel command line cannot have"
+        );
+        // Opened and closed: what is wrong with it is told now.
+        DiskImage::open(&disk)?;
+        match self.drives.iter_mut().find(|other| other.drive_id == id) {
+            Some(known) => *known = drive,
+            None => self.drives.push(drive),
+        }
+        Ok(())
+    }
+
+    fn set_balloon(&mut self, balloon: &Balloon) -> Result<()> {
+        ensure!(!balloon.free_page_hinting, "free_page_hinting: not supported yet, leave it out");
+        self.set_balloon_size(balloon.amount_mib)?;
+        self.interval = balloon.stats_polling_interval_s;
+        self.config.balloon_features = BalloonFeatures {
+            deflate_on_oom: balloon.deflate_on_oom,
+            statistics: self.interval != 0,
+            reporting: balloon.free_page_reporting,
+        };
+        Ok(())
+    }
+
+    fn set_balloon_size(&mut self, mib: u64) -> Result<()> {
+        ensure!(!self.config.hugepages, "a machine with huge_pages has no balloon");
+        self.config.balloon = BalloonConfig::Target(balloon_size(mib, &self.config)?);
+        Ok(())
+    }
+
+    /// PATCH /balloon.
+    pub(super) fn resize_balloon(&mut self, mib: u64) -> Result<()> {
+        self.balloon()?;
+        self.set_balloon_size(mib)
+    }
+
+    /// PATCH /balloon/statistics.
+    pub(super) fn poll_balloon(&mut self, seconds: u16) -> Result<()> {
+        self.balloon()?;
+        let on = self.config.balloon_features.statistics;
+        ensure!(
+            on == (seconds != 0),
+            "stats_polling_interval_s: statistics are turned on and off by PUT /balloon only"
+        );
+        self.interval = seconds;
+        Ok(())
+    }
+
+    /// GET /machine-config.
+    pub(super) fn machine(&self) -> bodies::Machine {
+        bodies::Machine {
+            vcpu_count: self.config.cpus.count(),
+            mem_size_mib: self.config.mem.bytes() / layout::MIB,
+            smt: self.config.cpus.threads > 1,
+            track_dirty_pages: false,
+            huge_pages: if self.config.hugepages { HugePages::TwoMib } else { HugePages::None },
+            cpu_template: None,
+        }
+    }
+
+    /// GET /balloon.
+    pub(super) fn balloon(&self) -> Result<Balloon> {
+        let target = self.config.balloon_target().context("the machine has no balloon")?;
+        let features = self.config.balloon_features;
+        Ok(Balloon {
+            amount_mib: target / layout::MIB,
+            deflate_on_oom: features.deflate_on_oom,
+            stats_polling_interval_s: self.interval,
+            free_page_hinting: false,
+            free_page_reporting: features.reporting,
+        })
+    }
+
+    /// GET /vm/config.
+    pub(super) fn all(&self) -> Result<Value> {
+        let of_flags = self.config.disk.iter().enumerate().map(|(index, disk)| {
+            let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
+            Drive::of_flags(id, disk.path.clone(), disk.readonly)
+        });
+        let drives: Vec<Drive> = of_flags.chain(self.drives.iter().cloned()).collect();
+        let config = self.config();
+        let boot_source = config.kernel.as_ref().map(|kernel| BootSource {
+            kernel_image_path: kernel.clone(),
+            initrd_path: config.initrd.clone(),
+            boot_args: Some(config.kernel_cmdline()),
+        });
+        Ok(json!({
+            "balloon": self.balloon().ok(),
+            "boot-source": boot_source,
+            "cpu-config": null,
+            "drives": drives,
+            "entropy": {},
+            "machine-config": self.machine(),
+            "memory-hotplug": null,
+            "mmds-config": null,
+            "network-interfaces": [],
+            "pmem": [],
+            "vsock": null,
+        }))
+    }
+}
+
+/// `mib` as the size of a balloon that the machine has room for.
+pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
+    let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes < config.mem.bytes());
+    let bytes = bytes.with_context(|| {
+        format!("amount_mib {mib}: the machine has {}, ask for less", config.mem)
+    })?;
+    Ok(Size::new(bytes))
+}
+
+fn disk(drive: &Drive) -> Option<DiskConfig> {
+    let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
+    disk.readonly = drive.is_read_only;
+    disk.id = Some(drive.drive_id.chars().take(DiskConfig::MAX_ID).collect());
+    Some(disk)
+}
+
+fn check_files(source: &BootSource) -> Result<()> {
+    KernelFile::open(&source.kernel_image_path)?;
+    if let Some(path) = &source.initrd_path {
+        let named = || format!("initrd {}", path.display());
+        Loadable::open(Path::new(path)).with_context(named)?;
+    }
+    Ok(())
+}
