@@ -335,6 +335,8 @@ impl Driver {
         while !done(self) {
             assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
             std::thread::sleep(Duration::from_micros(20));
+            // By hand, a device whose turn was over before it was done has to be given another.
+            self.mmio.transport.serve();
         }
     }
 
