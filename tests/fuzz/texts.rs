@@ -1,5 +1,6 @@
 //! What a user writes: configuration files and specs of boot tests.
 
+use tinyvmm::api::{Answer, http, routes};
 use tinyvmm::boot_test;
 use tinyvmm::cli::{self, Invocation};
 use tinyvmm::config::MachineConfig;
@@ -86,6 +87,44 @@ pub fn spec(data: &[u8]) {
         let line = format!("{error:#}");
         assert!(!line.contains('\n'), "more than a line: {line:?}");
     }
+}
+
+/// A request of a client of the API, with its body.
+pub fn api(data: &[u8]) {
+    let Ok(Some(head)) = http::parse(data, 1000) else { return };
+    assert!(head.len <= data.len() && head.body <= 1000, "{head:?}");
+    let body = &data[head.len..];
+    let request = routes::request(head.method, &head.path, &body[..head.body.min(body.len())]);
+    let answer = Answer::Fault(format!("{request:?}"));
+    assert!(http::render(&answer, head.closes).starts_with(b"HTTP/1.1 400 "));
+}
+
+pub fn requests() -> Vec<Vec<u8>> {
+    let seed = |line: &str, body: &str| {
+        let len = body.len();
+        format!("{line} HTTP/1.1\r\nContent-Length: {len}\r\n\r\n{body}").into_bytes()
+    };
+    vec![
+        seed("GET /", ""),
+        seed(
+            "PUT /machine-config",
+            r#"{"vcpu_count": 2, "mem_size_mib": 512, "smt": true, "huge_pages": "2M"}"#,
+        ),
+        seed("PATCH /machine-config", r#"{"vcpu_count": 4, "track_dirty_pages": false}"#),
+        seed(
+            "PUT /boot-source",
+            r#"{"kernel_image_path": "k", "initrd_path": "i", "boot_args": "a"}"#,
+        ),
+        seed("PUT /drives/a", r#"{"drive_id": "a", "is_root_device": true, "path_on_host": "d"}"#),
+        seed(
+            "PUT /balloon",
+            r#"{"amount_mib": 1, "deflate_on_oom": true, "free_page_reporting": true}"#,
+        ),
+        seed("PUT /logger", r#"{"log_path": "l", "level": "Info", "show_level": true}"#),
+        seed("PUT /cpu-config", r#"{"cpuid_modifiers": [], "msr_modifiers": [{}]}"#),
+        seed("PUT /actions", r#"{"action_type": "InstanceStart"}"#),
+        seed("PATCH /vm", r#"{"state": "Paused"}"#),
+    ]
 }
 
 /// The whole, and each of its lines.
