@@ -47,11 +47,11 @@ fn pair(console: &Console, name: &str) -> (u64, u64) {
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn paused_two_hundred_times_under_load_no_request_is_lost_or_repeated() {
     let dir = Dir::new();
-    let (from, to) = (full(&dir, "from", 16 * MIB), empty(&dir, "to", 16 * MIB));
+    let (from, to) = (full(&dir, "from", 4 * MIB), empty(&dir, "to", 4 * MIB));
     let direct = "bs=64k iflag=direct";
     let script = format!(
         "touch /go; echo up=1; ( n=0; while [ -e /go ]; do \
-         dd if=/dev/zero of=/dev/vdb bs=1M count=16 oflag=direct 2>/dev/null; \
+         dd if=/dev/zero of=/dev/vdb bs=1M count=4 oflag=direct 2>/dev/null; \
          dd if=/dev/vda of=/dev/vdb {direct} oflag=direct 2>/dev/null; \
          a=$(dd if=/dev/vda {direct} 2>/dev/null | md5sum); b=$(dd if=/dev/vdb {direct} 2>/dev/null | md5sum); \
          [ ${{a%% *}} = ${{b%% *}} ] || echo differ=1; n=$((n + 1)); done; sync; echo rounds=$n ) & read x; rm /go; wait; \
