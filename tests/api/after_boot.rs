@@ -113,6 +113,11 @@ fn a_machine_that_resets_keeps_its_clients() {
         let state = client.get("/")["state"].clone();
         assert!(state == "Running", "{state}");
     }
+    // What they have said is not forgotten.
+    client.does("PATCH", "/balloon", r#"{"amount_mib":16}"#);
+    for _ in 0..20 {
+        assert_eq!(client.get("/balloon/statistics")["target_mib"], 16);
+    }
 }
 
 #[test]

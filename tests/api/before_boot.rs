@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::{Client, SOCKET, vmm, waiting};
+use super::{Client, SOCKET, listening, vmm, waiting};
 use crate::fixture::Running;
 use crate::guests;
 
@@ -307,4 +307,39 @@ fn curl_is_understood() {
     assert_eq!(both.matches("200").count(), 2, "{both}");
     assert_eq!(put("/actions", START).unwrap(), "204");
     running.wait().exits(0).prints("hello");
+}
+
+#[test]
+fn a_file_describes_a_machine_in_the_same_terms() {
+    let file = json!({
+        "boot-source": {"kernel_image_path": "vmlinux", "boot_args": "a=b"},
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": 32},
+        "drives": [{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}],
+        "network-interfaces": [],
+        "vsock": null,
+    });
+    let with = |file: &serde_json::Value, code: fn() -> Vec<u8>| {
+        let vmm = crate::fixture::Vmm::new().file("vmlinux", guests::elf(&code()));
+        let vmm = vmm.sparse_file("disk", 1 << 20).file("vm.json", file.to_string());
+        vmm.args(["--config-file", "vm.json"])
+    };
+    with(&file, guests::hello).run().exits(0).prints("hello").silently().leaves_nothing();
+    let (_running, client) =
+        listening(with(&file, guests::idle).args(["--api-sock", SOCKET]).start().prints("idle"));
+    assert_eq!(client.get("/")["state"], "Running");
+    assert_eq!(client.get("/machine-config")["mem_size_mib"], 32);
+    // A guest that resets is at its end.
+    with(&file, guests::acpi_reset).run().exits(4).prints("boot 1");
+    let refused = |name: &str, value: serde_json::Value, words: &[&str]| {
+        let mut file = file.clone();
+        file[name] = value;
+        let words = [words, &["vm.json"]].concat();
+        with(&file, guests::hello).run().refuses(3, &words);
+    };
+    refused("vsock", json!({}), &["vsock: not supported"]);
+    refused("network-interfaces", json!([{}]), &["network-interfaces: not supported"]);
+    refused("legs", json!(2), &["unknown field `legs`"]);
+    refused("machine-config", json!({"vcpu_count": 99, "mem_size_mib": 32}), &["vcpu_count 99"]);
+    let both = with(&file, guests::hello).args(["--kernel", "vmlinux"]).run();
+    both.refuses(2, &["--config-file", "--kernel"]);
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
@@ -18,7 +19,7 @@ const RESUME: &str = r#"{"state":"Resumed"}"#;
 /// A machine with these disks that was described and started over the API, and runs `script`.
 fn started(script: &str, disks: &[(&str, &Path)]) -> (Running, Client) {
     let (running, client) = listening(vmm().stdin(Stdio::piped()).start());
-    client.does("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":256}"#);
+    client.does("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":256}"#);
     let args = format!("console=ttyS0 panic=-1 cryptomgr.notests quiet {}", then_run(script));
     let source = json!({"kernel_image_path": CLOUD_ELF.path(), "initrd_path": CLOUD_ELF.initrd(),
         "boot_args": args});
@@ -47,17 +48,16 @@ fn pair(console: &Console, name: &str) -> (u64, u64) {
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn paused_two_hundred_times_under_load_no_request_is_lost_or_repeated() {
     let dir = Dir::new();
-    let (from, to) = (full(&dir, "from", 16 * MIB), empty(&dir, "to", 16 * MIB));
+    let (from, to) = (full(&dir, "from", 4 * MIB), empty(&dir, "to", 4 * MIB));
     let direct = "bs=64k iflag=direct";
     let script = format!(
         "touch /go; echo up=1; ( n=0; while [ -e /go ]; do \
-         dd if=/dev/zero of=/dev/vdb bs=1M count=16 oflag=direct 2>/dev/null; \
+         dd if=/dev/zero of=/dev/vdb bs=1M count=4 oflag=direct 2>/dev/null; \
          dd if=/dev/vda of=/dev/vdb {direct} oflag=direct 2>/dev/null; \
          a=$(dd if=/dev/vda {direct} 2>/dev/null | md5sum); b=$(dd if=/dev/vdb {direct} 2>/dev/null | md5sum); \
          [ ${{a%% *}} = ${{b%% *}} ] || echo differ=1; n=$((n + 1)); done; sync; echo rounds=$n ) & read x; rm /go; wait; \
          set -- $(cat /sys/block/vda/stat); echo vda=$1 $3; \
-         set -- $(cat /sys/block/vdb/stat); echo vdb=$5 $7; echo counted=1; read x; \
-         echo date=$(date +%s); echo told=1; read x"
+         set -- $(cat /sys/block/vdb/stat); echo vdb=$5 $7; echo counted=1; read x"
     );
     let (running, client) = started(&script, &[("from", &from), ("to", &to)]);
     let running = running.prints("up=1");
@@ -68,9 +68,6 @@ fn paused_two_hundred_times_under_load_no_request_is_lost_or_repeated() {
     let running = running.types("\n").prints("counted=1");
     let stats = client.get("/tinyvmm/stats");
     let free = client.get("/balloon/statistics");
-    let before = now();
-    let running = running.types("\n").prints("told=1");
-    let after = now();
     let outcome = running.types("\n").wait().exits(0).silently();
     let console = Console::of(&outcome);
     assert_eq!(console.count("differ=1"), 0, "{}", console.0);
@@ -79,9 +76,6 @@ fn paused_two_hundred_times_under_load_no_request_is_lost_or_repeated() {
     let sectors = |disk, field| count(disk, field) / 512;
     assert_eq!(pair(&console, "vda"), (count(0, "reads"), sectors(0, "read_bytes")), "{stats}");
     assert_eq!(pair(&console, "vdb"), (count(1, "writes"), sectors(1, "write_bytes")), "{stats}");
-    // A clock that had stood still would be behind, one that jumps ahead.
-    let date = console.number("date");
-    assert!((before - 1..=after + 1).contains(&date), "{date} is not in {before}..{after}");
     assert_eq!(free["target_mib"], 0, "{free}");
     assert_eq!(std::fs::read(from).unwrap(), std::fs::read(to).unwrap());
 }
@@ -92,17 +86,25 @@ fn a_machine_is_described_watched_and_asked_to_power_off() {
     let dir = Dir::new();
     let disk = full(&dir, "data", MIB);
     let script = "echo id=$(cat /sys/block/vda/serial); dd if=/dev/vda of=/dev/null bs=64k \
-        iflag=direct 2>/dev/null; echo up=1; read x";
+        iflag=direct 2>/dev/null; echo up=1; read x; echo date=$(date +%s)";
     let (running, client) = started(script, &[("data", &disk)]);
     let running = running.prints("up=1");
+    // Clocks go on: one that stood still would be behind by more than the box ever is.
+    client.does("PATCH", "/vm", PAUSE);
+    thread::sleep(Duration::from_secs(15));
+    client.does("PATCH", "/vm", RESUME);
+    let resumed = now();
     let stats = client.get("/tinyvmm/stats");
     assert_eq!(stats["disks"][0]["read_bytes"].as_u64().unwrap() % 512, 0, "{stats}");
     assert!(stats["disks"][0]["read_bytes"].as_u64().unwrap() >= MIB as u64, "{stats}");
     assert!(stats["memory_kib"]["guest"].as_u64().unwrap() > 10 << 10, "{stats}");
     assert!(stats["exits"]["total"].as_u64().unwrap() > 100, "{stats}");
     let cpu = |name: &str| stats["cpu_ms"][name].as_f64().unwrap();
-    assert!(cpu("vcpu0") > 0.0 && cpu("vcpu1") > 0.0 && cpu("disk0") > 0.0, "{stats}");
+    assert!(cpu("vcpu0") > 0.0 && cpu("disk0") > 0.0, "{stats}");
     client.get("/balloon/statistics");
     let outcome = running.types("\n").wait().exits(0).silently();
-    Console::of(&outcome).has("id", "data");
+    let console = Console::of(&outcome);
+    console.has("id", "data");
+    let date = console.number("date");
+    assert!((resumed - 7..=now() + 1).contains(&date), "{date}, resumed at {resumed}");
 }

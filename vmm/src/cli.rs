@@ -39,7 +39,7 @@ Exit codes:
     5  triple fault in the guest
     6  kernel panic in the guest
     7  --timeout is over
-    8  stopped by a signal, the guest did not power off in time
+    8  stopped by a signal, the guest did not power off in time; or stopped over the API
     9  Ctrl-A x
    10  the jail stopped it: a thread made a system call that it never needs
     any, if the guest writes it to port 0x701 (or has run a COMMAND; 125 if the machine ended otherwise)

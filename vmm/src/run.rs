@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use kvm_ioctls::Kvm;
 
 use crate::api::control::Control;
@@ -38,33 +38,33 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     let exit_code = if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS };
     let (kvm, events) = (host::open_kvm()?, Events::new()?);
     let host = Host { jail, kvm, events, timeline };
-    let mut api = Api::open(config, &host)?;
+    let mut control = Control::new(config, &host.timeline)?;
+    let mut door = Door::open_if_wanted(config, host.events.sender())?;
     let mut report = config.boot_report.as_deref().map(Target::open).transpose()?;
-    let (parts, machine, call) = match &mut api {
-        Some(api) if config.kernel.is_none() => {
-            api.door.serve(&host.jail, exit_code)?;
-            match api.wait_for_start(&host) {
+    let (parts, machine, call) = match &mut door {
+        Some(door) if !control.is_complete() => {
+            door.serve(&host.jail, exit_code)?;
+            match host.wait_for_start(&mut control) {
                 Ok((parts, machine, call)) => (parts, machine, Some(call)),
                 Err(halt) => return Ok(halt),
             }
         }
         _ => {
-            let (parts, machine) = host.assemble(config.clone())?;
+            let (parts, machine) = host.assemble(control.config())?;
             (parts, machine, None)
         }
     };
-    if let Some(api) = &mut api {
-        api.door.serve(&host.jail, exit_code)?;
+    if let Some(door) = &mut door {
+        door.serve(&host.jail, exit_code)?;
     }
-    host.jail.close(exit_code, api.as_ref().map(|api| api.door.folder()))?;
+    host.jail.close(exit_code, door.as_ref().map(Door::folder))?;
     let machine = Started::Running(machine.start()?);
     memory::trim_code();
     if let Some(call) = call {
         call.answer(Answer::Done);
     }
     let (mut trace, mut used) = (ExitTrace::default(), None);
-    let control = api.as_mut().map(|api| &mut api.control);
-    let halt = host.run_until_it_ends(&parts, machine, control, |machine| {
+    let halt = host.run_until_it_ends(&parts, machine, &mut control, |machine| {
         machine.traces().for_each(|of_cpu| trace.merge(of_cpu));
         if let Some(report) = &mut report {
             used.get_or_insert_with(|| report.memory(&parts.ram));
@@ -80,38 +80,6 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
         logger::tell(trace.to_string().trim_end());
     }
     Ok(halt)
-}
-
-/// The socket, and what clients may know and do.
-struct Api {
-    door: Door,
-    control: Control,
-}
-
-impl Api {
-    fn open(config: &MachineConfig, host: &Host) -> Result<Option<Self>> {
-        let Some(path) = &config.api_sock else { return Ok(None) };
-        let control = Control::new(config, host.timeline.clone())?;
-        let door = Door::open(path, config.http_api_max_payload_size, host.events.sender())?;
-        Ok(Some(Self { door, control }))
-    }
-
-    /// Waits until clients have described a machine that can be assembled, and want it started; or for the end.
-    fn wait_for_start(&mut self, host: &Host) -> Result<(Parts, Machine, Call), Halt> {
-        loop {
-            let call = match host.events.wait(None) {
-                Some(Event::Api(call)) => self.control.serve_before(call).transpose()?,
-                Some(Event::StopRequest) => return Err(Halt::Stopped),
-                Some(Event::Halt(halt)) => return Err(halt),
-                None => None,
-            };
-            let Some(call) = call else { continue };
-            match host.assemble(self.control.config()) {
-                Ok((parts, machine)) => return Ok((parts, machine, call)),
-                Err(error) => call.answer(Answer::Fault(format!("{error:#}"))),
-            }
-        }
-    }
 }
 
 /// What machines are made with.
@@ -132,6 +100,23 @@ struct Parts {
 }
 
 impl Host<'_> {
+    /// Waits until clients have described a machine that can be assembled, and want it started; or for the end.
+    fn wait_for_start(&self, control: &mut Control) -> Result<(Parts, Machine, Call), Halt> {
+        loop {
+            let call = match self.events.wait(None) {
+                Some(Event::Api(call)) => control.serve_before(call).transpose()?,
+                Some(Event::StopRequest) => return Err(Halt::Stopped),
+                Some(Event::Halt(halt)) => return Err(halt),
+                None => None,
+            };
+            let Some(call) = call else { continue };
+            match self.assemble(control.config()) {
+                Ok((parts, machine)) => return Ok((parts, machine, call)),
+                Err(error) => call.answer(Answer::Fault(format!("{error:#}"))),
+            }
+        }
+    }
+
     /// Opens what `config` names, and makes a machine of it that can start.
     fn assemble(&self, config: MachineConfig) -> Result<(Parts, Machine)> {
         config.validate()?;
@@ -162,11 +147,11 @@ impl Host<'_> {
         &self,
         parts: &Parts,
         mut machine: Started,
-        mut control: Option<&mut Control>,
+        control: &mut Control,
         mut stopped: impl FnMut(&Machine),
     ) -> Result<Halt> {
         loop {
-            let halt = self.wait_for_end(parts, &mut machine, control.as_deref_mut())?;
+            let halt = self.wait_for_end(parts, &mut machine, control)?;
             let ended = machine.end()?;
             stopped(&ended);
             if halt != Halt::Reset || parts.config.no_reboot {
@@ -176,6 +161,7 @@ impl Host<'_> {
             memory::discard(&parts.ram, parts.config.hugepages)?;
             self.events.forget_halts();
             machine = Started::Running(self.build(parts, ended.into_console())?.start()?);
+            control.tell_again(&machine)?;
         }
     }
 
@@ -184,14 +170,13 @@ impl Host<'_> {
         &self,
         parts: &Parts,
         machine: &mut Started,
-        mut control: Option<&mut Control>,
+        control: &mut Control,
     ) -> Result<Halt> {
         let mut grace: Option<Instant> = None;
         loop {
             let until = [parts.deadline, grace].into_iter().flatten().min();
             match self.events.wait(until) {
                 Some(Event::Api(call)) => {
-                    let control = control.as_mut().ok_or_else(|| anyhow!("a call, and no API"))?;
                     if let Some(halt) = control.serve(call, machine, &parts.ram) {
                         return Ok(halt);
                     }

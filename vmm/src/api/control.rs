@@ -13,7 +13,7 @@ use super::bodies::{Logger, Metrics, VmState};
 use super::routes::{Configure, Control as Order, Request, Subject};
 use super::setup::{Setup, balloon_size};
 use super::stats::{self, MemoryStats, Stats};
-use super::{Answer, Call, FIRECRACKER_VERSION};
+use super::{Answer, Call, FIRECRACKER_VERSION, config_file};
 use crate::config::MachineConfig;
 use crate::event::Halt;
 use crate::layout;
@@ -31,21 +31,41 @@ pub struct Control {
     /// What clients were told that it does: as they have said it.
     logger: Option<Logger>,
     metrics: Option<(Metrics, File)>,
-    usage: Usage,
+    /// `None` without an API.
+    usage: Option<Usage>,
     timeline: Timeline,
 }
 
 impl Control {
-    /// For the machine that flags describe, and that clients may add to.
-    pub fn new(config: &MachineConfig, timeline: Timeline) -> Result<Self> {
-        Ok(Self {
+    /// For the machine that flags or `--config-file` describe, and that clients may add to.
+    pub fn new(config: &MachineConfig, timeline: &Timeline) -> Result<Self> {
+        let mut control = Self {
             setup: Setup::new(config),
             id: config.id.clone(),
             logger: None,
             metrics: None,
-            usage: Usage::open()?,
-            timeline,
-        })
+            usage: config.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
+            timeline: timeline.clone(),
+        };
+        if let Some(path) = &config.config_file {
+            let named = || format!("--config-file {}", path.display());
+            let steps = config_file::read(path).with_context(named)?;
+            steps.into_iter().try_for_each(|what| control.configure(what)).with_context(named)?;
+        }
+        Ok(control)
+    }
+
+    /// Whether the machine can be started without a client's help.
+    pub fn is_complete(&self) -> bool {
+        self.setup.check_complete().is_ok()
+    }
+
+    /// What clients have said to a machine that has started, for one that starts again.
+    pub fn tell_again(&self, machine: &Started) -> Result<()> {
+        match (machine.balloon(), self.config().balloon_target()) {
+            (Some(balloon), Some(target)) => balloon.set_target(target),
+            _ => Ok(()),
+        }
     }
 
     /// The machine as it is described so far.
@@ -194,7 +214,7 @@ impl Control {
         let memory = MemoryStats {
             configured: config.mem.bytes() >> 10,
             balloon: balloon >> 10,
-            used: self.usage.memory(ram),
+            used: self.usage.as_mut().map(|usage| usage.memory(ram)).unwrap_or_default(),
         };
         Ok(serde_json::to_value(Stats {
             state: machine.state(),

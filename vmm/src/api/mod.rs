@@ -4,6 +4,7 @@
 //! back as an [`Answer`]; nothing else is shared.
 
 pub mod bodies;
+mod config_file;
 mod connection;
 pub mod control;
 pub mod http;
@@ -23,6 +24,7 @@ use serde_json::Value;
 use self::routes::Request;
 use self::server::Server;
 use self::socket::{Place, Socket};
+use crate::config::MachineConfig;
 use crate::event::EventSender;
 use crate::jail::Jail;
 use crate::worker::Worker;
@@ -81,11 +83,17 @@ pub struct Door {
 }
 
 impl Door {
-    /// Makes the socket at `path`. Bodies of requests may have `most_bytes`.
-    pub fn open(path: &Path, most_bytes: u32, events: EventSender) -> Result<Self> {
+    /// Makes the socket that `config` names, if it does.
+    pub fn open_if_wanted(config: &MachineConfig, events: EventSender) -> Result<Option<Self>> {
+        let most_bytes = config.http_api_max_payload_size as usize;
+        let open = |path| Self::open(path, most_bytes, events);
+        config.api_sock.as_deref().map(open).transpose()
+    }
+
+    fn open(path: &Path, most_bytes: usize, events: EventSender) -> Result<Self> {
         let named = || format!("--api-sock {}", path.display());
         let Socket { listener, place } = socket::listen(path).with_context(named)?;
-        let server = Server::new(listener, most_bytes as usize, events);
+        let server = Server::new(listener, most_bytes, events);
         Ok(Self { place, server: Some(server), thread: None })
     }
 

@@ -3,6 +3,7 @@
 mod balloon;
 mod cpus;
 mod disk;
+mod id;
 mod jail;
 mod size;
 
@@ -154,8 +155,13 @@ pub struct MachineConfig {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Control")]
     pub api_sock: Option<PathBuf>,
 
+    /// Describe the machine in Firecracker's JSON, and start it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Control")]
+    #[arg(conflicts_with_all = ["kernel", "initrd", "cmdline"])]
+    pub config_file: Option<PathBuf>,
+
     /// The machine's name, as the API tells it
-    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
+    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = id::instance_id)]
     #[arg(help_heading = "Control")]
     pub id: String,
 
@@ -215,7 +221,7 @@ impl MachineConfig {
 
     /// Checks what can be checked without looking at the host.
     pub fn validate(&self) -> Result<()> {
-        if self.kernel.is_none() && self.api_sock.is_none() {
+        if self.kernel.is_none() && self.api_sock.is_none() && self.config_file.is_none() {
             bail!("no kernel: name a bzImage or vmlinux with --kernel FILE");
         }
         ensure!(
@@ -240,7 +246,7 @@ impl MachineConfig {
         ensure!(!self.kernel_cmdline().contains('\0'), "--cmdline: contains a zero byte");
         ensure!(
             self.kernel.is_some() || self.jail.is_none(),
-            "--jail: with --api-sock it needs --kernel FILE, for files are opened outside of the jail"
+            "--jail: it needs --kernel FILE, for files are opened outside of the jail"
         );
         ensure!(!self.no_jail || self.jail.is_none(), "--jail and --no-jail: leave one out");
         let mem = self.mem.bytes();
@@ -363,15 +369,6 @@ impl fmt::Display for ConsoleConfig {
             Self::Off => f.write_str("off"),
         }
     }
-}
-
-/// A name of at most 64 letters, digits and `-`, as Firecracker has them.
-fn instance_id(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
-        return Ok(text.to_owned());
-    }
-    Err("say 1 to 64 letters, digits and -".into())
 }
 
 fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {

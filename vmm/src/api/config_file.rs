@@ -1,0 +1,63 @@
+//! `--config-file`: the bodies of Firecracker's API in one file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::bodies::{Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Serial};
+use super::routes::Configure;
+
+/// Most bytes of such a file.
+const MOST_BYTES: u64 = 1 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    boot_source: BootSource,
+    #[serde(default)]
+    drives: Vec<Drive>,
+    machine_config: Option<Machine>,
+    balloon: Option<Balloon>,
+    entropy: Option<Entropy>,
+    serial: Option<Serial>,
+    logger: Option<Logger>,
+    metrics: Option<Metrics>,
+    cpu_config: Option<IgnoredAny>,
+    #[serde(default)]
+    network_interfaces: Vec<IgnoredAny>,
+    #[serde(default)]
+    pmem: Vec<IgnoredAny>,
+    vsock: Option<IgnoredAny>,
+    mmds_config: Option<IgnoredAny>,
+    memory_hotplug: Option<IgnoredAny>,
+}
+
+/// What the file at `path` says, in the order in which it is to be done.
+pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
+    let len = std::fs::metadata(path).context("cannot read it")?.len();
+    ensure!(len <= MOST_BYTES, "it has {len} bytes, at most {MOST_BYTES} may be");
+    let text = std::fs::read_to_string(path).context("cannot read it")?;
+    let file: File = serde_json::from_str(&text)?;
+    for (name, is_there) in [
+        ("cpu-config", file.cpu_config.is_some()),
+        ("network-interfaces", !file.network_interfaces.is_empty()),
+        ("pmem", !file.pmem.is_empty()),
+        ("vsock", file.vsock.is_some()),
+        ("mmds-config", file.mmds_config.is_some()),
+        ("memory-hotplug", file.memory_hotplug.is_some()),
+    ] {
+        ensure!(!is_there, "{name}: not supported yet, leave it out");
+    }
+    let mut steps = Vec::new();
+    steps.extend(file.logger.map(Configure::Logger));
+    steps.extend(file.metrics.map(Configure::Metrics));
+    steps.extend(file.machine_config.map(Configure::Machine));
+    steps.push(Configure::BootSource(file.boot_source));
+    steps.extend(file.drives.into_iter().map(Configure::Drive));
+    steps.extend(file.balloon.map(Configure::Balloon));
+    steps.extend(file.entropy.map(Configure::Entropy));
+    steps.extend(file.serial.map(Configure::Serial));
+    Ok(steps)
+}
