@@ -8,14 +8,12 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use tinyvmm::layout::MIB;
 
 use crate::fixture::{Dir, TINYVMM, Vmm};
-use crate::guests;
+use crate::{bzimage as image, guests};
 
 const UNPACKED_HERE: &str = "hello byte by byte";
 const UNPACKED_ITSELF: &str = "I unpack myself";
-const SETUP: usize = 2 * 512;
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -23,30 +21,18 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A bzImage with this payload: header fields as in Documentation/arch/x86/boot.rst.
+/// A bzImage with this payload.
 fn bzimage(payload: &[u8]) -> Vec<u8> {
     let mut kernel = vec![0; 0x200];
     kernel.extend(guests::unpacks_itself());
     let payload_offset = kernel.len();
     kernel.extend(payload);
     kernel.resize(kernel.len().next_multiple_of(16), 0);
-    let mut file = vec![0; SETUP];
-    let mut put = |offset: usize, bytes: &[u8]| {
-        file[offset..offset + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0x1f1, &[1]); // setup_sects
+    let mut file = image::setup();
+    let mut put = |offset: usize, bytes: &[u8]| image::put(&mut file, offset, bytes);
     put(0x1f4, &(kernel.len() as u32 / 16).to_le_bytes()); // syssize
-    put(0x1fe, &[0x55, 0xaa]);
-    put(0x200, &[0xeb, 0x66]); // a jump whose target is the header's end
-    put(0x202, b"HdrS");
-    put(0x206, &0x020fu16.to_le_bytes()); // version
-    put(0x211, &[1]); // loadflags: LOADED_HIGH
-    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
-    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
-    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
     put(0x248, &(payload_offset as u32).to_le_bytes());
     put(0x24c, &(payload.len() as u32).to_le_bytes());
-    put(0x258, &MIB.to_le_bytes()); // pref_address
     put(0x260, &0x10_0000u32.to_le_bytes()); // init_size
     [file, kernel].concat()
 }

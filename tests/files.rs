@@ -6,7 +6,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tinyvmm::layout::{GIB, MIB};
 
 use crate::fixture::Vmm;
-use crate::guests;
+use crate::{bzimage as image, guests};
 
 /// A machine that would write a file if it started: that it refuses must leave no trace.
 fn vmm() -> Vmm {
@@ -20,24 +20,12 @@ fn elf_with(offset: usize, bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A bzImage that a loader takes: header fields as in Documentation/arch/x86/boot.rst.
+/// A bzImage whose kernel is 512 bytes.
 fn bzimage() -> Vec<u8> {
-    let mut file = vec![0; 3 * 512];
-    let mut put = |offset: usize, bytes: &[u8]| {
-        file[offset..offset + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0x1f1, &[1]); // setup_sects
-    put(0x1f4, &32u32.to_le_bytes()); // syssize: 512 bytes
-    put(0x1fe, &[0x55, 0xaa]);
-    put(0x200, &[0xeb, 0x66]); // a jump whose target is the header's end
-    put(0x202, b"HdrS");
-    put(0x206, &0x020fu16.to_le_bytes()); // version
-    put(0x211, &[1]); // loadflags: LOADED_HIGH
-    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
-    put(0x236, &1u16.to_le_bytes()); // xloadflags: XLF_KERNEL_64
-    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
-    put(0x258, &MIB.to_le_bytes()); // pref_address
-    put(0x260, &0x1000u32.to_le_bytes()); // init_size
+    let mut file = image::setup();
+    image::put(&mut file, 0x1f4, &32u32.to_le_bytes()); // syssize
+    image::put(&mut file, 0x260, &0x1000u32.to_le_bytes()); // init_size
+    file.resize(image::SETUP + 512, 0);
     file
 }
 

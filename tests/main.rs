@@ -7,6 +7,7 @@
 
 mod api;
 mod boot_test;
+mod bzimage;
 mod cache;
 mod cli;
 mod config;
