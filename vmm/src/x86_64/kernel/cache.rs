@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A file that was changed this recently may change again without looking different.
 const SETTLED: Duration = Duration::from_secs(3);
 /// The last bytes of an entry, in a version of what is before them.
-const MAGIC: [u8; 8] = *b"tinyvmk1";
+const MAGIC: [u8; 8] = *b"tinyvmk2";
 /// Length of the image, number of checksums, `MAGIC`.
 const FOOTER: u64 = 24;
 /// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
@@ -267,13 +267,13 @@ fn read_entry(mut file: File) -> Option<Image> {
     file.read_exact_at(footer.as_flattened_mut(), footer_at).ok()?;
     let [len, count, magic] = footer;
     let (len, count) = (u64::from_le_bytes(len), usize::try_from(u64::from_le_bytes(count)).ok()?);
-    let sums_at = (count <= MAX_SUMS).then_some(footer_at)?.checked_sub(count as u64 * 4)?;
+    let sums_at = (count <= MAX_SUMS).then_some(footer_at)?.checked_sub(count as u64 * 8)?;
     if magic != MAGIC || len != sums_at {
         return None;
     }
-    let mut sums = vec![0; count * 4];
+    let mut sums = vec![0; count * 8];
     file.read_exact_at(&mut sums, sums_at).ok()?;
-    let sums = sums.as_chunks().0.iter().map(|sum| u32::from_le_bytes(*sum)).collect();
+    let sums = sums.as_chunks().0.iter().map(|sum| u64::from_le_bytes(*sum)).collect();
     Some(Image::checked(file, len, sums))
 }
 

@@ -1,12 +1,13 @@
 //! An ELF kernel (vmlinux, or what a bzImage unpacks to) and its way into guest memory.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 use linux_loader::bootparam::setup_header;
 use linux_loader::elf::{EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
-use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::{Entry, Kernel, Options, SETUP_MAGIC, kaslr, needs_ram, truncated};
 use crate::layout;
@@ -19,7 +20,7 @@ use crate::worker;
 pub struct Image {
     file: File,
     len: u64,
-    sums: Option<Vec<u32>>,
+    sums: Option<Vec<u64>>,
 }
 
 /// What the headers of an ELF say.
@@ -53,10 +54,12 @@ struct Piece {
     offset: u64,
     address: u64,
     len: u64,
-    sum: Option<u32>,
+    sum: Option<u64>,
 }
 
 const HUGE_PAGE: u64 = 2 << 20;
+/// The checksum of a piece that is all zero; others are less than 2^32. What a linker makes of .bss is read by nobody.
+const ZERO: u64 = u64::MAX;
 /// Bytes that are still in a CPU's own cache when they have been read.
 const CACHED: usize = 256 << 10;
 /// The most bytes of notes that are looked at; Linux has some 500.
@@ -70,7 +73,7 @@ impl Image {
     }
 
     /// The first `len` bytes of `file`, which had these [`sums`](Self::sums) when it was made.
-    pub fn checked(file: File, len: u64, sums: Vec<u32>) -> Self {
+    pub fn checked(file: File, len: u64, sums: Vec<u64>) -> Self {
         Self { file, len, sums: Some(sums) }
     }
 
@@ -80,16 +83,16 @@ impl Image {
     }
 
     /// Checksums of all that is ever used of it: the layout, each piece, and the relocation table.
-    pub fn sums(&self) -> Result<Vec<u32>> {
+    pub fn sums(&self) -> Result<Vec<u64>> {
         let layout = self.layout(layout::GAP_START)?;
         let mut sums = vec![layout.sum()];
         let mut bytes = vec![0; HUGE_PAGE as usize];
         for piece in layout.pieces() {
             let bytes = &mut bytes[..piece.len as usize];
             self.file.read_exact_at(bytes, piece.offset)?;
-            sums.push(crc32fast::hash(bytes));
+            sums.push(if is_zero(bytes) { ZERO } else { sum_of(bytes) });
         }
-        sums.push(crc32fast::hash(&self.relocations(&layout)?));
+        sums.push(sum_of(&self.relocations(&layout)?));
         Ok(sums)
     }
 
@@ -167,20 +170,45 @@ impl Image {
         Ok(table)
     }
 
-    /// Reads all of `to` from `offset`; with `sum`, which its contents have to have.
-    fn read(&self, offset: u64, to: VolatileSlice, sum: Option<u32>) -> Result<()> {
+    /// Loads `piece` to where `ram` is zero, which it stays if the piece is: a third of a kernel is .bss and the like.
+    fn load(&self, piece: &Piece, ram: &GuestRam) -> Result<()> {
+        let is_zero = match piece.sum {
+            Some(sum) => sum == ZERO,
+            None => self.is_zero(piece).context("cannot read it")?,
+        };
+        if is_zero {
+            return Ok(());
+        }
+        let to = ram.get_slice(GuestAddress(piece.address), piece.len as usize)?;
         let mut hasher = crc32fast::Hasher::new();
         for start in (0..to.len()).step_by(CACHED) {
             let part = to.subslice(start, CACHED.min(to.len() - start))?;
             let mut buffers = Buffers::default();
             buffers.push(part);
-            buffers.read_from_file(&self.file, offset + start as u64).context("cannot read it")?;
-            if sum.is_some() {
+            let offset = piece.offset + start as u64;
+            buffers.read_from_file(&self.file, offset).context("cannot read it")?;
+            if piece.sum.is_some() {
                 add_to_sum(&mut hasher, part)?;
             }
         }
-        ensure!(sum.is_none_or(|sum| sum == hasher.finalize()), "damaged at {offset:#x}");
+        let sum = u64::from(hasher.finalize());
+        ensure!(piece.sum.is_none_or(|known| known == sum), "damaged at {:#x}", piece.offset);
         Ok(())
+    }
+
+    fn is_zero(&self, piece: &Piece) -> io::Result<bool> {
+        let mut bytes = vec![0; CACHED];
+        let (mut at, mut len) = (0, 4096); // other pieces mostly show it at once
+        while at < piece.len {
+            let part = &mut bytes[..len.min((piece.len - at) as usize)];
+            self.file.read_exact_at(part, piece.offset + at)?;
+            if !is_zero(part) {
+                return Ok(false);
+            }
+            at += part.len() as u64;
+            len = CACHED;
+        }
+        Ok(true)
     }
 }
 
@@ -195,8 +223,8 @@ impl Layout {
         self.segments.iter().map(|s| s.address + s.mem_len).max().unwrap_or_default()
     }
 
-    fn sum(&self) -> u32 {
-        crc32fast::hash(format!("{self:?}").as_bytes())
+    fn sum(&self) -> u64 {
+        sum_of(format!("{self:?}").as_bytes())
     }
 
     /// All segments, split where huge pages of the guest meet.
@@ -216,9 +244,22 @@ impl Layout {
     }
 }
 
-/// Loads `image` into `ram`. On an error, which a damaged image is, part of it may be there.
+/// Loads `image` into `ram`, which is zero, and is so again after an error, as a damaged image is.
 pub fn load(image: &Image, ram: &GuestRam, options: &Options) -> Result<Kernel> {
     let layout = image.layout(options.low_ram_end)?;
+    let loaded = load_layout(image, &layout, ram, options);
+    if loaded.is_err() {
+        layout.pieces().iter().try_for_each(|piece| clear(piece, ram))?;
+    }
+    loaded
+}
+
+fn load_layout(
+    image: &Image,
+    layout: &Layout,
+    ram: &GuestRam,
+    options: &Options,
+) -> Result<Kernel> {
     let mut pieces = layout.pieces();
     let mut table_sum = None;
     if let Some(sums) = &image.sums {
@@ -227,17 +268,29 @@ pub fn load(image: &Image, ram: &GuestRam, options: &Options) -> Result<Kernel> 
         pieces.iter_mut().zip(&sums[1..]).for_each(|(piece, sum)| piece.sum = Some(*sum));
         table_sum = sums.last();
     }
-    worker::share_out(&pieces, |piece| {
-        let to = ram.get_slice(GuestAddress(piece.address), piece.len as usize)?;
-        image.read(piece.offset, to, piece.sum)
-    })?;
+    worker::share_out(&pieces, |piece| image.load(piece, ram))?;
     let mut header = header();
     if options.kaslr && matches!(layout.entry, Entry::Linux64(_)) {
-        let table = image.relocations(&layout)?;
-        ensure!(table_sum.is_none_or(|sum| *sum == crc32fast::hash(&table)), "damaged relocations");
-        header.loadflags = kaslr::randomize(ram, &layout, &table)?;
+        let table = image.relocations(layout)?;
+        ensure!(table_sum.is_none_or(|sum| *sum == sum_of(&table)), "damaged relocations");
+        header.loadflags = kaslr::randomize(ram, layout, &table)?;
     }
     Ok(Kernel { entry: layout.entry, end: layout.memory_end(), header })
+}
+
+/// Makes the memory of `piece` zero.
+fn clear(piece: &Piece, ram: &GuestRam) -> Result<()> {
+    let zeroes = vec![0; piece.len as usize];
+    Ok(ram.write_slice(&zeroes, GuestAddress(piece.address))?)
+}
+
+/// Whether the first byte is zero and each is like the next: a comparison of memory, which is fast.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&0) && bytes[1..] == bytes[..bytes.len() - 1]
+}
+
+fn sum_of(bytes: &[u8]) -> u64 {
+    crc32fast::hash(bytes).into()
 }
 
 fn add_to_sum(hasher: &mut crc32fast::Hasher, part: VolatileSlice) -> Result<()> {
@@ -292,3 +345,6 @@ fn header() -> setup_header {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests;
