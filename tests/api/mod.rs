@@ -4,6 +4,7 @@ mod abuse;
 mod after_boot;
 mod before_boot;
 mod ctl;
+mod firecracker;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -13,6 +13,7 @@ use crate::config::MachineConfig;
 use crate::devices::console::Console;
 use crate::event::{Event, Events, Halt};
 use crate::files::Files;
+use crate::firecracker::EXIT_BAD_SYSCALL;
 use crate::jail::Jail;
 use crate::machine::Machine;
 use crate::machine::started::Started;
@@ -35,7 +36,11 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     timeline.reach(Mark::Configured);
     memory::share_heap();
     let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
-    let exit_code = if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS };
+    let exit_code = match config.command.is_empty() {
+        _ if config.firecracker.is_some() => EXIT_BAD_SYSCALL,
+        true => EXIT_JAIL,
+        false => EXIT_NO_STATUS,
+    };
     let (kvm, events) = (host::open_kvm()?, Events::new()?);
     let host = Host { jail, kvm, events, timeline };
     let mut control = Control::new(config, &host.timeline)?;
@@ -154,6 +159,7 @@ impl Host<'_> {
             let halt = self.wait_for_end(parts, &mut machine, control)?;
             let ended = machine.end()?;
             stopped(&ended);
+            control.write_last_metrics(&ended);
             if halt != Halt::Reset || parts.config.no_reboot {
                 return Ok(halt);
             }
@@ -174,7 +180,8 @@ impl Host<'_> {
     ) -> Result<Halt> {
         let mut grace: Option<Instant> = None;
         loop {
-            let until = [parts.deadline, grace].into_iter().flatten().min();
+            let due = control.metrics_due();
+            let until = [parts.deadline, grace, due].into_iter().flatten().min();
             match self.events.wait(until) {
                 Some(Event::Api(call)) => {
                     if let Some(halt) = control.serve(call, machine, &parts.ram) {
@@ -201,6 +208,7 @@ impl Host<'_> {
                     machine.press_power_button()?;
                     grace = Some(Instant::now() + GRACE);
                 }
+                None if control.write_due_metrics(machine) => {}
                 None if grace.is_some_and(|grace| Instant::now() >= grace) => {
                     return Ok(Halt::Stopped);
                 }

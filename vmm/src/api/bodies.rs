@@ -289,16 +289,22 @@ pub struct Logger {
     /// Which messages.
     pub level: Option<String>,
     /// Messages tell their level.
-    #[serde(default)]
-    pub show_level: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub show_level: Option<bool>,
     /// Messages tell where in the source they come from.
-    #[serde(default)]
-    pub show_log_origin: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub show_log_origin: Option<bool>,
     #[serde(skip_serializing)]
     module: Refused,
 }
 
 impl Logger {
+    /// Says where messages go, and nothing else.
+    pub fn to_file(log_path: PathBuf) -> Self {
+        let (level, show_level, show_log_origin, module) = (None, None, None, None);
+        Self { log_path: Some(log_path), level, show_level, show_log_origin, module }
+    }
+
     /// Refuses what cannot be honoured.
     pub fn check(&self) -> Result<()> {
         refuse(&[("module", &self.module)])

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::config::{MachineConfig, Uart};
+use crate::devices::boot_timer::BootTimer;
 use crate::devices::output::Output;
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
@@ -73,6 +74,9 @@ impl Devices {
             mmio.insert(layout::SERIAL_MMIO, serial.clone())?;
         }
         add_pc_devices(&mut ports, config, &panicked, events)?;
+        if config.firecracker.as_ref().is_some_and(|flags| flags.boot_timer) {
+            mmio.insert(layout::BOOT_TIMER, Arc::new(Mutex::new(BootTimer::start())))?;
+        }
         let init_runs = InitRuns::default();
         let told = Told {
             init_runs: init_runs.clone(),

@@ -154,6 +154,11 @@ impl Machine {
         self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
     }
 
+    /// What has gone through each disk since the guest's last reset.
+    pub fn disks(&self) -> impl Iterator<Item = &Arc<DiskCounts>> {
+        self.board.disks.iter()
+    }
+
     /// Takes the machine apart; what it was connected to stays as it is.
     pub fn into_console(self) -> Console {
         self.console.console
