@@ -166,8 +166,9 @@ impl Host<'_> {
             log::info!("the guest rebooted: starting it again");
             memory::discard(&parts.ram, parts.config.hugepages)?;
             self.events.forget_halts();
-            machine = Started::Running(self.build(parts, ended.into_console())?.start()?);
-            control.tell_again(&machine)?;
+            let mut next = self.build(parts, ended.into_console())?;
+            control.tell_again(&mut next)?;
+            machine = Started::Running(next.start()?);
         }
     }
 

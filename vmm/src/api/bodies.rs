@@ -8,6 +8,8 @@ use anyhow::{Result, bail};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{DiskConfig, RateLimit};
+
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -159,9 +161,9 @@ pub struct Drive {
     /// Sync only.
     #[serde(default)]
     pub io_engine: IoEngine,
-    /// Not honoured.
-    #[serde(skip_serializing)]
-    rate_limiter: Refused,
+    /// How fast it may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimit>,
     /// Not honoured.
     #[serde(skip_serializing)]
     socket: Refused,
@@ -169,23 +171,23 @@ pub struct Drive {
 
 impl Drive {
     /// A drive as flags describe it.
-    pub fn of_flags(id: String, path: PathBuf, is_read_only: bool) -> Self {
+    pub fn of_flags(id: String, disk: &DiskConfig) -> Self {
         Self {
             drive_id: id,
             is_root_device: false,
             partuuid: None,
             cache_type: CacheType::Writeback,
-            is_read_only,
-            path_on_host: Some(path),
+            is_read_only: disk.readonly,
+            path_on_host: Some(disk.path.clone()),
             io_engine: IoEngine::Sync,
-            rate_limiter: None,
+            rate_limiter: disk.limit.is_limit().then_some(disk.limit),
             socket: None,
         }
     }
 
     /// Refuses what cannot be honoured.
     pub fn check(&self) -> Result<()> {
-        refuse(&[("rate_limiter", &self.rate_limiter), ("socket", &self.socket)])?;
+        refuse(&[("socket", &self.socket)])?;
         if self.io_engine == IoEngine::Async {
             bail!("io_engine Async: not supported, leave it out or say Sync");
         }
@@ -201,8 +203,8 @@ pub struct PartialDrive {
     pub drive_id: String,
     /// Not honoured.
     path_on_host: Refused,
-    /// Not honoured.
-    rate_limiter: Refused,
+    /// What is to be different of how fast it may be.
+    pub rate_limiter: Option<RateLimit>,
 }
 
 impl PartialDrive {
@@ -211,7 +213,7 @@ impl PartialDrive {
         if self.path_on_host.is_some() {
             bail!("path_on_host: a machine that has started opens no files, so this cannot change");
         }
-        refuse(&[("rate_limiter", &self.rate_limiter)])
+        Ok(())
     }
 }
 
@@ -254,14 +256,8 @@ pub struct BalloonStatisticsUpdate {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
-    rate_limiter: Refused,
-}
-
-impl Entropy {
-    /// Refuses what cannot be honoured.
-    pub fn check(&self) -> Result<()> {
-        refuse(&[("rate_limiter", &self.rate_limiter)])
-    }
+    /// How fast random numbers come.
+    pub rate_limiter: Option<RateLimit>,
 }
 
 /// PUT /serial

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use log::LevelFilter;
 use serde_json::{Map, Value, json};
 
-use super::bodies::{self, Logger, VmState};
+use super::bodies::{self, Logger, PartialDrive, VmState};
 use super::metrics::{Measured, Metrics, micros};
 use super::routes::{Configure, Control as Order, Request, Subject};
 use super::setup::{Setup, balloon_size};
@@ -27,6 +27,7 @@ use crate::report::Usage;
 use crate::timeline::Timeline;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::rate::Limiter;
 
 /// What the owner of a machine knows for the API.
 pub struct Control {
@@ -84,7 +85,11 @@ impl Control {
     }
 
     /// What clients have said to a machine that has started, for one that starts again.
-    pub fn tell_again(&self, machine: &Started) -> Result<()> {
+    pub fn tell_again(&self, machine: &mut Machine) -> Result<()> {
+        for (index, disk) in self.config().disk.iter().enumerate() {
+            let limiter = Limiter::new(&disk.limit, Instant::now());
+            machine.change_disk(index, |block| block.limiter = limiter)?;
+        }
         match (machine.balloon(), self.config().balloon_target()) {
             (Some(balloon), Some(target)) => balloon.set_target(target),
             _ => Ok(()),
@@ -148,12 +153,25 @@ impl Control {
             Order::PressPowerButton => machine.press_power_button(),
             Order::FlushMetrics => self.flush_metrics(machine),
             Order::State(state) => self.set_state(*state, machine),
-            Order::Drive(drive) => {
-                let known = disk_ids(&self.config());
-                ensure!(known.contains(&drive.drive_id), "there is no such drive");
-                drive.check()
-            }
+            Order::Drive(drive) => self.change_drive(drive, machine),
         }
+    }
+
+    fn change_drive(&mut self, drive: &PartialDrive, machine: &mut Started) -> Result<()> {
+        let id = &drive.drive_id;
+        let index = disk_ids(&self.config()).iter().position(|known| known == id);
+        let index = index.context("there is no such drive")?;
+        drive.check()?;
+        if let Some(update) = drive.rate_limiter {
+            let mut setup = self.setup.clone();
+            let limit = setup.update_limit(id, index, update);
+            let limiter = Limiter::new(&limit, Instant::now());
+            machine.while_stopped(|machine| {
+                machine.change_disk(index, |block| block.limiter = limiter)
+            })?;
+            self.setup = setup;
+        }
+        Ok(())
     }
 
     fn set_state(&mut self, state: VmState, machine: &mut Started) -> Result<()> {

@@ -19,13 +19,14 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// The fields of a disk, and where each is counted.
 type Field = (&'static str, fn(&DiskCounts) -> u64);
-const DISK: [Field; 6] = [
+const DISK: [Field; 7] = [
     ("read_count", |disk| disk.reads.get()),
     ("read_bytes", |disk| disk.read_bytes.get()),
     ("write_count", |disk| disk.writes.get()),
     ("write_bytes", |disk| disk.write_bytes.get()),
     ("flush_count", |disk| disk.flushes.get()),
     ("execute_fails", |disk| disk.errors.get()),
+    ("rate_limiter_throttled_events", |disk| disk.throttled.get()),
 ];
 type Figures = [u64; DISK.len()];
 

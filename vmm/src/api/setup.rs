@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::bodies::{self, Balloon, BootSource, Drive, HugePages};
 use super::routes::Configure;
 use crate::config::{
-    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, Size,
+    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, RateLimit, Size,
 };
 use crate::disk_image::DiskImage;
 use crate::files::Loadable;
@@ -89,7 +89,9 @@ impl Setup {
             Configure::Drive(drive) => next.set_drive(drive)?,
             Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
             // There is one in any case.
-            Configure::Entropy(entropy) => entropy.check()?,
+            Configure::Entropy(entropy) => {
+                next.config.entropy_limit = entropy.rate_limiter.unwrap_or_default();
+            }
             Configure::Serial(serial) => {
                 serial.check()?;
                 if let Some(path) = serial.serial_out_path {
@@ -143,6 +145,23 @@ impl Setup {
             None => self.drives.push(drive),
         }
         Ok(())
+    }
+
+    /// PATCH /drives/{id}, of the disk with this index: what limits it then.
+    pub(super) fn update_limit(&mut self, id: &str, index: usize, update: RateLimit) -> RateLimit {
+        let limit = match self.drives.iter_mut().find(|drive| drive.drive_id == id) {
+            Some(drive) => drive.rate_limiter.get_or_insert_default(),
+            None => {
+                // A drive that has the root comes before those of flags.
+                let before = self.drives.iter().filter(|drive| drive.is_root_device).count();
+                let Some(disk) = self.config.disk.get_mut(index.saturating_sub(before)) else {
+                    return update;
+                };
+                &mut disk.limit
+            }
+        };
+        *limit = limit.updated(update);
+        *limit
     }
 
     fn set_balloon(&mut self, balloon: &Balloon) -> Result<()> {
@@ -210,10 +229,14 @@ impl Setup {
     pub(super) fn all(&self) -> Result<Value> {
         let of_flags = self.config.disk.iter().enumerate().map(|(index, disk)| {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            Drive::of_flags(id, disk.path.clone(), disk.readonly)
+            Drive::of_flags(id, disk)
         });
         let drives: Vec<Drive> = of_flags.chain(self.drives.iter().cloned()).collect();
         let config = self.config();
+        let entropy = match config.entropy_limit.is_limit() {
+            true => json!({ "rate_limiter": config.entropy_limit }),
+            false => json!({}),
+        };
         let boot_source = config.kernel.as_ref().map(|kernel| BootSource {
             kernel_image_path: kernel.clone(),
             initrd_path: config.initrd.clone(),
@@ -224,7 +247,7 @@ impl Setup {
             "boot-source": boot_source,
             "cpu-config": null,
             "drives": drives,
-            "entropy": {},
+            "entropy": entropy,
             "machine-config": self.machine(),
             "memory-hotplug": null,
             "mmds-config": null,
@@ -247,6 +270,7 @@ pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
 fn disk(drive: &Drive) -> Option<DiskConfig> {
     let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
     disk.readonly = drive.is_read_only;
+    disk.limit = drive.rate_limiter.unwrap_or_default();
     disk.id = Some(drive.drive_id.chars().take(DiskConfig::MAX_ID).collect());
     Some(disk)
 }

@@ -7,6 +7,7 @@ mod disk;
 mod firecracker;
 mod id;
 mod jail;
+mod rate;
 mod size;
 
 use std::fmt;
@@ -25,6 +26,7 @@ pub use disk::{DiskConfig, Overlay};
 pub use firecracker::{FirecrackerConfig, StartTimes};
 pub use id::instance_id;
 pub use jail::JailConfig;
+pub use rate::{Bucket, RateLimit};
 pub use size::Size;
 
 use crate::{command, layout};
@@ -118,6 +120,11 @@ pub struct MachineConfig {
     #[arg(long, value_name = "FILE[,readonly][,direct][,overlay[=FILE]][,id=NAME]")]
     #[serde(serialize_with = "each_as_text")]
     pub disk: Vec<DiskConfig>,
+
+    /// How fast random numbers come; only the API says so.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub entropy_limit: RateLimit,
 
     /// Where the serial console goes
     ///
