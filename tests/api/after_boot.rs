@@ -31,7 +31,7 @@ fn what_is_wrong_once_it_runs_is_refused() {
     client.refuses("PATCH", "/machine-config", r#"{"vcpu_count":2}"#, &["only before"]);
     client.refuses("PATCH", "/drives/x", r#"{"drive_id":"x"}"#, &["no such drive"]);
     let path = r#"{"drive_id":"data","path_on_host":"disk"}"#;
-    client.refuses("PATCH", "/drives/data", path, &["path_on_host", "opens no files"]);
+    client.refuses("PATCH", "/drives/data", path, &["path_on_host", "one of flags"]);
     let limiter =
         |bucket: &str| format!(r#"{{"drive_id":"data","rate_limiter":{{"ops":{bucket}}}}}"#);
     client.refuses("PATCH", "/drives/data", &limiter(r#"{"size":"x"}"#), &["invalid type"]);

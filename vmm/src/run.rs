@@ -46,7 +46,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     let mut control = Control::new(config, &host.timeline)?;
     let mut door = Door::open_if_wanted(config, host.events.sender())?;
     let mut report = config.boot_report.as_deref().map(Target::open).transpose()?;
-    let (parts, machine, call) = match &mut door {
+    let (mut parts, machine, call) = match &mut door {
         Some(door) if !control.is_complete() => {
             door.serve(&host.jail, exit_code)?;
             match host.wait_for_start(&mut control) {
@@ -62,7 +62,12 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     if let Some(door) = &mut door {
         door.serve(&host.jail, exit_code)?;
     }
-    host.jail.close(exit_code, door.as_ref().map(Door::folder))?;
+    let opens = host.jail.close(exit_code, door.as_ref().map(Door::folder), &control.places()?)?;
+    control.may_open(opens);
+    if parts.config.no_reboot {
+        // Nobody builds a machine of them again: one that is exchanged is not to stay locked.
+        parts.files.disks.clear();
+    }
     let machine = Started::Running(machine.start()?);
     memory::trim_code();
     if let Some(call) = call {

@@ -201,20 +201,10 @@ impl Drive {
 pub struct PartialDrive {
     /// Its name; the same as in the path.
     pub drive_id: String,
-    /// Not honoured.
-    path_on_host: Refused,
+    /// Another file, or the same with another size.
+    pub path_on_host: Option<PathBuf>,
     /// What is to be different of how fast it may be.
     pub rate_limiter: Option<RateLimit>,
-}
-
-impl PartialDrive {
-    /// Refuses what cannot be honoured.
-    pub fn check(&self) -> Result<()> {
-        if self.path_on_host.is_some() {
-            bail!("path_on_host: a machine that has started opens no files, so this cannot change");
-        }
-        Ok(())
-    }
 }
 
 /// PUT /balloon

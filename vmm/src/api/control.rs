@@ -13,11 +13,12 @@ use serde_json::{Map, Value, json};
 use super::bodies::{self, Logger, PartialDrive, VmState};
 use super::metrics::{Measured, Metrics, micros};
 use super::routes::{Configure, Control as Order, Request, Subject};
-use super::setup::{Setup, balloon_size};
+use super::setup::{Setup, balloon_size, disk};
 use super::stats::{self, MemoryStats, Stats};
 use super::{Answer, Call, FIRECRACKER_VERSION, config_file};
 use crate::config::{FirecrackerConfig, MachineConfig};
 use crate::event::Halt;
+use crate::jail::landlock::Place;
 use crate::layout;
 use crate::logger;
 use crate::machine::Machine;
@@ -37,6 +38,8 @@ pub struct Control {
     logger: Option<Logger>,
     metrics: Option<Metrics>,
     measured: Measured,
+    /// Files can be opened while the machine runs.
+    may_open: bool,
     /// `None` without an API.
     usage: Option<Usage>,
     timeline: Timeline,
@@ -51,6 +54,7 @@ impl Control {
             logger: None,
             metrics: None,
             measured: Measured::default(),
+            may_open: false,
             usage: config.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
             timeline: timeline.clone(),
         };
@@ -99,6 +103,18 @@ impl Control {
     /// The machine as it is described so far.
     pub fn config(&self) -> MachineConfig {
         self.setup.config()
+    }
+
+    /// Where files are to be opened once the machine runs, if it has an API: for PATCH /drives.
+    pub fn places(&self) -> Result<Vec<Place>> {
+        let wanted = self.setup.config().api_sock.is_some();
+        let places = if wanted { self.setup.places() } else { Ok(Vec::new()) };
+        places.context("the folders of drives")
+    }
+
+    /// Files can be opened there.
+    pub fn may_open(&mut self, may_open: bool) {
+        self.may_open = may_open;
     }
 
     /// Serves `call` before there is a machine. Given back, it wants one, and nothing is missing. Or it wants the end.
@@ -161,9 +177,29 @@ impl Control {
         let id = &drive.drive_id;
         let index = disk_ids(&self.config()).iter().position(|known| known == id);
         let index = index.context("there is no such drive")?;
-        drive.check()?;
+        let mut setup = self.setup.clone();
+        if let Some(path) = &drive.path_on_host {
+            let known = setup.drive_mut(id).context(
+                "path_on_host: this drive is one of flags, and only one that was put here can be exchanged",
+            )?;
+            ensure!(
+                self.may_open,
+                "path_on_host: nothing can be opened any more, for this host's kernel has no Landlock or seccomp \
+                 filters to keep it to the folders of drives"
+            );
+            known.path_on_host = Some(path.clone());
+            let disk = disk(known).context("path_on_host: there is none")?;
+            machine.while_stopped(|machine| {
+                let mut exchanged = Ok(());
+                machine.change_disk(index, |block| {
+                    exchanged =
+                        block.image().replacement(&disk).map(|image| block.set_image(image));
+                })?;
+                exchanged
+            })?;
+            self.setup = setup.clone();
+        }
         if let Some(update) = drive.rate_limiter {
-            let mut setup = self.setup.clone();
             let limit = setup.update_limit(id, index, update);
             let limiter = Limiter::new(&limit, Instant::now());
             machine.while_stopped(|machine| {

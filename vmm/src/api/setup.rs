@@ -12,6 +12,7 @@ use crate::config::{
 };
 use crate::disk_image::DiskImage;
 use crate::files::Loadable;
+use crate::jail::landlock::Place;
 use crate::layout;
 use crate::x86_64::kernel::KernelFile;
 
@@ -147,6 +148,37 @@ impl Setup {
         Ok(())
     }
 
+    /// Where the main thread is to open files once the machine runs: the folders of drives that are files, and those
+    /// drives that are devices. Only for a machine that clients, or a file in their terms, have described.
+    pub(super) fn places(&self) -> Result<Vec<Place>> {
+        let mut places = Vec::new();
+        if self.boot_source.is_none() {
+            return Ok(places);
+        }
+        for drive in &self.drives {
+            let Some(path) = &drive.path_on_host else { continue };
+            let writes = !drive.is_read_only;
+            // A link and what it leads to may be in different folders.
+            let real = path.canonicalize()?;
+            if !real.is_file() {
+                places.push(Place::new(&real, writes)?);
+                continue;
+            }
+            let given = std::path::absolute(path)?.parent().map(Path::canonicalize).transpose()?;
+            let folders = [given, real.parent().map(Path::to_owned)].into_iter().flatten();
+            // Below the root is everything.
+            for folder in folders.filter(|folder| folder.parent().is_some()) {
+                places.push(Place::new(&folder, writes)?);
+            }
+        }
+        Ok(places)
+    }
+
+    /// PATCH /drives/{id}: the drive that clients have described by this name.
+    pub(super) fn drive_mut(&mut self, id: &str) -> Option<&mut Drive> {
+        self.drives.iter_mut().find(|drive| drive.drive_id == id)
+    }
+
     /// PATCH /drives/{id}, of the disk with this index: what limits it then.
     pub(super) fn update_limit(&mut self, id: &str, index: usize, update: RateLimit) -> RateLimit {
         let limit = match self.drives.iter_mut().find(|drive| drive.drive_id == id) {
@@ -267,7 +299,8 @@ pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
     Ok(Size::new(bytes))
 }
 
-fn disk(drive: &Drive) -> Option<DiskConfig> {
+/// The disk that `drive` is.
+pub(super) fn disk(drive: &Drive) -> Option<DiskConfig> {
     let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
     disk.readonly = drive.is_read_only;
     disk.limit = drive.rate_limiter.unwrap_or_default();

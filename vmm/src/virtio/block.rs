@@ -85,6 +85,11 @@ impl Block {
         self.error_told = false;
     }
 
+    /// What backs it.
+    pub fn image(&self) -> &DiskImage {
+        &self.image
+    }
+
     /// What has gone through it.
     pub fn counts(&self) -> Arc<DiskCounts> {
         self.counts.clone()
