@@ -26,6 +26,8 @@ guest!(
 );
 
 const MIB: u64 = 1 << 20;
+const PAUSE: &str = r#"{"state":"Paused"}"#;
+const RESUME: &str = r#"{"state":"Resumed"}"#;
 
 /// A machine that was described over the API, with a disk of 1 MiB in a folder of its own.
 fn machine(vmm: Vmm, drive: &str) -> (Running, Client) {
@@ -56,13 +58,13 @@ fn another_file_is_locked_and_the_guest_sees_its_size() {
     let second = sparse(&running, "disks/second", 2 * MIB);
     let first = File::open(running.dir().path("disks/first")).unwrap();
     assert!(first.try_lock().is_err(), "the machine has it locked");
-    client.does("PATCH", "/vm", r#"{"state":"Paused"}"#);
+    client.does("PATCH", "/vm", PAUSE);
     client.does("PATCH", "/drives/d", &path("disks/second"));
     assert_eq!(client.get("/")["state"], "Paused", "as it was");
     assert!(second.try_lock().is_err(), "now it has this one locked");
     first.try_lock().unwrap();
     assert_eq!(client.get("/vm/config")["drives"][0]["path_on_host"], "disks/second");
-    client.does("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    client.does("PATCH", "/vm", RESUME);
     running.wait().exits(0).prints("small\nlarge").silently();
 }
 
@@ -72,8 +74,10 @@ fn a_file_that_has_grown_is_looked_at_again() {
     client.does("PATCH", "/drives/d", &path("disks/first"));
     let file = File::options().write(true).open(running.dir().path("disks/first")).unwrap();
     file.set_len(3 * MIB).unwrap();
+    client.does("PATCH", "/vm", PAUSE);
     client.does("PATCH", "/drives/d", &path("disks/first"));
     assert!(file.try_lock().is_err(), "it is locked still");
+    client.does("PATCH", "/vm", RESUME);
     running.wait().exits(0).prints("small\nlarge").silently();
 }
 
@@ -114,9 +118,13 @@ fn a_drive_that_is_only_read_stays_so() {
     drive["is_read_only"] = true.into();
     let (running, client) = machine(Vmm::new(), &drive.to_string());
     let second = sparse(&running, "disks/second", 2 * MIB);
+    client.does("PATCH", "/vm", PAUSE);
     client.does("PATCH", "/drives/d", &path("disks/second"));
+    assert!(second.try_lock().is_err(), "others may read it, none write");
     second.try_lock_shared().unwrap();
     assert_eq!(client.get("/vm/config")["drives"][0]["is_read_only"], true);
+    // The guest ends when it sees the other size.
+    client.does("PATCH", "/vm", RESUME);
     running.wait().exits(0).prints("large").silently();
 }
 
