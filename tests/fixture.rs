@@ -44,6 +44,15 @@ impl Vmm {
         Self { dir, command, stdout: None, stderr: None, limit: LIMIT }
     }
 
+    /// Started under another name.
+    pub fn named(name: &str) -> Self {
+        let mut vmm = Self::new();
+        std::os::unix::fs::symlink(TINYVMM, vmm.dir.path(name)).unwrap();
+        vmm.command = Command::new(vmm.dir.path(name));
+        vmm.command.current_dir(&vmm.dir.0).stdin(Stdio::null());
+        vmm
+    }
+
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
         self

@@ -77,7 +77,10 @@ macro_rules! guest {
     };
 }
 
-fn code(start: *const u8, end: *const u8) -> Vec<u8> {
+pub(crate) use guest;
+
+/// What is between the two.
+pub fn code(start: *const u8, end: *const u8) -> Vec<u8> {
     let len = end.addr() - start.addr();
     // SAFETY: the two are the ends of one guest's code in the read-only data of this program.
     unsafe { std::slice::from_raw_parts(start, len) }.to_vec()

@@ -31,9 +31,13 @@ fn what_is_wrong_once_it_runs_is_refused() {
     client.refuses("PATCH", "/machine-config", r#"{"vcpu_count":2}"#, &["only before"]);
     client.refuses("PATCH", "/drives/x", r#"{"drive_id":"x"}"#, &["no such drive"]);
     let path = r#"{"drive_id":"data","path_on_host":"disk"}"#;
-    client.refuses("PATCH", "/drives/data", path, &["path_on_host", "opens no files"]);
-    let limiter = r#"{"drive_id":"data","rate_limiter":{}}"#;
-    client.refuses("PATCH", "/drives/data", limiter, &["rate_limiter"]);
+    client.refuses("PATCH", "/drives/data", path, &["path_on_host", "one of flags"]);
+    let limiter =
+        |bucket: &str| format!(r#"{{"drive_id":"data","rate_limiter":{{"ops":{bucket}}}}}"#);
+    client.refuses("PATCH", "/drives/data", &limiter(r#"{"size":"x"}"#), &["invalid type"]);
+    client.does("PATCH", "/drives/data", &limiter(r#"{"size":10,"refill_time":100}"#));
+    let drives = client.get("/vm/config")["drives"].clone();
+    assert_eq!(drives[0]["rate_limiter"]["ops"]["size"], 10, "{drives}");
     client.does("PATCH", "/drives/data", r#"{"drive_id":"data"}"#);
     client.refuses("PATCH", "/vm", r#"{"state":"Sleeping"}"#, &["unknown variant"]);
     client.refuses("PATCH", "/balloon", r#"{"amount_mib":256}"#, &["amount_mib 256"]);

@@ -4,6 +4,8 @@ mod abuse;
 mod after_boot;
 mod before_boot;
 mod ctl;
+mod exchange;
+mod firecracker;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -56,7 +58,8 @@ impl Client {
         let len = body.len();
         let head =
             format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len}");
-        write!(stream, "{head}\r\n\r\n{body}").unwrap();
+        // At once: a body that is too large is not waited for.
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
         read_answer(&mut stream)
     }
 

@@ -255,13 +255,18 @@ pub(crate) fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
 
 /// clap's message without its usage lines, which `--help` shows better.
 pub(crate) fn one_line(error: &clap::Error) -> anyhow::Error {
+    anyhow!("{} (see tinyvmm --help)", message(error))
+}
+
+/// The same without where to read more.
+pub(crate) fn message(error: &clap::Error) -> String {
     let text = error.to_string();
     let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let told: Vec<&str> = told
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .map(|line| line.trim_start_matches("error: "))
         .collect();
-    anyhow!("{} (see tinyvmm --help)", told.join("; "))
+    told.join("; ")
 }
 
 /// The completion script for `shell`.

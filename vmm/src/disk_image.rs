@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -49,17 +49,16 @@ impl DiskImage {
     }
 
     fn open_file(config: &DiskConfig) -> Result<Self> {
-        // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
-        let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!config.is_shared())
-            .custom_flags(flags)
-            .open(&config.path)
-            .map_err(|error| explain_open(&error, config))?;
+        let file = open_path(config).map_err(|error| explain_open(&error, config))?;
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
         lock(&file, config.is_shared())?;
+        Self::of_file(file, config)
+    }
+
+    /// `file` is locked.
+    fn of_file(mut file: File, config: &DiskConfig) -> Result<Self> {
+        let kind = file.metadata()?.file_type();
         let len = file.seek(SeekFrom::End(0)).context("cannot tell its size")?;
         let block_size = match (config.direct, kind.is_block_device()) {
             (false, _) => SECTOR as u32,
@@ -75,6 +74,31 @@ impl DiskImage {
         let (readonly, direct) = (config.readonly, config.direct);
         let path = config.path.clone();
         Ok(Self { file, path, len, readonly, direct, block_size, layer: None })
+    }
+
+    /// Opens and locks what `config` names to take the place of this image, which may be of the same file: then its
+    /// size is looked at again.
+    pub fn replacement(&self, config: &DiskConfig) -> Result<Self> {
+        let open = || -> Result<Self> {
+            ensure!(self.layer.is_none(), "it has an overlay, which belongs to its file");
+            let file = open_path(config).map_err(|error| match error.raw_os_error() {
+                Some(libc::EACCES) => anyhow!(
+                    "cannot open it ({error}): it has to be in a folder that a drive of the same kind was in when \
+                     the machine started"
+                ),
+                _ => explain_open(&error, config),
+            })?;
+            let (old, new) = (self.file.metadata()?, file.metadata()?);
+            if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
+                // The lock is that of the file as it was opened first.
+                return Self::of_file(self.file.try_clone()?, config);
+            }
+            let kind = new.file_type();
+            ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
+            lock(&file, config.is_shared())?;
+            Self::of_file(file, config)
+        };
+        open().with_context(|| format!("disk {}", config.path.display()))
     }
 
     /// The same image for another life of the machine, after the last one has let go of it; the lock is held by
@@ -190,6 +214,13 @@ fn direct_unit(file: &File) -> u32 {
     let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     let unit = told.map_or(0, |told| told.stx_dio_offset_align);
     if unit >= SECTOR as u32 { unit } else { DIRECT_ALIGN as u32 }
+}
+
+fn open_path(config: &DiskConfig) -> io::Result<File> {
+    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.is_shared()).custom_flags(flags).open(&config.path)
 }
 
 fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {

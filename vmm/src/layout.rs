@@ -40,6 +40,8 @@ pub const KERNEL_MIN: u64 = MIB;
 pub const GAP_START: u64 = 3 * GIB;
 /// Where RAM continues.
 pub const GAP_END: u64 = 4 * GIB;
+/// Firecracker's boot timer, where it has it (its src/vmm/src/arch/x86_64/layout.rs, BOOT_DEVICE_MEM_START).
+pub const BOOT_TIMER: Range<u64> = 0xc000_0000..0xc000_1000;
 /// First virtio-mmio window.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Size of one virtio-mmio window and the distance to the next.
@@ -92,7 +94,7 @@ const _: () = {
     assert!(CMDLINE + CMDLINE_ROOM <= LOW_RAM_END);
     assert!(SETUP_DATA >= LOW_RAM_END && SETUP_DATA + 0x400 <= ACPI.start);
     assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end < KERNEL_MIN);
-    assert!(GAP_START <= VIRTIO_MMIO);
+    assert!(GAP_START <= BOOT_TIMER.start && BOOT_TIMER.end <= VIRTIO_MMIO);
     assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= SERIAL_STATUS_PAGE - 0x1000);
     assert!(SERIAL_STATUS_PAGE + 0x1000 <= IOAPIC as u64);
     assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);

@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod event;
 pub mod exits;
 pub mod files;
+pub mod firecracker;
 pub mod host;
 pub mod jail;
 pub mod layout;

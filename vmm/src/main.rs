@@ -6,12 +6,16 @@ use anyhow::{Context, Result};
 use tinyvmm::cli::{self, CacheCommand, Command, Invocation};
 use tinyvmm::event::Halt;
 use tinyvmm::x86_64::kernel::cache::Cache;
-use tinyvmm::{boot_test, command, ctl, doctor, logger, run, timeline};
+use tinyvmm::{boot_test, command, ctl, doctor, firecracker, logger, run, timeline};
 
 fn main() -> ExitCode {
     let start = timeline::process_start();
     boot_test::die_with_runner();
-    let cli = match cli::parse(std::env::args_os().collect()) {
+    let argv: Vec<_> = std::env::args_os().collect();
+    if firecracker::is_meant_by(argv.first()) {
+        return firecracker::main(argv, start);
+    }
+    let cli = match cli::parse(argv) {
         Ok(Invocation::Run(cli)) => cli,
         Ok(Invocation::Shown(text)) => return show(&text),
         Err(error) => return fail(&error, cli::EXIT_USAGE),

@@ -13,6 +13,7 @@ use crate::config::MachineConfig;
 use crate::devices::console::Console;
 use crate::event::{Event, Events, Halt};
 use crate::files::Files;
+use crate::firecracker::EXIT_BAD_SYSCALL;
 use crate::jail::Jail;
 use crate::machine::Machine;
 use crate::machine::started::Started;
@@ -35,13 +36,17 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     timeline.reach(Mark::Configured);
     memory::share_heap();
     let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
-    let exit_code = if config.command.is_empty() { EXIT_JAIL } else { EXIT_NO_STATUS };
+    let exit_code = match config.command.is_empty() {
+        _ if config.firecracker.is_some() => EXIT_BAD_SYSCALL,
+        true => EXIT_JAIL,
+        false => EXIT_NO_STATUS,
+    };
     let (kvm, events) = (host::open_kvm()?, Events::new()?);
     let host = Host { jail, kvm, events, timeline };
     let mut control = Control::new(config, &host.timeline)?;
     let mut door = Door::open_if_wanted(config, host.events.sender())?;
     let mut report = config.boot_report.as_deref().map(Target::open).transpose()?;
-    let (parts, machine, call) = match &mut door {
+    let (mut parts, machine, call) = match &mut door {
         Some(door) if !control.is_complete() => {
             door.serve(&host.jail, exit_code)?;
             match host.wait_for_start(&mut control) {
@@ -57,7 +62,12 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     if let Some(door) = &mut door {
         door.serve(&host.jail, exit_code)?;
     }
-    host.jail.close(exit_code, door.as_ref().map(Door::folder))?;
+    let opens = host.jail.close(exit_code, door.as_ref().map(Door::folder), &control.places()?)?;
+    control.may_open(opens);
+    if parts.config.no_reboot {
+        // Nobody builds a machine of them again: one that is exchanged is not to stay locked.
+        parts.files.disks.clear();
+    }
     let machine = Started::Running(machine.start()?);
     memory::trim_code();
     if let Some(call) = call {
@@ -154,14 +164,16 @@ impl Host<'_> {
             let halt = self.wait_for_end(parts, &mut machine, control)?;
             let ended = machine.end()?;
             stopped(&ended);
+            control.write_last_metrics(&ended);
             if halt != Halt::Reset || parts.config.no_reboot {
                 return Ok(halt);
             }
             log::info!("the guest rebooted: starting it again");
             memory::discard(&parts.ram, parts.config.hugepages)?;
             self.events.forget_halts();
-            machine = Started::Running(self.build(parts, ended.into_console())?.start()?);
-            control.tell_again(&machine)?;
+            let mut next = self.build(parts, ended.into_console())?;
+            control.tell_again(&mut next)?;
+            machine = Started::Running(next.start()?);
         }
     }
 
@@ -174,7 +186,8 @@ impl Host<'_> {
     ) -> Result<Halt> {
         let mut grace: Option<Instant> = None;
         loop {
-            let until = [parts.deadline, grace].into_iter().flatten().min();
+            let due = control.metrics_due();
+            let until = [parts.deadline, grace, due].into_iter().flatten().min();
             match self.events.wait(until) {
                 Some(Event::Api(call)) => {
                     if let Some(halt) = control.serve(call, machine, &parts.ram) {
@@ -201,6 +214,7 @@ impl Host<'_> {
                     machine.press_power_button()?;
                     grace = Some(Instant::now() + GRACE);
                 }
+                None if control.write_due_metrics(machine) => {}
                 None if grace.is_some_and(|grace| Instant::now() >= grace) => {
                     return Ok(Halt::Stopped);
                 }

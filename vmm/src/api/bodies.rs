@@ -8,6 +8,8 @@ use anyhow::{Result, bail};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{DiskConfig, RateLimit};
+
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -159,9 +161,9 @@ pub struct Drive {
     /// Sync only.
     #[serde(default)]
     pub io_engine: IoEngine,
-    /// Not honoured.
-    #[serde(skip_serializing)]
-    rate_limiter: Refused,
+    /// How fast it may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimit>,
     /// Not honoured.
     #[serde(skip_serializing)]
     socket: Refused,
@@ -169,23 +171,23 @@ pub struct Drive {
 
 impl Drive {
     /// A drive as flags describe it.
-    pub fn of_flags(id: String, path: PathBuf, is_read_only: bool) -> Self {
+    pub fn of_flags(id: String, disk: &DiskConfig) -> Self {
         Self {
             drive_id: id,
             is_root_device: false,
             partuuid: None,
             cache_type: CacheType::Writeback,
-            is_read_only,
-            path_on_host: Some(path),
+            is_read_only: disk.readonly,
+            path_on_host: Some(disk.path.clone()),
             io_engine: IoEngine::Sync,
-            rate_limiter: None,
+            rate_limiter: disk.limit.is_limit().then_some(disk.limit),
             socket: None,
         }
     }
 
     /// Refuses what cannot be honoured.
     pub fn check(&self) -> Result<()> {
-        refuse(&[("rate_limiter", &self.rate_limiter), ("socket", &self.socket)])?;
+        refuse(&[("socket", &self.socket)])?;
         if self.io_engine == IoEngine::Async {
             bail!("io_engine Async: not supported, leave it out or say Sync");
         }
@@ -199,20 +201,10 @@ impl Drive {
 pub struct PartialDrive {
     /// Its name; the same as in the path.
     pub drive_id: String,
-    /// Not honoured.
-    path_on_host: Refused,
-    /// Not honoured.
-    rate_limiter: Refused,
-}
-
-impl PartialDrive {
-    /// Refuses what cannot be honoured.
-    pub fn check(&self) -> Result<()> {
-        if self.path_on_host.is_some() {
-            bail!("path_on_host: a machine that has started opens no files, so this cannot change");
-        }
-        refuse(&[("rate_limiter", &self.rate_limiter)])
-    }
+    /// Another file, or the same with another size.
+    pub path_on_host: Option<PathBuf>,
+    /// What is to be different of how fast it may be.
+    pub rate_limiter: Option<RateLimit>,
 }
 
 /// PUT /balloon
@@ -254,14 +246,8 @@ pub struct BalloonStatisticsUpdate {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
-    rate_limiter: Refused,
-}
-
-impl Entropy {
-    /// Refuses what cannot be honoured.
-    pub fn check(&self) -> Result<()> {
-        refuse(&[("rate_limiter", &self.rate_limiter)])
-    }
+    /// How fast random numbers come.
+    pub rate_limiter: Option<RateLimit>,
 }
 
 /// PUT /serial
@@ -289,16 +275,22 @@ pub struct Logger {
     /// Which messages.
     pub level: Option<String>,
     /// Messages tell their level.
-    #[serde(default)]
-    pub show_level: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub show_level: Option<bool>,
     /// Messages tell where in the source they come from.
-    #[serde(default)]
-    pub show_log_origin: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub show_log_origin: Option<bool>,
     #[serde(skip_serializing)]
     module: Refused,
 }
 
 impl Logger {
+    /// Says where messages go, and nothing else.
+    pub fn to_file(log_path: PathBuf) -> Self {
+        let (level, show_level, show_log_origin, module) = (None, None, None, None);
+        Self { log_path: Some(log_path), level, show_level, show_log_origin, module }
+    }
+
     /// Refuses what cannot be honoured.
     pub fn check(&self) -> Result<()> {
         refuse(&[("module", &self.module)])

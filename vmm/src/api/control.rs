@@ -1,28 +1,34 @@
 //! What the machine's owner does for clients of the API.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use log::LevelFilter;
 use serde_json::{Map, Value, json};
 
-use super::bodies::{Logger, Metrics, VmState};
+use super::bodies::{self, Logger, PartialDrive, VmState};
+use super::metrics::{Measured, Metrics, micros};
 use super::routes::{Configure, Control as Order, Request, Subject};
-use super::setup::{Setup, balloon_size};
+use super::setup::{Setup, balloon_size, disk};
 use super::stats::{self, MemoryStats, Stats};
 use super::{Answer, Call, FIRECRACKER_VERSION, config_file};
-use crate::config::MachineConfig;
+use crate::config::{FirecrackerConfig, MachineConfig};
 use crate::event::Halt;
+use crate::jail::landlock::Place;
 use crate::layout;
-use crate::logger::{self, LogFile};
+use crate::logger;
+use crate::machine::Machine;
 use crate::machine::started::Started;
 use crate::memory::GuestRam;
 use crate::report::Usage;
 use crate::timeline::Timeline;
 use crate::virtio::balloon_handle::BalloonHandle;
+use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::rate::Limiter;
 
 /// What the owner of a machine knows for the API.
 pub struct Control {
@@ -30,7 +36,10 @@ pub struct Control {
     id: String,
     /// What clients were told that it does: as they have said it.
     logger: Option<Logger>,
-    metrics: Option<(Metrics, File)>,
+    metrics: Option<Metrics>,
+    measured: Measured,
+    /// Files can be opened while the machine runs.
+    may_open: bool,
     /// `None` without an API.
     usage: Option<Usage>,
     timeline: Timeline,
@@ -44,9 +53,14 @@ impl Control {
             id: config.id.clone(),
             logger: None,
             metrics: None,
+            measured: Measured::default(),
+            may_open: false,
             usage: config.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
             timeline: timeline.clone(),
         };
+        if let Some(flags) = &config.firecracker {
+            control.adopt(flags)?;
+        }
         if let Some(path) = &config.config_file {
             let named = || format!("--config-file {}", path.display());
             let steps = config_file::read(path).with_context(named)?;
@@ -55,13 +69,31 @@ impl Control {
         Ok(control)
     }
 
+    /// Does what flags say under the name `firecracker`.
+    fn adopt(&mut self, flags: &FirecrackerConfig) -> Result<()> {
+        if let Some(path) = &flags.log_path {
+            logger::also_to(Some(create(path).context("--log-path")?), None, None, &self.id);
+            self.logger = Some(Logger::to_file(path.clone()));
+        }
+        if let Some(path) = &flags.metrics_path {
+            let metrics = bodies::Metrics { metrics_path: path.clone() };
+            self.configure(Configure::Metrics(metrics)).context("--metrics-path")?;
+        }
+        self.measured = Measured::since(flags.start);
+        Ok(())
+    }
+
     /// Whether the machine can be started without a client's help.
     pub fn is_complete(&self) -> bool {
         self.setup.check_complete().is_ok()
     }
 
     /// What clients have said to a machine that has started, for one that starts again.
-    pub fn tell_again(&self, machine: &Started) -> Result<()> {
+    pub fn tell_again(&self, machine: &mut Machine) -> Result<()> {
+        for (index, disk) in self.config().disk.iter().enumerate() {
+            let limiter = Limiter::new(&disk.limit, Instant::now());
+            machine.change_disk(index, |block| block.limiter = limiter)?;
+        }
         match (machine.balloon(), self.config().balloon_target()) {
             (Some(balloon), Some(target)) => balloon.set_target(target),
             _ => Ok(()),
@@ -71,6 +103,18 @@ impl Control {
     /// The machine as it is described so far.
     pub fn config(&self) -> MachineConfig {
         self.setup.config()
+    }
+
+    /// Where files are to be opened once the machine runs, if it has an API: for PATCH /drives.
+    pub fn places(&self) -> Result<Vec<Place>> {
+        let wanted = self.setup.config().api_sock.is_some();
+        let places = if wanted { self.setup.places() } else { Ok(Vec::new()) };
+        places.context("the folders of drives")
+    }
+
+    /// Files can be opened there.
+    pub fn may_open(&mut self, may_open: bool) {
+        self.may_open = may_open;
     }
 
     /// Serves `call` before there is a machine. Given back, it wants one, and nothing is missing. Or it wants the end.
@@ -124,14 +168,60 @@ impl Control {
             Order::Stop => Ok(()),
             Order::PressPowerButton => machine.press_power_button(),
             Order::FlushMetrics => self.flush_metrics(machine),
-            Order::State(VmState::Paused) => machine.pause(),
-            Order::State(VmState::Resumed) => machine.resume(),
-            Order::Drive(drive) => {
-                let known = disk_ids(&self.config());
-                ensure!(known.contains(&drive.drive_id), "there is no such drive");
-                drive.check()
-            }
+            Order::State(state) => self.set_state(*state, machine),
+            Order::Drive(drive) => self.change_drive(drive, machine),
         }
+    }
+
+    fn change_drive(&mut self, drive: &PartialDrive, machine: &mut Started) -> Result<()> {
+        let id = &drive.drive_id;
+        let index = disk_ids(&self.config()).iter().position(|known| known == id);
+        let index = index.context("there is no such drive")?;
+        let mut setup = self.setup.clone();
+        if let Some(path) = &drive.path_on_host {
+            let known = setup.drive_mut(id).context(
+                "path_on_host: this drive is one of flags, and only one that was put here can be exchanged",
+            )?;
+            ensure!(
+                self.may_open,
+                "path_on_host: nothing can be opened any more, for this host's kernel has no Landlock or seccomp \
+                 filters to keep it to the folders of drives"
+            );
+            known.path_on_host = Some(path.clone());
+            let disk = disk(known).context("path_on_host: there is none")?;
+            machine.while_stopped(|machine| {
+                let mut exchanged = Ok(());
+                machine.change_disk(index, |block| {
+                    exchanged =
+                        block.image().replacement(&disk).map(|image| block.set_image(image));
+                })?;
+                exchanged
+            })?;
+            self.setup = setup.clone();
+        }
+        if let Some(update) = drive.rate_limiter {
+            let limit = setup.update_limit(id, index, update);
+            let limiter = Limiter::new(&limit, Instant::now());
+            machine.while_stopped(|machine| {
+                machine.change_disk(index, |block| block.limiter = limiter)
+            })?;
+            self.setup = setup;
+        }
+        Ok(())
+    }
+
+    fn set_state(&mut self, state: VmState, machine: &mut Started) -> Result<()> {
+        let start = Instant::now();
+        match state {
+            VmState::Paused => machine.pause()?,
+            VmState::Resumed => machine.resume()?,
+        }
+        let us = micros(start.elapsed());
+        match state {
+            VmState::Paused => self.measured.pause_us = us,
+            VmState::Resumed => self.measured.resume_us = us,
+        }
+        Ok(())
     }
 
     fn configure(&mut self, what: Configure) -> Result<()> {
@@ -140,7 +230,7 @@ impl Control {
             Configure::Metrics(metrics) => {
                 ensure!(self.metrics.is_none(), "metrics go somewhere already");
                 let file = create(&metrics.metrics_path)?;
-                self.metrics = Some((metrics, file));
+                self.metrics = Some(Metrics::new(metrics, file));
                 Ok(())
             }
             what => self.setup.change(what),
@@ -149,14 +239,13 @@ impl Control {
 
     fn set_logger(&mut self, body: Logger) -> Result<()> {
         body.check()?;
-        let level = body.level.as_deref().map(level).transpose()?;
-        if let Some(path) = &body.log_path {
-            let (show_level, show_origin) = (body.show_level, body.show_log_origin);
-            let file = create(path)?;
-            let file = LogFile { file, show_level, show_origin, id: self.id.clone() };
-            ensure!(logger::also_to(file), "log_path: messages go to a file already");
-        }
-        if let Some(level) = level.or(body.log_path.is_some().then_some(LevelFilter::Info)) {
+        let level = body.level.as_deref().map(logger::level).transpose()?;
+        let file = body.log_path.as_deref().map(create).transpose()?;
+        logger::also_to(file, body.show_level, body.show_log_origin, &self.id);
+        // A file is worth more than what stderr is; who has chosen already keeps that.
+        let chosen = self.logger.is_some() || self.config().firecracker.is_some();
+        let default = (body.log_path.is_some() && !chosen).then_some(LevelFilter::Info);
+        if let Some(level) = level.or(default) {
             log::set_max_level(level);
         }
         self.logger = Some(body);
@@ -178,7 +267,7 @@ impl Control {
             Subject::All => {
                 let mut all = self.setup.all()?;
                 all["logger"] = serde_json::to_value(&self.logger)?;
-                all["metrics"] = json!(self.metrics.as_ref().map(|(metrics, _)| metrics));
+                all["metrics"] = json!(self.metrics.as_ref().map(|metrics| &metrics.body));
                 all
             }
             Subject::BootReport => json!({ "marks": self.timeline.reached() }),
@@ -232,11 +321,43 @@ impl Control {
     }
 
     fn flush_metrics(&mut self, machine: &Started) -> Result<()> {
-        let ids = disk_ids(&self.config());
-        let (_, file) = self.metrics.as_mut().context("metrics go nowhere: PUT /metrics first")?;
-        let disks: Vec<_> = ids.into_iter().zip(machine.disks().map(|counts| &**counts)).collect();
-        file.write_all(stats::metrics_line(&disks).as_bytes()).context("cannot write metrics")
+        let disks = named_disks(&self.setup.config(), machine.disks());
+        let metrics = self.metrics.as_mut().context("metrics go nowhere: PUT /metrics first")?;
+        metrics.write(&disks, &self.measured)
     }
+
+    /// When metrics of a machine that runs are to be written next, if they go anywhere.
+    pub fn metrics_due(&mut self) -> Option<Instant> {
+        self.metrics.as_mut().map(|metrics| metrics.due(Instant::now()))
+    }
+
+    /// Writes the metrics that are due; false if none are.
+    pub fn write_due_metrics(&mut self, machine: &Started) -> bool {
+        let config = self.setup.config();
+        let Some(metrics) = &mut self.metrics else { return false };
+        let is_due = metrics.take_due(Instant::now());
+        if is_due {
+            metrics.write_unasked(&named_disks(&config, machine.disks()), &self.measured);
+        }
+        is_due
+    }
+
+    /// Writes the last metrics of a machine, which has ended or resets.
+    pub fn write_last_metrics(&mut self, machine: &Machine) {
+        let config = self.setup.config();
+        if let Some(metrics) = &mut self.metrics {
+            metrics.write_unasked(&named_disks(&config, machine.disks()), &self.measured);
+            metrics.forget();
+        }
+    }
+}
+
+/// What has gone through each disk, with its name.
+fn named_disks<'a>(
+    config: &MachineConfig,
+    disks: impl Iterator<Item = &'a Arc<DiskCounts>>,
+) -> Vec<(String, &'a DiskCounts)> {
+    disk_ids(config).into_iter().zip(disks.map(|counts| &**counts)).collect()
 }
 
 fn handle(machine: &Started) -> Result<&BalloonHandle> {
@@ -273,12 +394,4 @@ fn create(path: &Path) -> Result<File> {
     let options =
         options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
     options.open(path).with_context(|| format!("cannot write to {}", path.display()))
-}
-
-fn level(name: &str) -> Result<LevelFilter> {
-    let name = if name.eq_ignore_ascii_case("warning") { "warn" } else { name };
-    let found = name.parse();
-    found
-        .ok()
-        .with_context(|| format!("level {name}: say Error, Warning, Info, Debug, Trace or Off"))
 }

@@ -8,6 +8,7 @@ mod config_file;
 mod connection;
 pub mod control;
 pub mod http;
+mod metrics;
 pub mod routes;
 mod server;
 mod setup;

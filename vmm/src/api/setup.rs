@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use super::bodies::{self, Balloon, BootSource, Drive, HugePages};
 use super::routes::Configure;
 use crate::config::{
-    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, Size,
+    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, RateLimit, Size,
 };
 use crate::disk_image::DiskImage;
 use crate::files::Loadable;
+use crate::jail::landlock::Place;
 use crate::layout;
 use crate::x86_64::kernel::KernelFile;
 
@@ -89,7 +90,9 @@ impl Setup {
             Configure::Drive(drive) => next.set_drive(drive)?,
             Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
             // There is one in any case.
-            Configure::Entropy(entropy) => entropy.check()?,
+            Configure::Entropy(entropy) => {
+                next.config.entropy_limit = entropy.rate_limiter.unwrap_or_default();
+            }
             Configure::Serial(serial) => {
                 serial.check()?;
                 if let Some(path) = serial.serial_out_path {
@@ -143,6 +146,54 @@ impl Setup {
             None => self.drives.push(drive),
         }
         Ok(())
+    }
+
+    /// Where the main thread is to open files once the machine runs: the folders of drives that are files, and those
+    /// drives that are devices. Only for a machine that clients, or a file in their terms, have described.
+    pub(super) fn places(&self) -> Result<Vec<Place>> {
+        let mut places = Vec::new();
+        if self.boot_source.is_none() {
+            return Ok(places);
+        }
+        for drive in &self.drives {
+            let Some(path) = &drive.path_on_host else { continue };
+            let writes = !drive.is_read_only;
+            // A link and what it leads to may be in different folders.
+            let real = path.canonicalize()?;
+            if !real.is_file() {
+                places.push(Place::new(&real, writes)?);
+                continue;
+            }
+            let given = std::path::absolute(path)?.parent().map(Path::canonicalize).transpose()?;
+            let folders = [given, real.parent().map(Path::to_owned)].into_iter().flatten();
+            // Below the root is everything.
+            for folder in folders.filter(|folder| folder.parent().is_some()) {
+                places.push(Place::new(&folder, writes)?);
+            }
+        }
+        Ok(places)
+    }
+
+    /// PATCH /drives/{id}: the drive that clients have described by this name.
+    pub(super) fn drive_mut(&mut self, id: &str) -> Option<&mut Drive> {
+        self.drives.iter_mut().find(|drive| drive.drive_id == id)
+    }
+
+    /// PATCH /drives/{id}, of the disk with this index: what limits it then.
+    pub(super) fn update_limit(&mut self, id: &str, index: usize, update: RateLimit) -> RateLimit {
+        let limit = match self.drives.iter_mut().find(|drive| drive.drive_id == id) {
+            Some(drive) => drive.rate_limiter.get_or_insert_default(),
+            None => {
+                // A drive that has the root comes before those of flags.
+                let before = self.drives.iter().filter(|drive| drive.is_root_device).count();
+                let Some(disk) = self.config.disk.get_mut(index.saturating_sub(before)) else {
+                    return update;
+                };
+                &mut disk.limit
+            }
+        };
+        *limit = limit.updated(update);
+        *limit
     }
 
     fn set_balloon(&mut self, balloon: &Balloon) -> Result<()> {
@@ -210,10 +261,14 @@ impl Setup {
     pub(super) fn all(&self) -> Result<Value> {
         let of_flags = self.config.disk.iter().enumerate().map(|(index, disk)| {
             let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            Drive::of_flags(id, disk.path.clone(), disk.readonly)
+            Drive::of_flags(id, disk)
         });
         let drives: Vec<Drive> = of_flags.chain(self.drives.iter().cloned()).collect();
         let config = self.config();
+        let entropy = match config.entropy_limit.is_limit() {
+            true => json!({ "rate_limiter": config.entropy_limit }),
+            false => json!({}),
+        };
         let boot_source = config.kernel.as_ref().map(|kernel| BootSource {
             kernel_image_path: kernel.clone(),
             initrd_path: config.initrd.clone(),
@@ -224,7 +279,7 @@ impl Setup {
             "boot-source": boot_source,
             "cpu-config": null,
             "drives": drives,
-            "entropy": {},
+            "entropy": entropy,
             "machine-config": self.machine(),
             "memory-hotplug": null,
             "mmds-config": null,
@@ -244,9 +299,11 @@ pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
     Ok(Size::new(bytes))
 }
 
-fn disk(drive: &Drive) -> Option<DiskConfig> {
+/// The disk that `drive` is.
+pub(super) fn disk(drive: &Drive) -> Option<DiskConfig> {
     let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
     disk.readonly = drive.is_read_only;
+    disk.limit = drive.rate_limiter.unwrap_or_default();
     disk.id = Some(drive.drive_id.chars().take(DiskConfig::MAX_ID).collect());
     Some(disk)
 }

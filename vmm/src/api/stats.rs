@@ -1,7 +1,7 @@
-//! What a machine uses: GET /tinyvmm/stats, and the lines of metrics.
+//! What a machine uses: GET /tinyvmm/stats.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,27 +49,4 @@ pub(super) fn disk(id: &str, counts: &DiskCounts) -> Value {
         "discards": counts.discards.get(),
         "errors": counts.errors.get(),
     })
-}
-
-/// A line of metrics, with those of Firecracker's fields that there is something to say of.
-pub(super) fn metrics_line(disks: &[(String, &DiskCounts)]) -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let of = |counts: &[&DiskCounts]| {
-        let sum = |field: fn(&DiskCounts) -> u64| counts.iter().map(|counts| field(counts)).sum();
-        let fields: [(&str, u64); 6] = [
-            ("read_count", sum(|counts| counts.reads.get())),
-            ("read_bytes", sum(|counts| counts.read_bytes.get())),
-            ("write_count", sum(|counts| counts.writes.get())),
-            ("write_bytes", sum(|counts| counts.write_bytes.get())),
-            ("flush_count", sum(|counts| counts.flushes.get())),
-            ("execute_fails", sum(|counts| counts.errors.get())),
-        ];
-        json!(BTreeMap::from(fields))
-    };
-    let all: Vec<&DiskCounts> = disks.iter().map(|(_, counts)| *counts).collect();
-    let mut line = json!({ "utc_timestamp_ms": now.as_millis() as u64, "block": of(&all) });
-    for (id, counts) in disks {
-        line[format!("block_{id}")] = of(&[counts]);
-    }
-    format!("{line}\n")
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::RateLimit;
+
 /// A raw disk image or block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -17,6 +19,8 @@ pub struct DiskConfig {
     pub id: Option<String>,
     /// The file is only read; this takes the guest's writes.
     pub overlay: Option<Overlay>,
+    /// How fast it may be; only the API says so.
+    pub limit: RateLimit,
 }
 
 /// Where the guest's writes go instead of into the disk's file.
@@ -34,7 +38,14 @@ impl DiskConfig {
 
     /// A disk in the file at `path`, without options.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, readonly: false, direct: false, id: None, overlay: None }
+        Self {
+            path,
+            readonly: false,
+            direct: false,
+            id: None,
+            overlay: None,
+            limit: RateLimit::default(),
+        }
     }
 
     /// Whether other machines may have its file open at the same time.

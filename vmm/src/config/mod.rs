@@ -1,15 +1,17 @@
 //! What a machine is made of. Flags, a file or a test fill it in; only the builder reads it.
 
 mod balloon;
+mod console;
 mod cpus;
 mod disk;
+mod firecracker;
 mod id;
 mod jail;
+mod rate;
 mod size;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -18,9 +20,13 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 pub use balloon::{BalloonConfig, BalloonFeatures};
+pub use console::ConsoleConfig;
 pub use cpus::Cpus;
 pub use disk::{DiskConfig, Overlay};
+pub use firecracker::{FirecrackerConfig, StartTimes};
+pub use id::instance_id;
 pub use jail::JailConfig;
+pub use rate::{Bucket, RateLimit};
 pub use size::Size;
 
 use crate::{command, layout};
@@ -115,6 +121,11 @@ pub struct MachineConfig {
     #[serde(serialize_with = "each_as_text")]
     pub disk: Vec<DiskConfig>,
 
+    /// How fast random numbers come; only the API says so.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub entropy_limit: RateLimit,
+
     /// Where the serial console goes
     ///
     /// `stdio` is this terminal (Ctrl-A h shows the keys), `off` is nowhere, anything else is a
@@ -161,7 +172,7 @@ pub struct MachineConfig {
     pub config_file: Option<PathBuf>,
 
     /// The machine's name, as the API tells it
-    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = id::instance_id)]
+    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
     #[arg(help_heading = "Control")]
     pub id: String,
 
@@ -169,6 +180,11 @@ pub struct MachineConfig {
     #[arg(long, value_name = "BYTES", default_value = "51200", help_heading = "Control")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     pub http_api_max_payload_size: u32,
+
+    /// What can be said only to a process that was started as `firecracker`; it is one if this is there.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub firecracker: Option<FirecrackerConfig>,
 
     /// When started as root: become this user, in namespaces of its own
     ///
@@ -335,40 +351,6 @@ pub enum KernelEntry {
     Direct,
     /// The bzImage's own decompressor, in the guest.
     Decompress,
-}
-
-/// Where the serial console goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConsoleConfig {
-    /// Standard input and output.
-    Stdio,
-    /// Output to this file; no input.
-    File(PathBuf),
-    /// Nowhere.
-    Off,
-}
-
-impl FromStr for ConsoleConfig {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "stdio" => Ok(Self::Stdio),
-            "off" => Ok(Self::Off),
-            "" => Err("say stdio, off or a file".into()),
-            path => Ok(Self::File(path.into())),
-        }
-    }
-}
-
-impl fmt::Display for ConsoleConfig {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Stdio => f.write_str("stdio"),
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::Off => f.write_str("off"),
-        }
-    }
 }
 
 fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {

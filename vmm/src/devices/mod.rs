@@ -1,5 +1,6 @@
 //! Devices that are not virtio: what a PC has on its I/O ports.
 
+pub mod boot_timer;
 pub mod console;
 pub mod output;
 pub mod power;

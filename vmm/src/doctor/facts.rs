@@ -80,7 +80,7 @@ impl KvmFacts {
 
 /// Tries it out, on a thread that ends then: nothing else tells whether it is in force.
 fn landlock() -> Option<i32> {
-    thread::spawn(|| landlock::forbid_opening(None).ok().flatten()).join().ok().flatten()
+    thread::spawn(|| landlock::forbid_opening(None, &[]).ok().flatten()).join().ok().flatten()
 }
 
 /// Memory that new programs can have without swapping, in MiB (proc(5)).

@@ -1,18 +1,43 @@
-//! Landlock: from now on this thread, and those that it starts, open nothing.
+//! Landlock: from now on this thread, and those that it starts, open nothing, or next to nothing.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use anyhow::Result;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, PathBeneath,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus,
+    PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
+/// A file, or a folder with all that is below it, in which files that are there can still be opened.
+pub struct Place {
+    file: File,
+    /// Also to be written.
+    writes: bool,
+}
+
+impl Place {
+    /// The file or folder at `path`.
+    pub fn new(path: &Path, writes: bool) -> Result<Self> {
+        // O_PATH: it need not be one that can be read.
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_PATH).open(path)?;
+        Ok(Self { file, writes })
+    }
+
+    fn access(&self) -> BitFlags<AccessFs> {
+        let read = AccessFs::ReadFile.into();
+        if self.writes { read | AccessFs::WriteFile } else { read }
+    }
+}
+
 /// Forbids to open files, to bind or connect TCP sockets, and to reach other processes by signals or
-/// abstract sockets, as far as the kernel can. What is open stays open; what is in `folder` can be removed.
+/// abstract sockets, as far as the kernel can. What is open stays open; what is in `folder` can be removed, and what
+/// is in `places` opened.
 ///
 /// Returns the version of Landlock that was used; `None` where the kernel has none.
-pub fn forbid_opening(folder: Option<&File>) -> Result<Option<i32>> {
+pub fn forbid_opening(folder: Option<&File>, places: &[Place]) -> Result<Option<i32>> {
     const ALL: ABI = ABI::V6;
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
     let ruleset =
@@ -20,6 +45,9 @@ pub fn forbid_opening(folder: Option<&File>) -> Result<Option<i32>> {
     let mut ruleset = ruleset.scope(Scope::from_all(ALL))?.create()?;
     if let Some(folder) = folder {
         ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::RemoveFile))?;
+    }
+    for place in places {
+        ruleset = ruleset.add_rule(PathBeneath::new(&place.file, place.access()))?;
     }
     let status = ruleset.restrict_self()?;
     Ok(match (status.ruleset, status.landlock) {

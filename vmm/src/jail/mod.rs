@@ -12,10 +12,12 @@ mod violation;
 
 use std::fs::File;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use self::landlock::Place;
 use self::seccomp::Filters;
 use crate::config::JailConfig;
 use crate::{logger, worker};
@@ -44,6 +46,9 @@ impl ThreadKind {
 
 /// Set once the machine may run: what a new thread may do.
 static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+/// The main thread may open files in some places; those that it starts then have to do without.
+static MAIN_OPENS: AtomicBool = AtomicBool::new(false);
 
 /// Whether this host's kernel has seccomp filters.
 pub fn has_seccomp() -> bool {
@@ -99,14 +104,17 @@ impl<'a> Jail<'a> {
     }
 
     /// Closes the door: from now on no file is opened, and each thread makes the system calls of its kind only;
-    /// `exit_code` as above. What is in `folder` can still be removed.
-    pub fn close(&self, exit_code: u8, folder: Option<&File>) -> Result<()> {
+    /// `exit_code` as above. What is in `folder` can still be removed, and this thread can open what is in `places`
+    /// if the host's kernel can keep it to that. Returns whether it can.
+    pub fn close(&self, exit_code: u8, folder: Option<&File>, places: &[Place]) -> Result<bool> {
         if !self.on {
-            return Ok(());
+            return Ok(true);
         }
+        let places = if has_seccomp() { places } else { &[] };
         // Other processes of this user can neither trace this one nor read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid tracing")?;
-        match landlock::forbid_opening(folder).context("Landlock")? {
+        let landlock = landlock::forbid_opening(folder, places).context("Landlock")?;
+        match landlock {
             Some(version) => log::debug!("Landlock {version} is in force"),
             None => log::info!("this host's kernel has no Landlock: see tinyvmm doctor"),
         }
@@ -115,18 +123,32 @@ impl<'a> Jail<'a> {
             logger::tell(
                 "this host's kernel has no seccomp filters: a guest that breaks out can make any system call",
             );
-            return Ok(());
+            return Ok(false);
         }
         self.prepare(exit_code, folder)?;
+        let opens = landlock.is_some() && !places.is_empty();
+        MAIN_OPENS.store(opens, Ordering::SeqCst);
         worker::start_threads_aside().context("cannot start threads")?;
-        restrict(ThreadKind::Main)
+        if opens {
+            seccomp::apply_to_main_that_opens().context("cannot filter system calls")?;
+            hook::break_out(ThreadKind::Main);
+        } else {
+            restrict(ThreadKind::Main)?;
+        }
+        Ok(opens)
     }
 }
 
 /// Gives this thread the filter of its kind. Before [`Jail::close`], and without a jail, there is none.
 pub fn enter_thread(kind: ThreadKind) {
+    // The starter's is that of all that it starts.
+    let is_alone = match kind {
+        ThreadKind::Api => true,
+        ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
+        _ => false,
+    };
     let own_landlock = || match FILTERS.get() {
-        Some(_) if kind == ThreadKind::Api => landlock::forbid_opening(None).map(drop),
+        Some(_) if is_alone => landlock::forbid_opening(None, &[]).map(drop),
         _ => Ok(()),
     };
     if let Err(error) = own_landlock().and_then(|()| restrict(kind)) {

@@ -156,6 +156,13 @@ const API: &[Call] = &[
 /// To remove that socket at the end.
 const LEAVE: &[Call] = &[Call(SYS_unlinkat, Folder(0)), Call(SYS_newfstatat, Folder(0))];
 
+/// To put another file into the place of a disk's, where Landlock leaves a place for that: one that is there, and stays
+/// as it is until the guest writes.
+pub(super) const OPEN: &[Call] = &[
+    Call(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32) as u64, 0)),
+    always(SYS_flock),
+];
+
 /// To start threads, and as a new thread until it has a filter of its own.
 const START: &[Call] = &[
     // A thread of this process, in no new namespace.

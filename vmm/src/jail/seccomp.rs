@@ -25,7 +25,7 @@ pub(super) struct Filters(Vec<(ThreadKind, BpfProgram)>);
 impl Filters {
     /// Compiles them.
     pub(super) fn new() -> Result<Self> {
-        let of = |kind| Ok((kind, compile(kind)?));
+        let of = |kind| Ok((kind, compile(&rules::of(kind))?));
         let start = Instant::now();
         let filters: Vec<_> = ThreadKind::ALL.into_iter().map(of).collect::<Result<_>>()?;
         log::debug!("{} filters are made in {:?}", filters.len(), start.elapsed());
@@ -40,8 +40,15 @@ impl Filters {
     }
 }
 
-fn compile(kind: ThreadKind) -> Result<BpfProgram> {
-    let (calls, mut rules) = (rules::of(kind), Rules::new());
+/// Gives the main thread, which this is, its filter with [`rules::OPEN`] added.
+pub(super) fn apply_to_main_that_opens() -> Result<()> {
+    let mut calls = rules::of(ThreadKind::Main);
+    calls.push(rules::OPEN);
+    Ok(apply_filter(&compile(&calls)?)?)
+}
+
+fn compile(calls: &[&[Call]]) -> Result<BpfProgram> {
+    let mut rules = Rules::new();
     for Call(number, when) in calls.iter().copied().flatten() {
         let more = conditions(*when)?;
         match rules.get_mut(number) {
@@ -155,6 +162,21 @@ mod tests {
                 assert!(own || !never.contains(number), "{kind:?} may make system call {number}");
             }
         }
+    }
+
+    #[test]
+    fn a_main_thread_that_opens_makes_no_file_and_empties_none() {
+        let Call(number, When::Bits(2, mask, 0)) = rules::OPEN[0] else { panic!("open") };
+        assert_eq!(number, libc::SYS_openat);
+        let allowed = |flags: i32| flags as u32 as u64 & mask == 0;
+        assert!(
+            allowed(libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK) && allowed(libc::O_RDONLY)
+        );
+        for flag in [libc::O_CREAT, libc::O_TRUNC, libc::O_APPEND, libc::O_TMPFILE, libc::O_PATH] {
+            assert!(!allowed(libc::O_RDWR | flag), "{flag:#x}");
+        }
+        let others = rules::OPEN[1..].iter().map(|call| call.0);
+        assert_eq!(others.collect::<Vec<_>>(), [libc::SYS_flock]);
     }
 
     #[test]

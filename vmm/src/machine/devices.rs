@@ -1,6 +1,7 @@
 //! What is on a machine's buses: a serial port and other PC devices, and virtio devices.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
@@ -9,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::config::{MachineConfig, Uart};
+use crate::devices::boot_timer::BootTimer;
 use crate::devices::output::Output;
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
@@ -25,6 +27,7 @@ use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
 use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
+use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
 
@@ -44,8 +47,8 @@ pub(super) struct Devices {
     pub balloon: Option<BalloonHandle>,
     /// What goes through each disk.
     pub disks: Vec<Arc<DiskCounts>>,
-    /// How many virtio devices there are.
-    pub virtio: usize,
+    /// The virtio devices, disks first.
+    pub virtio: Vec<Arc<Mutex<Mmio>>>,
 }
 
 impl Devices {
@@ -73,6 +76,9 @@ impl Devices {
             mmio.insert(layout::SERIAL_MMIO, serial.clone())?;
         }
         add_pc_devices(&mut ports, config, &panicked, events)?;
+        if config.firecracker.as_ref().is_some_and(|flags| flags.boot_timer) {
+            mmio.insert(layout::BOOT_TIMER, Arc::new(Mutex::new(BootTimer::start())))?;
+        }
         let init_runs = InitRuns::default();
         let told = Told {
             init_runs: init_runs.clone(),
@@ -87,9 +93,9 @@ impl Devices {
         let balloon = balloon.transpose()?;
         let handle = balloon.as_ref().map(Balloon::handle);
         devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
-        let virtio = devices.len();
+        let mut virtio = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
-            add_virtio(&mut mmio, vm, ram, index, device)?;
+            virtio.push(add_virtio(&mut mmio, vm, ram, index, device)?);
         }
         Ok(Self { ports, mmio, serial, panicked, init_runs, balloon: handle, disks, virtio })
     }
@@ -152,11 +158,13 @@ fn virtio_devices(
     let mut devices: Vec<BoxedDevice> = Vec::new();
     let mut counts = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
-        let block = Block::new(image.again()?, index, disk.id.as_deref(), config.cpus.count());
+        let mut block = Block::new(image.again()?, index, disk.id.as_deref(), config.cpus.count());
+        block.limiter = Limiter::new(&disk.limit, Instant::now());
         counts.push(block.counts());
         devices.push(Box::new(block));
     }
-    devices.push(Box::new(Rng));
+    let limiter = Limiter::new(&config.entropy_limit, Instant::now());
+    devices.push(Box::new(Rng { limiter }));
     Ok((devices, counts))
 }
 
@@ -166,7 +174,7 @@ fn add_virtio(
     ram: &GuestRam,
     index: usize,
     device: Box<dyn VirtioDevice>,
-) -> Result<()> {
+) -> Result<Arc<Mutex<Mmio>>> {
     let base = layout::virtio_mmio(index);
     let interrupt = irqfd(vm, layout::virtio_gsi(index))?;
     let transport = Transport::new(device, ram.clone(), interrupt)?;
@@ -174,5 +182,7 @@ fn add_virtio(
         vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue)
             .context("KVM_IOEVENTFD")?;
     }
-    mmio.insert(base..base + layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(Mmio::new(transport))))
+    let device = Arc::new(Mutex::new(Mmio::new(transport)));
+    mmio.insert(base..base + layout::VIRTIO_MMIO_SIZE, device.clone())?;
+    Ok(device)
 }

@@ -3,10 +3,10 @@
 mod devices;
 pub mod started;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -23,7 +23,9 @@ use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::balloon_handle::BalloonHandle;
+use crate::virtio::block::Block;
 use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::mmio::Mmio;
 use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::CpuidTemplate;
@@ -50,6 +52,8 @@ struct Board {
     power_button: EventFd,
     balloon: Option<BalloonHandle>,
     disks: Vec<Arc<DiskCounts>>,
+    /// The disks, and other virtio devices behind them.
+    virtio: Vec<Arc<Mutex<Mmio>>>,
     panicked: PanicFlag,
     timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
@@ -99,7 +103,7 @@ impl Machine {
 
         let devices = Devices::build(config, files, &vm, ram, console.output(), &events, timeline)?;
         let Devices { ports, mmio, serial, panicked, init_runs, balloon, disks, virtio } = devices;
-        write_tables(config, ram, virtio)?;
+        write_tables(config, ram, virtio.len())?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
         let vcpu = |(index, fd)| Vcpu {
@@ -114,7 +118,8 @@ impl Machine {
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
         let timeline = timeline.clone();
-        let board = Board { buses, power_button, balloon, disks, panicked, timeline, _vm: vm };
+        let board =
+            Board { buses, power_button, balloon, disks, virtio, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }
 
@@ -152,6 +157,23 @@ impl Machine {
     /// What its CPUs exited for, if that was asked for.
     pub fn traces(&self) -> impl Iterator<Item = &ExitTrace> {
         self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
+    }
+
+    /// What has gone through each disk since the guest's last reset.
+    pub fn disks(&self) -> impl Iterator<Item = &Arc<DiskCounts>> {
+        self.board.disks.iter()
+    }
+
+    /// Lets `change` at the disk with this index; its driver is told what has become of it.
+    pub fn change_disk(&mut self, index: usize, change: impl FnOnce(&mut Block)) -> Result<()> {
+        let device = self.board.virtio.get(index).context("there is no such disk")?;
+        ensure!(lock(device).change(change), "the disk's thread is lost");
+        Ok(())
+    }
+
+    /// What sets the guest's balloon, if the machine has one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.board.balloon.as_ref()
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.

@@ -64,6 +64,18 @@ impl Started {
         Ok(())
     }
 
+    /// Does `change` while it stands still, and has it go on after that as it was.
+    pub fn while_stopped(&mut self, change: impl FnOnce(&mut Machine) -> Result<()>) -> Result<()> {
+        let was_paused = self.is_paused();
+        self.pause()?;
+        let Self::Paused(machine) = self else { bail!("the machine is lost") };
+        let changed = change(machine);
+        if !was_paused {
+            self.resume()?;
+        }
+        changed
+    }
+
     /// Stops it for good.
     pub fn end(self) -> Result<Machine> {
         match self {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use virtio_bindings::virtio_blk as blk;
@@ -10,6 +11,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::buffers::Buffers;
 use super::disk_counts::DiskCounts;
 use super::queue::{Chain, Virtqueue};
+use super::rate::Limiter;
 use super::{ConfigSpace, Ready, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, SECTOR};
@@ -52,6 +54,8 @@ pub struct Block {
     /// An I/O error has been told; the guest sees all of them.
     error_told: bool,
     counts: Arc<DiskCounts>,
+    /// What limits it, in requests and in bytes of their data.
+    pub limiter: Option<Limiter>,
 }
 
 impl Block {
@@ -63,12 +67,45 @@ impl Block {
         padded.iter_mut().zip(id).for_each(|(to, from)| *to = from);
         let queues = u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
         let counts = Arc::default();
-        Self { image, name, id: padded, queues, write_through: true, error_told: false, counts }
+        Self {
+            image,
+            name,
+            id: padded,
+            queues,
+            write_through: true,
+            error_told: false,
+            counts,
+            limiter: None,
+        }
+    }
+
+    /// Puts another image into its place. The driver sees its size; the block size stays, and whether it can be written.
+    pub fn set_image(&mut self, image: DiskImage) {
+        self.image = image;
+        self.error_told = false;
+    }
+
+    /// What backs it.
+    pub fn image(&self) -> &DiskImage {
+        &self.image
     }
 
     /// What has gone through it.
     pub fn counts(&self) -> Arc<DiskCounts> {
         self.counts.clone()
+    }
+
+    /// Whether the limit lets `chain` be served now.
+    fn admit(&mut self, chain: &Chain) -> bool {
+        let Some(limiter) = &mut self.limiter else { return true };
+        // One is header, the other status; a driver that sends neither pays for it.
+        let bytes =
+            chain.readable.len().saturating_sub(16) + chain.writable.len().saturating_sub(1);
+        let admitted = limiter.admit(bytes as u64, Instant::now());
+        if !admitted {
+            self.counts.throttled.add(1);
+        }
+        admitted
     }
 
     fn serve(&mut self, chain: &mut Chain) -> Result<u32> {
@@ -245,6 +282,13 @@ impl VirtioDevice for Block {
     }
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
-        queues[index].serve_each(|chain| self.serve(chain))
+        queues[index].serve_some(|chain| match self.admit(chain) {
+            true => self.serve(chain).map(Some),
+            false => Ok(None),
+        })
+    }
+
+    fn resume_at(&mut self) -> Option<Instant> {
+        self.limiter.as_mut()?.resume_at()
     }
 }

@@ -1,6 +1,7 @@
 //! What a disk answers, and what its file holds after that.
 
 mod discard;
+mod limits;
 mod model;
 mod refusals;
 mod transfers;

@@ -44,7 +44,14 @@ pub const SUBJECTS: [Subject; 5] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
-    Subject { name: "rng", make: || Box::new(Rng), request: &[], room: 64, written: 64, late: &[] },
+    Subject {
+        name: "rng",
+        make: || Box::new(Rng::default()),
+        request: &[],
+        room: 64,
+        written: 64,
+        late: &[],
+    },
     // Puts the last page of RAM into the balloon, or reports the room to be free.
     Subject {
         name: "balloon",

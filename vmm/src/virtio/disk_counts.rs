@@ -31,4 +31,6 @@ pub struct DiskCounts {
     pub discards: Count,
     /// Requests that have failed.
     pub errors: Count,
+    /// Times that a request had to wait for the disk's limit.
+    pub throttled: Count,
 }

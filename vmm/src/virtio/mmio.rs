@@ -7,6 +7,7 @@ use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEA
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueT};
 
+use super::VirtioDevice;
 use super::transport::Transport;
 use crate::bus::BusDevice;
 
@@ -30,6 +31,11 @@ impl Mmio {
         Self { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 }
     }
 
+    /// Lets `change` at the device, while the machine is stopped. False if it is another device.
+    pub fn change<D: VirtioDevice>(&mut self, change: impl FnOnce(&mut D)) -> bool {
+        self.transport.change(change)
+    }
+
     fn queue(&self) -> Option<&Queue> {
         self.transport.queues.get(self.queue_sel as usize)
     }
@@ -51,7 +57,9 @@ impl Mmio {
             reg::VIRTIO_MMIO_STATUS => self.transport.status(),
             // No shared memory regions: their length is all ones (4.2.2).
             reg::VIRTIO_MMIO_SHM_LEN_LOW | reg::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.transport.config.generation(),
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => {
+                self.transport.config.generation().wrapping_add(self.transport.config_changes)
+            }
             _ => 0,
         }
     }

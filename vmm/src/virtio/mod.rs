@@ -10,6 +10,7 @@ pub mod buffers;
 pub mod disk_counts;
 pub mod mmio;
 pub mod queue;
+pub mod rate;
 pub mod rng;
 pub mod transport;
 
@@ -26,7 +27,9 @@ pub mod contract;
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
 pub mod test_driver;
 
+use std::any::Any;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
@@ -35,8 +38,8 @@ use queue::{Interrupt, Virtqueue};
 
 /// What a device has to tell and do.
 ///
-/// All calls but [`VirtioDevice::handle`] come from a vCPU's thread while the device is stopped.
-pub trait VirtioDevice: Send + 'static {
+/// All calls but [`VirtioDevice::handle`] and the one after it come from a vCPU's thread while the device is stopped.
+pub trait VirtioDevice: Any + Send {
     /// Device ID (virtio 1.2, chapter 5).
     fn id(&self) -> u32;
     /// For threads and messages.
@@ -59,6 +62,11 @@ pub trait VirtioDevice: Send + 'static {
     /// block. A request that is wrong is answered; an error means that the queue itself cannot
     /// be understood, and sets DEVICE_NEEDS_RESET.
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()>;
+    /// When all queues are to be served again without a kick, for requests that were left in them. Asked
+    /// after each `handle`, on the same thread.
+    fn resume_at(&mut self) -> Option<Instant> {
+        None
+    }
 }
 
 /// What a device gets when its driver is ready.

@@ -1,11 +1,12 @@
 //! A device between two lives: stopped, while the driver sets it up, and running on its thread.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use virtio_bindings::virtio_config as conf;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -34,6 +35,8 @@ pub struct Transport {
     /// Feature bits that are offered.
     pub(super) features: u64,
     pub(super) config: Arc<dyn ConfigSpace>,
+    /// How often another has taken its place.
+    pub(super) config_changes: u32,
     pub(super) interrupt: Arc<Interrupt>,
     /// Feature bits that the driver accepts.
     pub(super) driver_features: u64,
@@ -72,6 +75,7 @@ impl Transport {
             id: device.id(),
             features: device.features() | COMMON_FEATURES,
             config: device.config(),
+            config_changes: 0,
             interrupt: Arc::new(Interrupt::new(interrupt)),
             driver_features: 0,
             queues,
@@ -162,6 +166,7 @@ impl Transport {
             status,
             interrupt,
             cpu_time: Duration::ZERO,
+            resume_at: None,
         };
         self.life = Life::Paused(work);
         self.resume()
@@ -217,6 +222,28 @@ impl Transport {
             Life::Stopped(_) | Life::Dead => return None,
         };
         Some((self.name.clone(), time))
+    }
+
+    /// Lets `change` at the device, which is stopped, and tells the driver if what it can read of it is not the same
+    /// then. False if there is no such device, or it runs.
+    pub(super) fn change<D: VirtioDevice>(&mut self, change: impl FnOnce(&mut D)) -> bool {
+        let (device, has_driver) = match &mut self.life {
+            Life::Stopped(device) => (device, false),
+            Life::Paused(work) => (&mut work.device, true),
+            Life::Running(_) | Life::Dead => return false,
+        };
+        let any: &mut dyn Any = &mut **device;
+        let Some(known) = any.downcast_mut() else { return false };
+        change(known);
+        let config = device.config();
+        if config.read() != self.config.read() {
+            self.config = config;
+            self.config_changes = self.config_changes.wrapping_add(1);
+            if has_driver {
+                self.interrupt.config_changed();
+            }
+        }
+        true
     }
 
     /// Stops the device's thread; it keeps its place in the queues.
@@ -278,6 +305,8 @@ struct DeviceWork {
     interrupt: Arc<Interrupt>,
     /// Of threads before this one.
     cpu_time: Duration,
+    /// When all queues are to be served again.
+    resume_at: Option<Instant>,
 }
 
 impl Work for DeviceWork {
@@ -296,7 +325,11 @@ impl Work for DeviceWork {
     fn run(&mut self, stop: &StopFlag) {
         let mut last = 0;
         while !stop.is_set() {
-            let Some(index) = wait_for_kick(stop, &self.kicks, last) else { continue };
+            if self.resume_at.is_some_and(|at| at <= Instant::now()) {
+                self.kick_all();
+            }
+            let until = self.resume_at;
+            let Some(index) = wait_for_kick(stop, &self.kicks, last, until) else { continue };
             last = index;
             self.serve(index);
         }
@@ -314,11 +347,27 @@ impl DeviceWork {
             let error = error.context(format!("{}, queue {index}", self.device.name()));
             needs_reset(&self.status, &self.interrupt, &error);
         }
+        // Whichever queue waits: the first time is looked at, and then what there is to do next.
+        self.resume_at = [self.resume_at, self.device.resume_at()].into_iter().flatten().min();
+    }
+
+    /// As the driver would.
+    fn kick_all(&mut self) {
+        self.resume_at = None;
+        for kick in &self.kicks {
+            // Cannot fail: each is emptied before its queue is served.
+            let _ = kick.write(1);
+        }
     }
 }
 
-/// Waits for a kick, takes it, and returns its index; `None` to look at `stop`.
-fn wait_for_kick(stop: &StopFlag, kicks: &[Arc<EventFd>], last: usize) -> Option<usize> {
+/// Waits for a kick, takes it, and returns its index; `None` to look at `stop`, and when it is `until`.
+fn wait_for_kick(
+    stop: &StopFlag,
+    kicks: &[Arc<EventFd>],
+    last: usize,
+    until: Option<Instant>,
+) -> Option<usize> {
     // The `last` one comes last, or a queue that is always busy would starve the others.
     let mut order = (last + 1..kicks.len()).chain(0..=last);
     if let Some(index) = order.find(|&index| kicks[index].read().is_ok()) {
@@ -327,6 +376,7 @@ fn wait_for_kick(stop: &StopFlag, kicks: &[Arc<EventFd>], last: usize) -> Option
     let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
     fds.extend(kicks.iter().map(|kick| PollFd::from_borrowed_fd(borrow(kick), PollFlags::IN)));
     // An error is EINTR, which is how a stop arrives.
-    let _ = poll(&mut fds, None);
+    let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+    let _ = poll(&mut fds, left.and_then(|left| Timespec::try_from(left).ok()).as_ref());
     None
 }
