@@ -1,16 +1,17 @@
 //! Guest RAM: anonymous host memory, mapped into the guest and given back.
 
+mod slots;
+
 use std::ptr;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
+pub use self::slots::{map_into_guest, read_only_page};
 use crate::layout;
 
 /// All RAM of a guest. Cloning shares it. It is touched through volatile accessors only.
@@ -80,40 +81,6 @@ fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
         }
     }
     Ok(aligned.cast())
-}
-
-/// Makes `ram` the guest's memory, one KVM slot for each region.
-pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
-    for (slot, region) in ram.iter().enumerate() {
-        let slot = kvm_userspace_memory_region {
-            slot: u32::try_from(slot)?,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the range is a mapping of ours that lives as long as the process.
-        unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
-            format!("KVM cannot map {} MiB of guest RAM: ask for less", slot.memory_size >> 20)
-        })?;
-    }
-    Ok(())
-}
-
-/// Shows the guest a page that only we write, at `address`: its reads are no exits, its writes are. The guest
-/// must not run any more when the page is dropped.
-pub fn read_only_page(vm: &VmFd, ram: &GuestRam, address: u64) -> Result<MmapRegion> {
-    let page = MmapRegion::new(4096).context("no memory for a page")?;
-    let slot = kvm_userspace_memory_region {
-        slot: u32::try_from(ram.num_regions())?,
-        flags: KVM_MEM_READONLY,
-        guest_phys_addr: address,
-        memory_size: 4096,
-        userspace_addr: page.as_ptr() as u64,
-    };
-    // SAFETY: the page is ours; its owner keeps it for as long as CPUs run.
-    unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map a read-only page")?;
-    Ok(page)
 }
 
 /// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.
