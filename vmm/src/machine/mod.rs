@@ -24,6 +24,7 @@ use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::mem_handle::MemHandle;
 use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::CpuidTemplate;
@@ -49,6 +50,7 @@ struct Board {
     buses: Buses,
     power_button: EventFd,
     balloon: Option<BalloonHandle>,
+    memory: Option<MemHandle>,
     disks: Vec<Arc<DiskCounts>>,
     panicked: PanicFlag,
     timeline: Timeline,
@@ -98,7 +100,8 @@ impl Machine {
         let cpus = create_cpus(&vm, kvm, config, timeline)?;
 
         let devices = Devices::build(config, files, &vm, ram, console.output(), &events, timeline)?;
-        let Devices { ports, mmio, serial, panicked, init_runs, balloon, disks, virtio } = devices;
+        let Devices { ports, mmio, serial, panicked, init_runs, balloon, memory, disks, virtio } =
+            devices;
         write_tables(config, ram, virtio)?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
@@ -114,7 +117,8 @@ impl Machine {
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
         let timeline = timeline.clone();
-        let board = Board { buses, power_button, balloon, disks, panicked, timeline, _vm: vm };
+        let board =
+            Board { buses, power_button, balloon, memory, disks, panicked, timeline, _vm: vm };
         Ok(Self { vcpus, console, board })
     }
 
