@@ -72,12 +72,14 @@ macro_rules! guest {
                     pub static END: u8;
                 }
             }
-            code(&raw const asm::START, &raw const asm::END)
+            $crate::guests::code(&raw const asm::START, &raw const asm::END)
         }
     };
 }
 
-fn code(start: *const u8, end: *const u8) -> Vec<u8> {
+pub(crate) use guest;
+
+pub fn code(start: *const u8, end: *const u8) -> Vec<u8> {
     let len = end.addr() - start.addr();
     // SAFETY: the two are the ends of one guest's code in the read-only data of this program.
     unsafe { std::slice::from_raw_parts(start, len) }.to_vec()
