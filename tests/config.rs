@@ -63,6 +63,9 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
     assert_has(&first, &["hugepages = true", "cmdline-only = true", "timeout = \"1h 30m\""]);
     let keys = first.lines().filter(|line| line.contains(" = ")).count();
     assert!(keys >= flags.len() - 1, "every flag is a key:\n{first}");
+    let grows = printed(Vmm::new().args(["--mem=512M,max=8G"]));
+    assert_has(&grows, &["mem = \"512M,max=8G\""]);
+    assert_eq!(printed(with_config(&grows)), grows);
     let defaults = printed(Vmm::new());
     assert_eq!(printed(with_config(&defaults)), defaults);
     assert_has(

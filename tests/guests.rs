@@ -72,7 +72,7 @@ macro_rules! guest {
                     pub static END: u8;
                 }
             }
-            code(&raw const asm::START, &raw const asm::END)
+            $crate::guests::code(&raw const asm::START, &raw const asm::END)
         }
     };
 }

@@ -18,6 +18,7 @@ mod fixture;
 mod guests;
 mod host;
 mod hostile;
+mod hotplug;
 mod images;
 mod jail;
 mod linux;

@@ -20,6 +20,7 @@ fn what_is_wrong_once_it_runs_is_refused() {
         ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64}"#),
         ("/drives/a", r#"{"drive_id":"a","is_root_device":false,"path_on_host":"disk"}"#),
         ("/balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#),
+        ("/hotplug/memory", r#"{"total_size_mib":1024}"#),
         ("/entropy", "{}"),
         ("/serial", "{}"),
         ("/cpu-config", "{}"),
@@ -41,6 +42,7 @@ fn what_is_wrong_once_it_runs_is_refused() {
     client.does("PATCH", "/drives/data", r#"{"drive_id":"data"}"#);
     client.refuses("PATCH", "/vm", r#"{"state":"Sleeping"}"#, &["unknown variant"]);
     client.refuses("PATCH", "/balloon", r#"{"amount_mib":256}"#, &["amount_mib 256"]);
+    client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, &["no room"]);
     client.refuses("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#, &["PUT /metrics"]);
     client.does("PATCH", "/balloon", r#"{"amount_mib":16}"#);
     assert_eq!(client.get("/balloon")["amount_mib"], 16);

@@ -147,6 +147,13 @@ fn files_and_devices_that_are_wrong_are_refused_and_change_nothing() {
         ("/entropy", r#"{"rate_limiter":{"ops":{"size":-1,"refill_time":1}}}"#, "invalid value"),
         ("/serial", r#"{"rate_limiter":{"size":1,"refill_time":1}}"#, "rate_limiter"),
         ("/cpu-config", r#"{"msr_modifiers":[{"addr":"0x1","bitmap":"0b1"}]}"#, "msr_modifiers"),
+        ("/hotplug/memory", "{}", "missing field `total_size_mib`"),
+        ("/hotplug/memory", r#"{"total_size_mib":0}"#, "total_size_mib 0"),
+        ("/hotplug/memory", r#"{"total_size_mib":17592186044416}"#, "total_size_mib 1759"),
+        ("/hotplug/memory", r#"{"total_size_mib":1023}"#, "whole blocks"),
+        ("/hotplug/memory", r#"{"total_size_mib":1024,"block_size_mib":3}"#, "power of two"),
+        ("/hotplug/memory", r#"{"total_size_mib":1048576,"block_size_mib":2}"#, "larger ones"),
+        ("/hotplug/memory", r#"{"total_size_mib":1024,"slot_size_mib":64}"#, "slot_size_mib 64"),
         ("/logger", r#"{"level":"Loud"}"#, "level Loud"),
         ("/logger", r#"{"module":"api"}"#, "module"),
         ("/logger", r#"{"log_path":"no/such/folder"}"#, "no/such/folder"),
@@ -175,13 +182,14 @@ fn what_is_not_there_or_not_yet_is_refused() {
         ("/mmds", "{}", "not supported yet"),
         ("/mmds/config", "{}", "not supported yet"),
         ("/pmem/a", "{}", "not supported yet"),
-        ("/hotplug/memory", "{}", "not supported yet"),
         ("/nowhere", "{}", "no PUT /nowhere"),
     ] {
         client.refuses("PUT", path, body, &[words]);
     }
     client.refuses("PATCH", "/vm", r#"{"state":"Paused"}"#, &["not started"]);
     client.refuses("PATCH", "/drives/a", r#"{"drive_id":"a"}"#, &["not started"]);
+    client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, &["not started"]);
+    client.refuses("GET", "/hotplug/memory", "", &["no room"]);
     client.refuses("PATCH", "/balloon/hinting/stop", "", &["not supported yet"]);
     client.refuses("GET", "/balloon/statistics", "", &["not started"]);
     client.refuses("GET", "/tinyvmm/stats", "", &["not started"]);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Client, SOCKET, listening};
 use crate::dir::Dir;
 use crate::fixture::{Running, Vmm};
-use crate::guests::{self, code, guest};
+use crate::guests::{self, guest};
 
 guest!(
     /// Prints "small" while the first disk has 2048 sectors, and "large" once it has others; then powers off.

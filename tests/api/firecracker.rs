@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Client, SOCKET, listening};
 use crate::fixture::{Running, Vmm};
-use crate::guests::{self, code, guest};
+use crate::guests::{self, guest};
 
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
 

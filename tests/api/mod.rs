@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fixture::{Running, Vmm};
+use crate::fixture::{Outcome, Running, Vmm};
 use crate::guests;
 
 pub const SOCKET: &str = "api.sock";
@@ -76,9 +76,14 @@ impl Client {
         assert_eq!(self.ask(method, path, body), (204, Value::Null), "{method} {path} {body}");
     }
 
+    /// What `tinyvmm ctl` does with these words.
+    pub fn ctl(&self, args: &[&str]) -> Outcome {
+        Vmm::new().args(["ctl", self.0.to_str().unwrap()]).args(args).run()
+    }
+
     /// It is refused, with all of these words.
     #[track_caller]
-    fn refuses(&self, method: &str, path: &str, body: &str, words: &[&str]) {
+    pub fn refuses(&self, method: &str, path: &str, body: &str, words: &[&str]) {
         let (status, value) = self.ask(method, path, body);
         assert_eq!(status, 400, "{method} {path} {body}: {value}");
         let fault = value["fault_message"].as_str().expect("a fault message");

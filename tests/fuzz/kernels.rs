@@ -30,8 +30,7 @@ static CONFIG: LazyLock<MachineConfig> = LazyLock::new(|| {
         Invocation::Shown(text) => panic!("{text}"),
     }
 });
-static MEMORY: LazyLock<GuestRam> =
-    LazyLock::new(|| GuestRam::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
+static MEMORY: LazyLock<GuestRam> = LazyLock::new(|| memory::of_ranges(&[(0, RAM)]));
 
 /// A byte of options, then a kernel, bzImage or ELF.
 pub fn boot(data: &[u8]) {

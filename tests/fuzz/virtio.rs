@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tinyvmm::bus::BusDevice;
 use tinyvmm::layout::VIRTIO_MMIO_SIZE;
-use tinyvmm::virtio::contract::{SUBJECTS, Subject};
+use tinyvmm::virtio::contract::{BLOCK, ROOM, SUBJECTS, Subject};
 use tinyvmm::virtio::test_driver::{DATA, Driver, HIGH_RAM, RAM_SIZE, rings};
 
 use crate::input::Input;
@@ -138,6 +138,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 seeds.push(seed);
             }
         }
+    }
+    // Blocks of memory, their first and count as virtio-mem has them.
+    for (kind, block, count) in [(0, 0, 4), (0, 2, 1), (1, 1, 2), (2, 0, 0), (3, 0, 70), (0, 0, 70)]
+    {
+        let mut contents = [0; 24];
+        contents[0] = kind;
+        contents[8..16].copy_from_slice(&(ROOM + block * BLOCK).to_le_bytes());
+        contents[16] = count;
+        seeds.push([&[10, 4, 24], &contents[..], &[10, 0]].concat());
     }
     // By hand: a descriptor of each kind, a chain in the indirect table.
     let desc = |index: u8, flags: u8, next: u8, at: u16, len: u32| {

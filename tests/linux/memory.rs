@@ -1,8 +1,11 @@
 //! Memory that a guest has freed, or is asked for, goes back to the host.
 
 use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
 use super::{CLOUD_ELF, Console, Kernel, SMALL_ELF, console_of};
+use crate::api::{Client, listening};
 use crate::fixture::Running;
 
 const MIB: u64 = 1 << 10; // in KiB, as all here
@@ -64,4 +67,77 @@ fn a_guest_out_of_memory_takes_it_from_its_balloon() {
     let console = inflated(SMALL_ELF, script);
     console.has("filled", "1");
     assert!(console.number("deflated") > 0, "{}", console.0);
+}
+
+/// A guest of 256 MiB that can have 2 GiB. It keeps a file, and each time that it is told to: fills 640 MiB, frees
+/// them, and says how much it has.
+fn that_can_grow(kernel: Kernel, balloon: &str) -> (Running, Client) {
+    let script = "mount -t tmpfs -o size=900m tmpfs /mnt; head -c 30000000 /dev/urandom > /mnt/keep; \
+        sum() { md5sum < /mnt/keep | cut -c1-32; }; a=$(sum); sleep 4; echo up=1; n=0; \
+        while read go; do n=$((n + 1)); read k total u < /proc/meminfo; echo total$n=$total; \
+        [ $go = reboot ] && reboot -f; [ $go = end ] && break; \
+        head -c 640m /dev/zero > /mnt/big && echo full$n=1; read go; rm /mnt/big; echo freed$n=1; done; \
+        [ $(sum) = $a ] && echo intact=1; \
+        echo wrong=$(dmesg | grep -E '[O]ops|[B]UG|[C]all Trace|[O]ut of memory')";
+    let vmm = kernel.runs(script).args(["--mem", "256M,max=2G", "--balloon", balloon]);
+    let vmm = vmm.args(["--api-sock", "api.sock", "--log-level", "info"]);
+    listening(vmm.stdin(Stdio::piped()).start().prints("up=1"))
+}
+
+/// Asks for so many MiB in all, and waits until the guest has plugged or unplugged as many.
+#[track_caller]
+fn resized(running: Running, client: &Client, mib: u64) -> Running {
+    client.ctl(&["memory", &format!("{mib}M")]).exits(0).silently();
+    has_plugged(running, client, mib - 256)
+}
+
+#[track_caller]
+fn has_plugged(running: Running, client: &Client, mib: u64) -> Running {
+    running.until(|_| {
+        thread::sleep(Duration::from_millis(100));
+        client.get("/hotplug/memory")["plugged_size_mib"] == mib
+    })
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_machine_grows_shrinks_and_gives_all_of_it_back() {
+    // Nothing is reported as free, so that only what is unplugged comes back.
+    let (running, client) = that_can_grow(SMALL_ELF, "off");
+    let before = running.rss_kib();
+    let running = resized(running, &client, 1280).types("fill\n").prints("full1=1");
+    let full = running.rss_kib();
+    assert!(full > before + 600 * MIB, "{before} KiB before, {full} KiB full");
+    let running = running.types("\n").prints("freed1=1");
+    let freed = running.rss_kib();
+    assert!(freed > full - 64 * MIB, "{full} KiB became {freed} KiB");
+    let running = resized(running, &client, 256);
+    let after = running.rss_kib();
+    assert!(after < before + 64 * MIB, "{before} KiB before, {after} KiB after");
+    let running = resized(running, &client, 512);
+    let console = Console::of(&running.types("end\n").wait().exits(0));
+    let mib = |name: &str| console.number(name) / 1024;
+    assert_eq!(mib("total2") + 768, mib("total1"), "{}", console.0);
+    console.has("intact", "1").has("wrong", "");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn what_is_freed_of_plugged_memory_goes_back_and_a_reboot_has_it_again() {
+    let (running, client) = that_can_grow(CLOUD_ELF, "0");
+    let before = running.rss_kib();
+    let running = resized(running, &client, 1280).types("fill\n").prints("full1=1");
+    assert!(running.rss_kib() > before + 600 * MIB);
+    let running = running.types("\n").prints("freed1=1");
+    let running = running.until(|running| running.rss_kib() < before + 64 * MIB);
+    let running = running.types("reboot\n").says("the guest rebooted");
+    let running = has_plugged(running, &client, 1024);
+    let running = running.types("fill\n").prints("full1=1").types("\n").types("end\n");
+    let outcome = running.wait().exits(0);
+    let console = Console::of(&outcome);
+    console.has("intact", "1").has("wrong", "");
+    let totals: Vec<u64> =
+        console.0.lines().filter_map(|line| line.strip_prefix("total1=")?.parse().ok()).collect();
+    assert_eq!(totals.len(), 2, "{}", console.0);
+    assert!(totals.iter().all(|kib| *kib > 1200 * MIB), "{totals:?}");
 }

@@ -57,6 +57,11 @@ pub enum Action {
     PowerButton,
     /// End it at once
     Stop,
+    /// Give the machine memory, or take it back: so much in all. Without a size: say how much is plugged
+    Memory {
+        /// With K, M, G or T; a whole number of M, up to the max of --mem
+        size: Option<Size>,
+    },
     /// Ask the guest to do without so much of its memory
     Balloon {
         /// With K, M, G or T; a whole number of M
@@ -64,9 +69,15 @@ pub enum Action {
     },
 }
 
+/// Method, path and body.
+type Asked = (&'static str, &'static str, Option<Value>);
+
 /// Does it. An error is one line: there is no such machine, or it refuses.
 pub fn main(options: &Options) -> Result<ExitCode> {
-    let (method, path, body) = options.action.request()?;
+    let (method, path, body) = match options.action {
+        Action::Memory { size: Some(size) } => resize_memory(options, size)?,
+        _ => options.action.request()?,
+    };
     let is_question = method == "GET";
     ensure!(is_question || !options.watch, "--watch is for status and stats");
     let mut seen = false;
@@ -93,7 +104,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
 }
 
 impl Action {
-    fn request(&self) -> Result<(&'static str, &'static str, Option<Value>)> {
+    fn request(&self) -> Result<Asked> {
         let state = |state: &str| Some(json!({ "state": state }));
         Ok(match self {
             Self::Status => ("GET", "/", None),
@@ -102,6 +113,7 @@ impl Action {
             Self::Resume => ("PATCH", "/vm", state("Resumed")),
             Self::PowerButton => ("PUT", "/tinyvmm/power-button", None),
             Self::Stop => ("PUT", "/tinyvmm/stop", None),
+            Self::Memory { .. } => ("GET", "/hotplug/memory", None),
             Self::Balloon { size } => {
                 let whole = size.bytes().is_multiple_of(layout::MIB);
                 ensure!(whole, "balloon {size}: say a whole number of M");
@@ -109,6 +121,19 @@ impl Action {
             }
         })
     }
+}
+
+/// What is to be plugged, so that the machine has `size` in all.
+fn resize_memory(options: &Options, size: Size) -> Result<Asked> {
+    let machine = ask(options, "GET", "/machine-config", None)?;
+    let first = machine["mem_size_mib"].as_u64().context("it does not tell its memory")?;
+    let whole = size.bytes().is_multiple_of(layout::MIB);
+    ensure!(whole, "memory {size}: say a whole number of M");
+    let more = (size.bytes() / layout::MIB).checked_sub(first);
+    let more = more.with_context(|| {
+        format!("memory {size}: it has started with {first}M, which the balloon can make less")
+    })?;
+    Ok(("PATCH", "/hotplug/memory", Some(json!({ "requested_size_mib": more }))))
 }
 
 fn ask(options: &Options, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {

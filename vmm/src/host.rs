@@ -7,8 +7,8 @@ use kvm_ioctls::{Cap, Kvm};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::errno;
 
-use crate::config::{MachineConfig, Size};
-use crate::layout;
+use crate::config::{MachineConfig, Mem, Size};
+use crate::{layout, memory};
 
 /// How KVM runs guest code here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +96,11 @@ pub fn check(kvm: &Kvm, config: &MachineConfig) -> Result<()> {
         );
     }
     // Every host has as much as this; asking KVM takes half a millisecond.
-    if config.mem > addressable(MIN_ADDRESS_BITS) {
-        let most = max_mem(kvm)?;
-        ensure!(config.mem <= most, "--mem {}: this host allows at most {most}", config.mem);
+    if config.mem.boot > addressable(MIN_ADDRESS_BITS) {
+        let most = addressable(address_bits(kvm)?);
+        ensure!(config.mem.boot <= most, "--mem {}: this host allows at most {most}", config.mem);
     }
-    Ok(())
+    config.mem.room().map_or(Ok(()), |room| check_room(kvm, config.mem, room.end))
 }
 
 /// The most virtual CPUs that a machine can have here.
@@ -108,13 +108,31 @@ pub fn max_cpus(kvm: &Kvm) -> u32 {
     u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(255)
 }
 
-/// The most guest memory that can be addressed here, and that one KVM slot can hold.
-fn max_mem(kvm: &Kvm) -> Result<Size> {
+/// Memory that can be plugged up to address `end` needs addresses, and slots.
+fn check_room(kvm: &Kvm, mem: Mem, end: u64) -> Result<()> {
+    if end > 1 << MIN_ADDRESS_BITS {
+        let bits = address_bits(kvm)?;
+        ensure!(
+            end <= 1 << bits,
+            "--mem {mem}: its last address is {end:#x} and this host has {bits} bits: choose a smaller max"
+        );
+    }
+    let (slots, blocks) = (kvm.get_nr_memslots() as u64, mem.more.bytes() / mem.block());
+    ensure!(
+        blocks + memory::OTHER_SLOTS <= slots,
+        "--mem {mem}: this host's KVM has {slots} memory slots, one for {} MiB: choose a smaller max or update its kernel",
+        mem.block() >> 20
+    );
+    Ok(())
+}
+
+/// How many bits a physical address of a guest has here.
+fn address_bits(kvm: &Kvm) -> Result<u32> {
     let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
     let cpuid = cpuid.context("cannot read what CPUs KVM supports")?;
     let leaf = cpuid.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
     let bits = leaf.map_or(0, |leaf| leaf.eax & 0xff);
-    Ok(addressable(bits.clamp(MIN_ADDRESS_BITS, 52)))
+    Ok(bits.clamp(MIN_ADDRESS_BITS, 52))
 }
 
 /// Guest memory that physical addresses of so many `bits` can be given to, and one KVM slot can hold.

@@ -40,6 +40,9 @@ pub const KERNEL_MIN: u64 = MIB;
 pub const GAP_START: u64 = 3 * GIB;
 /// Where RAM continues.
 pub const GAP_END: u64 = 4 * GIB;
+/// What the room for memory that can be plugged is aligned to: Linux adds memory in pieces of up to this many bytes
+/// (MAX_BLOCK_SIZE, arch/x86/mm/init_64.c).
+pub const ROOM_ALIGN: u64 = 2 * GIB;
 /// Firecracker's boot timer, where it has it (its src/vmm/src/arch/x86_64/layout.rs, BOOT_DEVICE_MEM_START).
 pub const BOOT_TIMER: Range<u64> = 0xc000_0000..0xc000_1000;
 /// First virtio-mmio window.
@@ -98,6 +101,7 @@ const _: () = {
     assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= SERIAL_STATUS_PAGE - 0x1000);
     assert!(SERIAL_STATUS_PAGE + 0x1000 <= IOAPIC as u64);
     assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);
+    assert!(room_start(GAP_START) >= GAP_END && room_start(GAP_START + 1) > GAP_END);
     assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
 };
 
@@ -109,6 +113,18 @@ pub fn ram_ranges(size: u64) -> Vec<Range<u64>> {
         ranges.push(GAP_END..GAP_END + size - GAP_START);
     }
     ranges
+}
+
+/// Where there is room for `more` bytes of memory that can be plugged into a machine with `size` bytes of RAM:
+/// above all of that, and above the gap.
+pub fn room(size: u64, more: u64) -> Range<u64> {
+    let start = room_start(size);
+    start..start.saturating_add(more)
+}
+
+const fn room_start(size: u64) -> u64 {
+    let end = GAP_END.saturating_add(size.saturating_sub(GAP_START));
+    end.div_ceil(ROOM_ALIGN).saturating_mul(ROOM_ALIGN)
 }
 
 /// Base of the `index`-th virtio-mmio window.

@@ -138,7 +138,10 @@ impl Host<'_> {
             console.connect()?;
         }
         self.jail.drop_privileges()?;
-        let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
+        let mut ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
+        if let Some(room) = config.mem.room() {
+            ram = memory::with_room(&ram, room, config.mem.block())?;
+        }
         let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parts = Parts { config, files, ram, deadline };
         let mut machine = self.build(&parts, console)?;

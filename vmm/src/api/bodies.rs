@@ -242,6 +242,28 @@ pub struct BalloonStatisticsUpdate {
     pub stats_polling_interval_s: u16,
 }
 
+/// PUT /hotplug/memory
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryHotplug {
+    /// What can be plugged, in MiB.
+    pub total_size_mib: u64,
+    /// The least that can be plugged, in MiB.
+    #[serde(default)]
+    pub block_size_mib: Option<u64>,
+    /// What the host grants in one piece; here always a block.
+    #[serde(default)]
+    pub slot_size_mib: Option<u64>,
+}
+
+/// PATCH /hotplug/memory
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryUpdate {
+    /// What the guest is to plug, in MiB.
+    pub requested_size_mib: u64,
+}
+
 /// PUT /entropy
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

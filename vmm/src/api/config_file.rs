@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::bodies::{Balloon, BootSource, Drive, Entropy, Logger, Machine, Metrics, Serial};
+use super::bodies::{
+    Balloon, BootSource, Drive, Entropy, Logger, Machine, MemoryHotplug, Metrics, Serial,
+};
 use super::routes::Configure;
 
 /// Most bytes of such a file.
@@ -31,7 +33,7 @@ struct File {
     pmem: Vec<IgnoredAny>,
     vsock: Option<IgnoredAny>,
     mmds_config: Option<IgnoredAny>,
-    memory_hotplug: Option<IgnoredAny>,
+    memory_hotplug: Option<MemoryHotplug>,
 }
 
 /// What the file at `path` says, in the order in which it is to be done.
@@ -46,7 +48,6 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
         ("pmem", !file.pmem.is_empty()),
         ("vsock", file.vsock.is_some()),
         ("mmds-config", file.mmds_config.is_some()),
-        ("memory-hotplug", file.memory_hotplug.is_some()),
     ] {
         ensure!(!is_there, "{name}: not supported yet, leave it out");
     }
@@ -57,6 +58,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     steps.push(Configure::BootSource(file.boot_source));
     steps.extend(file.drives.into_iter().map(Configure::Drive));
     steps.extend(file.balloon.map(Configure::Balloon));
+    steps.extend(file.memory_hotplug.map(Configure::Memory));
     steps.extend(file.entropy.map(Configure::Entropy));
     steps.extend(file.serial.map(Configure::Serial));
     Ok(steps)

@@ -40,6 +40,8 @@ pub struct Control {
     measured: Measured,
     /// Files can be opened while the machine runs.
     may_open: bool,
+    /// Bytes of memory that clients want plugged.
+    requested: u64,
     /// `None` without an API.
     usage: Option<Usage>,
     timeline: Timeline,
@@ -55,6 +57,7 @@ impl Control {
             metrics: None,
             measured: Measured::default(),
             may_open: false,
+            requested: 0,
             usage: config.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
             timeline: timeline.clone(),
         };
@@ -94,10 +97,10 @@ impl Control {
             let limiter = Limiter::new(&disk.limit, Instant::now());
             machine.change_disk(index, |block| block.limiter = limiter)?;
         }
-        match (machine.balloon(), self.config().balloon_target()) {
-            (Some(balloon), Some(target)) => balloon.set_target(target),
-            _ => Ok(()),
+        if let (Some(balloon), Some(target)) = (machine.balloon(), self.config().balloon_target()) {
+            balloon.set_target(target)?;
         }
+        machine.memory().map_or(Ok(()), |memory| memory.request(self.requested))
     }
 
     /// The machine as it is described so far.
@@ -134,7 +137,9 @@ impl Control {
                 call.answer(Answer::Done);
                 return Some(Err(Halt::StoppedByApi));
             }
-            Request::Control(_) => Answer::Fault("the machine has not started yet".into()),
+            Request::Control(_) | Request::ResizeMemory(_) => {
+                Answer::Fault("the machine has not started yet".into())
+            }
         };
         call.answer(answer);
         None
@@ -149,6 +154,9 @@ impl Control {
             }
             Request::Tell(subject) => self.tell(*subject, machine, ram).into(),
             Request::ResizeBalloon(update) => self.resize(update.amount_mib, machine).into(),
+            Request::ResizeMemory(update) => {
+                self.resize_memory(update.requested_size_mib, machine).into()
+            }
             Request::PollBalloon(update) => {
                 self.setup.poll_balloon(update.stats_polling_interval_s).into()
             }
@@ -264,6 +272,17 @@ impl Control {
             Subject::Version => json!({ "firecracker_version": FIRECRACKER_VERSION }),
             Subject::Machine => serde_json::to_value(self.setup.machine())?,
             Subject::Balloon => serde_json::to_value(self.setup.balloon()?)?,
+            Subject::Memory => {
+                let memory =
+                    self.setup.memory().context("the machine has no room for more memory")?;
+                json!({
+                    "total_size_mib": memory.total_size_mib,
+                    "block_size_mib": memory.block_size_mib,
+                    "slot_size_mib": memory.slot_size_mib,
+                    "requested_size_mib": self.requested / layout::MIB,
+                    "plugged_size_mib": 0,
+                })
+            }
             Subject::All => {
                 let mut all = self.setup.all()?;
                 all["logger"] = serde_json::to_value(&self.logger)?;
@@ -291,6 +310,11 @@ impl Control {
                 );
                 balloon_statistics(handle(machine)?)
             }
+            Subject::Memory => {
+                let mut told = self.tell_any(subject, machine.state())?;
+                told["plugged_size_mib"] = (plugged(machine) / layout::MIB).into();
+                Ok(told)
+            }
             subject => self.tell_any(subject, machine.state()),
         }
     }
@@ -302,6 +326,7 @@ impl Control {
         let balloon = machine.balloon().map_or(0, BalloonHandle::actual);
         let memory = MemoryStats {
             configured: config.mem.bytes() >> 10,
+            plugged: plugged(machine) >> 10,
             balloon: balloon >> 10,
             used: self.usage.as_mut().map(|usage| usage.memory(ram)).unwrap_or_default(),
         };
@@ -318,6 +343,14 @@ impl Control {
         let size = balloon_size(mib, &self.config())?;
         handle(machine)?.set_target(size.bytes())?;
         self.setup.resize_balloon(mib)
+    }
+
+    fn resize_memory(&mut self, mib: u64, machine: &Started) -> Result<()> {
+        let memory = machine.memory().context("the machine has no room for more memory")?;
+        let bytes = mib.saturating_mul(layout::MIB);
+        memory.request(bytes).context("requested_size_mib")?;
+        self.requested = bytes;
+        Ok(())
     }
 
     fn flush_metrics(&mut self, machine: &Started) -> Result<()> {
@@ -362,6 +395,11 @@ fn named_disks<'a>(
 
 fn handle(machine: &Started) -> Result<&BalloonHandle> {
     machine.balloon().context("the machine has no balloon")
+}
+
+/// Bytes of memory that the guest has plugged.
+fn plugged(machine: &Started) -> u64 {
+    machine.memory().map_or(0, |memory| memory.status().plugged)
 }
 
 /// The disks' names, in their order.

@@ -18,6 +18,8 @@ pub enum Request {
     Control(Control),
     /// Another size of the balloon; at any time.
     ResizeBalloon(BalloonUpdate),
+    /// Other memory plugged.
+    ResizeMemory(MemoryUpdate),
     /// Another interval; at any time.
     PollBalloon(BalloonStatisticsUpdate),
 }
@@ -37,6 +39,8 @@ pub enum Subject {
     Balloon,
     /// GET /balloon/statistics
     BalloonStatistics,
+    /// GET /hotplug/memory
+    Memory,
     /// GET /tinyvmm/stats
     Stats,
     /// GET /tinyvmm/boot-report
@@ -52,6 +56,7 @@ pub enum Configure {
     PartialMachine(PartialMachine),
     Drive(Drive),
     Balloon(Balloon),
+    Memory(MemoryHotplug),
     Entropy(Entropy),
     Serial(Serial),
     Logger(Logger),
@@ -84,7 +89,6 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<Request, Strin
             ["network-interfaces" | "pmem" | "snapshot", _]
             | ["vsock" | "mmds"]
             | ["mmds", "config"]
-            | ["hotplug", "memory"]
             | ["balloon", "hinting", _],
         ) => Err(of("not supported yet".into())),
         (Method::Get, parts) => {
@@ -119,6 +123,7 @@ fn subject(parts: &[&str]) -> Option<Subject> {
         ["vm", "config"] => Subject::All,
         ["balloon"] => Subject::Balloon,
         ["balloon", "statistics"] => Subject::BalloonStatistics,
+        ["hotplug", "memory"] => Subject::Memory,
         ["tinyvmm", "stats"] => Subject::Stats,
         ["tinyvmm", "boot-report"] => Subject::BootReport,
         _ => return None,
@@ -135,6 +140,7 @@ fn put(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
             Ok(Configure::Drive(drive))
         }),
         ["balloon"] => json(body).map(Configure::Balloon),
+        ["hotplug", "memory"] => json(body).map(Configure::Memory),
         ["entropy"] => json(body).map(Configure::Entropy),
         ["serial"] => json(body).map(Configure::Serial),
         ["logger"] => json(body).map(Configure::Logger),
@@ -155,6 +161,7 @@ fn patch(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
         }),
         ["vm"] => json(body).map(|vm: Vm| Request::Control(Control::State(vm.state))),
         ["balloon"] => json(body).map(Request::ResizeBalloon),
+        ["hotplug", "memory"] => json(body).map(Request::ResizeMemory),
         ["balloon", "statistics"] => json(body).map(Request::PollBalloon),
         _ => return None,
     })
@@ -204,7 +211,7 @@ mod tests {
     #[test]
     fn what_is_not_there_and_what_is_not_supported_are_told_apart() {
         let refused = |method, path| request(method, path, b"{}").unwrap_err();
-        for path in ["/vsock", "/mmds", "/mmds/config", "/snapshot/create", "/hotplug/memory"] {
+        for path in ["/vsock", "/mmds", "/mmds/config", "/snapshot/create", "/pmem/a"] {
             assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
         }
         for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/", "/?a=b"] {
@@ -232,7 +239,7 @@ mod tests {
         fn no_path_or_body_makes_it_panic(path: String, body: Vec<u8>, text in r#"\{("[a-z_]{1,9}":(1|"x"|null|\[\]),?){0,4}\}"#) {
             for method in [Method::Get, Method::Put, Method::Patch] {
                 let _ = request(method, &path, &body);
-                for path in ["/drives/a", "/machine-config", "/balloon", "/actions", "/cpu-config"] {
+                for path in ["/drives/a", "/machine-config", "/balloon", "/hotplug/memory", "/actions", "/cpu-config"] {
                     let _ = request(method, path, &body);
                     let _ = request(method, path, text.as_bytes());
                 }

@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::bodies::{self, Balloon, BootSource, Drive, HugePages};
+use super::bodies::{self, Balloon, BootSource, Drive, HugePages, MemoryHotplug};
 use super::routes::Configure;
 use crate::config::{
-    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, RateLimit, Size,
+    BalloonConfig, BalloonFeatures, ConsoleConfig, Cpus, DiskConfig, MachineConfig, Mem, RateLimit,
+    Size,
 };
 use crate::disk_image::DiskImage;
 use crate::files::Loadable;
@@ -18,6 +19,8 @@ use crate::x86_64::kernel::KernelFile;
 
 /// Most CPUs that can be asked for over the API; `--cpus` can be more.
 const MAX_CPUS: u32 = 32;
+/// Least size of a slot, as clients see them.
+const MIN_SLOT_MIB: u64 = 128;
 
 /// What flags have said, and what the API has added to it.
 #[derive(Clone)]
@@ -89,6 +92,7 @@ impl Setup {
             }
             Configure::Drive(drive) => next.set_drive(drive)?,
             Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
+            Configure::Memory(memory) => next.set_memory(memory)?,
             // There is one in any case.
             Configure::Entropy(entropy) => {
                 next.config.entropy_limit = entropy.rate_limiter.unwrap_or_default();
@@ -122,7 +126,7 @@ impl Setup {
         let bytes = bytes.with_context(|| format!("mem_size_mib {}", machine.mem_size_mib))?;
         let threads = if machine.smt && count > 1 { 2 } else { 1 };
         self.config.cpus = Cpus { sockets: 1, cores: count / threads, threads };
-        self.config.mem = Size::new(bytes);
+        self.config.mem.boot = Size::new(bytes);
         self.config.hugepages = machine.huge_pages == HugePages::TwoMib;
         Ok(())
     }
@@ -208,6 +212,23 @@ impl Setup {
         Ok(())
     }
 
+    /// What slots are, is no choice: each block has its own.
+    fn set_memory(&mut self, memory: MemoryHotplug) -> Result<()> {
+        let bytes = |name: &str, mib: u64| {
+            let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes > 0);
+            bytes.with_context(|| {
+                format!("{name} {mib}: cannot be, say more than 0 and less than 2^44")
+            })
+        };
+        if let Some(slot) = memory.slot_size_mib {
+            ensure!(slot >= MIN_SLOT_MIB, "slot_size_mib {slot}: say {MIN_SLOT_MIB} or more");
+        }
+        let block = memory.block_size_mib.map(|mib| bytes("block_size_mib", mib)).transpose()?;
+        let more = Size::new(bytes("total_size_mib", memory.total_size_mib)?);
+        self.config.mem = Mem { more, block, ..self.config.mem };
+        Ok(())
+    }
+
     fn set_balloon_size(&mut self, mib: u64) -> Result<()> {
         ensure!(!self.config.hugepages, "a machine with huge_pages has no balloon");
         self.config.balloon = BalloonConfig::Target(balloon_size(mib, &self.config)?);
@@ -257,6 +278,17 @@ impl Setup {
         })
     }
 
+    /// What can be plugged: a part of GET /vm/config.
+    pub(super) fn memory(&self) -> Option<MemoryHotplug> {
+        let mem = self.config.mem;
+        let block = Some(mem.block() / layout::MIB);
+        mem.room().map(|_| MemoryHotplug {
+            total_size_mib: mem.more.bytes() / layout::MIB,
+            block_size_mib: block,
+            slot_size_mib: block,
+        })
+    }
+
     /// GET /vm/config.
     pub(super) fn all(&self) -> Result<Value> {
         let of_flags = self.config.disk.iter().enumerate().map(|(index, disk)| {
@@ -281,7 +313,7 @@ impl Setup {
             "drives": drives,
             "entropy": entropy,
             "machine-config": self.machine(),
-            "memory-hotplug": null,
+            "memory-hotplug": self.memory(),
             "mmds-config": null,
             "network-interfaces": [],
             "pmem": [],
@@ -294,7 +326,7 @@ impl Setup {
 pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
     let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes < config.mem.bytes());
     let bytes = bytes.with_context(|| {
-        format!("amount_mib {mib}: the machine has {}, ask for less", config.mem)
+        format!("amount_mib {mib}: the machine has {}, ask for less", config.mem.boot)
     })?;
     Ok(Size::new(bytes))
 }

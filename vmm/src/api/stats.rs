@@ -26,6 +26,8 @@ pub(super) struct Stats {
 pub(super) struct MemoryStats {
     /// What the machine has.
     pub configured: u64,
+    /// What the guest has plugged besides.
+    pub plugged: u64,
     /// What of it the guest does without, as it says.
     pub balloon: u64,
     #[serde(flatten)]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::{Result, ensure};
+
 use super::Size;
 
 /// What a balloon offers to the guest.
@@ -29,6 +31,19 @@ pub enum BalloonConfig {
     Off,
     /// There is one. Zero takes nothing.
     Target(Size),
+}
+
+impl BalloonConfig {
+    /// Checks it for a machine with so much memory.
+    pub(super) fn validate(&self, mem: Size, hugepages: bool) -> Result<()> {
+        let Self::Target(size) = self else { return Ok(()) };
+        ensure!(*size < mem, "--balloon {size}: the machine has --mem {mem}, take less of it");
+        ensure!(
+            size.bytes() == 0 || !hugepages,
+            "--balloon {size}: pages of --hugepages stay with the machine, leave one out"
+        );
+        Ok(())
+    }
 }
 
 impl FromStr for BalloonConfig {

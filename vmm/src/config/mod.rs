@@ -7,6 +7,7 @@ mod disk;
 mod firecracker;
 mod id;
 mod jail;
+mod mem;
 mod rate;
 mod size;
 
@@ -26,6 +27,7 @@ pub use disk::{DiskConfig, Overlay};
 pub use firecracker::{FirecrackerConfig, StartTimes};
 pub use id::instance_id;
 pub use jail::JailConfig;
+pub use mem::Mem;
 pub use rate::{Bucket, RateLimit};
 pub use size::Size;
 
@@ -51,10 +53,12 @@ pub struct MachineConfig {
 
     /// Memory of the guest, with K, M, G or T (powers of 1024; KiB and so on mean the same)
     ///
-    /// From 16M. Memory that the guest does not touch costs the host nothing.
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    /// From 16M. Memory that the guest does not touch costs the host nothing. With `max` the machine
+    /// has that much more that it can be given, and give back, while it runs (virtio-mem): `tinyvmm ctl
+    /// SOCKET memory SIZE`.
+    #[arg(long, value_name = "SIZE[,max=SIZE]", default_value = "256M")]
     #[serde(serialize_with = "as_text")]
-    pub mem: Size,
+    pub mem: Mem,
 
     /// Take guest memory from the host's hugetlb pool, 2 MiB pages, all of it reserved at start
     #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
@@ -274,27 +278,15 @@ impl MachineConfig {
             self.mem,
             page
         );
-        self.validate_balloon()?;
-        let others = 1 + usize::from(self.balloon_target().is_some()); // the random number generator
+        self.mem.validate_room(self.hugepages)?;
+        self.balloon.validate(self.mem.boot, self.hugepages)?;
+        let room = self.mem.room().is_some();
+        let others = 1 + usize::from(self.balloon_target().is_some()) + usize::from(room); // the random number generator
         let max_disks = layout::MAX_VIRTIO - others;
         ensure!(
             self.disk.len() <= max_disks,
             "--disk: {} disks, at most {max_disks} can be had",
             self.disk.len()
-        );
-        Ok(())
-    }
-
-    fn validate_balloon(&self) -> Result<()> {
-        let BalloonConfig::Target(size) = self.balloon else { return Ok(()) };
-        ensure!(
-            size.bytes() < self.mem.bytes(),
-            "--balloon {size}: the machine has --mem {}, take less of it",
-            self.mem
-        );
-        ensure!(
-            size.bytes() == 0 || !self.hugepages,
-            "--balloon {size}: pages of --hugepages stay with the machine, leave one out"
         );
         Ok(())
     }
@@ -320,6 +312,10 @@ impl MachineConfig {
                 Self::DEFAULT_CMDLINE.replace("ttyS0", "ttyS4").replace("nr_uarts=1", "nr_uarts=5")
             }
         };
+        if self.mem.room().is_some() {
+            // What is plugged is used at once, and can be unplugged again.
+            line += " memhp_default_state=online_movable";
+        }
         if let (Some(disk), None) = (self.disk.first(), &self.initrd) {
             line += if disk.readonly { " root=/dev/vda ro" } else { " root=/dev/vda rw" };
         }

@@ -33,6 +33,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Serves a virtio device.
     Device,
+    /// Serves the virtio device that plugs memory.
+    Memory,
     /// Serves the console.
     Console,
     /// Serves clients of the API.
@@ -40,8 +42,15 @@ pub enum ThreadKind {
 }
 
 impl ThreadKind {
-    const ALL: [Self; 6] =
-        [Self::Main, Self::Starter, Self::Vcpu, Self::Device, Self::Console, Self::Api];
+    const ALL: [Self; 7] = [
+        Self::Main,
+        Self::Starter,
+        Self::Vcpu,
+        Self::Device,
+        Self::Memory,
+        Self::Console,
+        Self::Api,
+    ];
 }
 
 /// Set once the machine may run: what a new thread may do.

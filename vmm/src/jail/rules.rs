@@ -56,9 +56,10 @@ pub(super) fn of(kind: ThreadKind) -> Vec<&'static [Call]> {
     match kind {
         ThreadKind::Vcpu => vec![ANY, VCPU],
         ThreadKind::Device => vec![ANY, DEVICE],
+        ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
         // What it starts has to be within its own limits.
-        ThreadKind::Starter => vec![ANY, VCPU, DEVICE, CONSOLE, START],
+        ThreadKind::Starter => vec![ANY, VCPU, DEVICE, MEMORY, CONSOLE, START],
         // At a reset it takes devices apart, which may finish what they do.
         ThreadKind::Main => vec![ANY, DEVICE, START, BUILD, LEAVE],
         ThreadKind::Api => vec![ANY, API],
@@ -81,6 +82,7 @@ const fn with<T>(direction: u32, nr: u32) -> u64 {
 
 /// Runs a guest until its next exit.
 pub(super) const KVM_RUN: u64 = io(0x80);
+const KVM_SET_USER_MEMORY_REGION: u64 = with::<kvm_bindings::kvm_userspace_memory_region>(1, 0x46);
 const KVM_GET_REGS: u64 = with::<kvm_bindings::kvm_regs>(2, 0x81);
 const KVM_REGISTER_COALESCED: u64 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x67);
 const KVM_UNREGISTER_COALESCED: u64 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x68);
@@ -142,6 +144,8 @@ const DEVICE: &[Call] = &[
     Call(SYS_madvise, Is(2, &[MADV_REMOVE as u64])),
 ];
 
+const MEMORY: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
+
 const CONSOLE: &[Call] =
     &[Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED]))];
 
@@ -196,15 +200,15 @@ const BUILD: &[Call] = &[
 ];
 
 const KVM_BUILD: [u64; 25] = [
-    io(0x01),                                                   // KVM_CREATE_VM
-    io(0x03),                                                   // KVM_CHECK_EXTENSION
-    io(0x04),                                                   // KVM_GET_VCPU_MMAP_SIZE
-    with::<kvm_bindings::kvm_cpuid2>(3, 0x05),                  // KVM_GET_SUPPORTED_CPUID
-    io(0x41),                                                   // KVM_CREATE_VCPU
-    with::<kvm_bindings::kvm_userspace_memory_region>(1, 0x46), // KVM_SET_USER_MEMORY_REGION
-    io(0x47),                                                   // KVM_SET_TSS_ADDR
-    with::<u64>(1, 0x48),                                       // KVM_SET_IDENTITY_MAP_ADDR
-    io(0x60),                                                   // KVM_CREATE_IRQCHIP
+    io(0x01),                                  // KVM_CREATE_VM
+    io(0x03),                                  // KVM_CHECK_EXTENSION
+    io(0x04),                                  // KVM_GET_VCPU_MMAP_SIZE
+    with::<kvm_bindings::kvm_cpuid2>(3, 0x05), // KVM_GET_SUPPORTED_CPUID
+    io(0x41),                                  // KVM_CREATE_VCPU
+    KVM_SET_USER_MEMORY_REGION,
+    io(0x47),             // KVM_SET_TSS_ADDR
+    with::<u64>(1, 0x48), // KVM_SET_IDENTITY_MAP_ADDR
+    io(0x60),             // KVM_CREATE_IRQCHIP
     KVM_REGISTER_COALESCED,
     KVM_UNREGISTER_COALESCED,
     with::<kvm_bindings::kvm_irqfd>(1, 0x76), // KVM_IRQFD

@@ -19,6 +19,7 @@ use crate::devices::told::{InitRuns, Told};
 use crate::event::EventSender;
 use crate::files::Files;
 use crate::layout;
+use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, GuestRam};
 use crate::timeline::Timeline;
 use crate::virtio::VirtioDevice;
@@ -26,6 +27,8 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
 use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::mem::Mem;
+use crate::virtio::mem_handle::MemHandle;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
@@ -45,6 +48,8 @@ pub(super) struct Devices {
     pub init_runs: InitRuns,
     /// Sets how much memory the guest does without, if the machine has a balloon.
     pub balloon: Option<BalloonHandle>,
+    /// Has memory plugged, if the machine has room for more.
+    pub memory: Option<MemHandle>,
     /// What goes through each disk.
     pub disks: Vec<Arc<DiskCounts>>,
     /// The virtio devices, disks first.
@@ -56,7 +61,7 @@ impl Devices {
     pub fn build(
         config: &MachineConfig,
         files: &Files,
-        vm: &VmFd,
+        vm: &Arc<VmFd>,
         ram: &GuestRam,
         output: Output,
         events: &EventSender,
@@ -65,7 +70,7 @@ impl Devices {
         let panicked = PanicFlag::default();
         let status = match config.uart {
             Uart::Ports => None,
-            Uart::Memory => Some(memory::read_only_page(vm, ram, layout::SERIAL_STATUS_PAGE)?),
+            Uart::Memory => Some(memory::read_only_page(vm, layout::SERIAL_STATUS_PAGE)?),
         };
         let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
         let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), status);
@@ -93,11 +98,24 @@ impl Devices {
         let balloon = balloon.transpose()?;
         let handle = balloon.as_ref().map(Balloon::handle);
         devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
+        let memory = Hotplug::new(ram, vm.clone()).map(Mem::new);
+        let mem_handle = memory.as_ref().map(Mem::handle);
+        devices.extend(memory.map(|memory| Box::new(memory) as Box<dyn VirtioDevice>));
         let mut virtio = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
             virtio.push(add_virtio(&mut mmio, vm, ram, index, device)?);
         }
-        Ok(Self { ports, mmio, serial, panicked, init_runs, balloon: handle, disks, virtio })
+        Ok(Self {
+            ports,
+            mmio,
+            serial,
+            panicked,
+            init_runs,
+            balloon: handle,
+            memory: mem_handle,
+            disks,
+            virtio,
+        })
     }
 }
 
@@ -150,7 +168,7 @@ fn add_pc_devices(
 
 type BoxedDevice = Box<dyn VirtioDevice>;
 
-/// The one list of virtio devices but the balloon: disks first, so that the first is /dev/vda.
+/// The one list of virtio devices but those that are about memory: disks first, so that the first is /dev/vda.
 fn virtio_devices(
     config: &MachineConfig,
     files: &Files,

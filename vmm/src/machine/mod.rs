@@ -25,6 +25,7 @@ use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
 use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::mem_handle::MemHandle;
 use crate::virtio::mmio::Mmio;
 use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
@@ -51,6 +52,7 @@ struct Board {
     buses: Buses,
     power_button: EventFd,
     balloon: Option<BalloonHandle>,
+    memory: Option<MemHandle>,
     disks: Vec<Arc<DiskCounts>>,
     /// The disks, and other virtio devices behind them.
     virtio: Vec<Arc<Mutex<Mmio>>>,
@@ -102,7 +104,8 @@ impl Machine {
         let cpus = create_cpus(&vm, kvm, config, timeline)?;
 
         let devices = Devices::build(config, files, &vm, ram, console.output(), &events, timeline)?;
-        let Devices { ports, mmio, serial, panicked, init_runs, balloon, disks, virtio } = devices;
+        let Devices { ports, mmio, serial, panicked, init_runs, balloon, memory, disks, virtio } =
+            devices;
         write_tables(config, ram, virtio.len())?;
         let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
         let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
@@ -118,8 +121,17 @@ impl Machine {
         let power_button = irqfd(&vm, layout::EVENT_GSI)?;
         let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
         let timeline = timeline.clone();
-        let board =
-            Board { buses, power_button, balloon, disks, virtio, panicked, timeline, _vm: vm };
+        let board = Board {
+            buses,
+            power_button,
+            balloon,
+            memory,
+            disks,
+            virtio,
+            panicked,
+            timeline,
+            _vm: vm,
+        };
         Ok(Self { vcpus, console, board })
     }
 
@@ -174,6 +186,11 @@ impl Machine {
     /// What sets the guest's balloon, if the machine has one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
         self.board.balloon.as_ref()
+    }
+
+    /// What has memory plugged, if the machine has room for more.
+    pub fn memory(&self) -> Option<&MemHandle> {
+        self.board.memory.as_ref()
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.

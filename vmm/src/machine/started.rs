@@ -10,6 +10,7 @@ use crate::bus::lock;
 use crate::event::Halt;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::mem_handle::MemHandle;
 use crate::worker::Worker;
 
 /// What the owner of a machine has once it was started.
@@ -101,6 +102,11 @@ impl Started {
     /// What sets the guest's balloon, if the machine has one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
         self.board()?.balloon.as_ref()
+    }
+
+    /// What has memory plugged, if the machine has room for more.
+    pub fn memory(&self) -> Option<&MemHandle> {
+        self.board()?.memory.as_ref()
     }
 
     /// What has gone through each disk since the guest's last reset.

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::tempfile::TempFile;
 
 use super::{BITMAP, Layer};
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 use crate::virtio::buffers::Buffers;
 
 const BLOCK: usize = 4096;
@@ -31,7 +31,7 @@ impl Files {
     fn new(len: usize) -> Self {
         let base = TempFile::new().unwrap();
         std::fs::write(base.as_path(), pattern(len, 0)).unwrap();
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let ram = memory::of_ranges(&[(0, 1 << 20)]);
         Self { base, layer: TempFile::new().unwrap(), ram }
     }
 

@@ -23,10 +23,13 @@ use vmm_sys_util::tempfile::TempFile;
 use super::VirtioDevice;
 use super::balloon::Balloon;
 use super::block::Block;
+use super::mem::Mem;
 use super::rng::Rng;
 use super::test_driver::{DATA, Driver, RAM_SIZE};
 use crate::config::DiskConfig;
 use crate::disk_image::DiskImage;
+use crate::memory::hotplug::{Hotplug, Slots};
+use crate::memory::{self, GuestRam, RamRegion, of_ranges};
 
 /// A device and a request that it answers by writing `written` of `room` bytes.
 pub struct Subject {
@@ -40,7 +43,7 @@ pub struct Subject {
 }
 
 /// All devices. A new one is a new line; it is tested and fuzzed with that.
-pub const SUBJECTS: [Subject; 5] = [
+pub const SUBJECTS: [Subject; 6] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
@@ -61,7 +64,42 @@ pub const SUBJECTS: [Subject; 5] = [
         written: 0,
         late: &[2],
     },
+    // Plugs the second block; once it is there, that is answered with an error.
+    Subject {
+        name: "mem",
+        make: || Box::new(memory(&of_ranges(&[(0, 4096)]))),
+        request: &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        room: 513,
+        written: 10,
+        late: &[],
+    },
 ];
+
+/// Where blocks of memory can be plugged, how many there are, and their size.
+pub const ROOM: u64 = 0x1_0010_0000;
+pub const BLOCKS: u64 = 70;
+pub const BLOCK: u64 = 1 << 17;
+
+/// A machine's RAM with that room.
+pub fn with_room(ram: &GuestRam) -> GuestRam {
+    memory::with_room_in(ram, ROOM, BLOCKS * BLOCK, BLOCK)
+}
+
+/// The device that plugs them, all of which it is to plug, into a machine without CPUs.
+fn memory(ram: &GuestRam) -> Mem {
+    struct NoCpus;
+    impl Slots for NoCpus {
+        fn show(&self, _: &RamRegion, _: usize) -> anyhow::Result<()> {
+            Ok(())
+        }
+        fn hide(&self, _: &RamRegion, _: usize) -> anyhow::Result<()> {
+            Ok(())
+        }
+    }
+    let device = Mem::new(Hotplug::new(&with_room(ram), NoCpus).unwrap());
+    device.handle().request(BLOCKS * BLOCK).unwrap();
+    device
+}
 
 const fn disks(name: &'static str, make: fn() -> Box<dyn VirtioDevice>) -> Subject {
     Subject { name, make, request: &[0; 16], room: 513, written: 513, late: &[] }

@@ -8,6 +8,8 @@ pub mod balloon_handle;
 pub mod block;
 pub mod buffers;
 pub mod disk_counts;
+pub mod mem;
+pub mod mem_handle;
 pub mod mmio;
 pub mod queue;
 pub mod rate;
@@ -22,6 +24,8 @@ mod block_tests;
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
 pub mod contract;
+#[cfg(test)]
+mod mem_tests;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
@@ -34,6 +38,7 @@ use std::time::Instant;
 use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::jail::ThreadKind;
 use queue::{Interrupt, Virtqueue};
 
 /// What a device has to tell and do.
@@ -46,6 +51,10 @@ pub trait VirtioDevice: Any + Send {
     fn name(&self) -> &str;
     /// The most entries that each queue can have: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
+    /// What its thread may do, in a jail.
+    fn thread_kind(&self) -> ThreadKind {
+        ThreadKind::Device
+    }
     /// Device-specific feature bits that are offered.
     fn features(&self) -> u64 {
         0

@@ -23,7 +23,7 @@ use super::VirtioDevice;
 use super::mmio::Mmio;
 use super::transport::Transport;
 use crate::bus::BusDevice;
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 
 /// RAM starts at zero, and there is some more of it behind a gap.
 pub const RAM_SIZE: u64 = 1 << 20;
@@ -76,9 +76,11 @@ pub fn rings(queue: usize) -> [u64; 4] {
 impl Driver {
     /// `device` after power-on.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
-        let low = (GuestAddress(0), RAM_SIZE as usize);
-        let high = (GuestAddress(HIGH_RAM), HIGH_RAM_SIZE as usize);
-        let ram = GuestRam::from_ranges(&[low, high]).unwrap();
+        Self::with_ram(device, memory::of_ranges(&[(0, RAM_SIZE), (HIGH_RAM, HIGH_RAM_SIZE)]))
+    }
+
+    /// The same in a machine with other RAM.
+    pub fn with_ram(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
         let transport = Transport::new(device, ram.clone(), line.try_clone().unwrap()).unwrap();
         let mut driver = Self { mmio: Mmio::new(transport), ram, line, queues: Vec::new() };

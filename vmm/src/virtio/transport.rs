@@ -315,7 +315,7 @@ impl Work for DeviceWork {
     }
 
     fn kind(&self) -> ThreadKind {
-        ThreadKind::Device
+        self.device.thread_kind()
     }
 
     fn cpu_time(&mut self) -> Option<&mut Duration> {

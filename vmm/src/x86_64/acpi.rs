@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_tables_of_the_largest_machine_fit_and_sum_to_zero() {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let ram = crate::memory::of_ranges(&[(0, 1 << 20)]);
         assert_eq!(ram.num_regions(), 1);
         let cpus = "255".parse().unwrap();
         write(

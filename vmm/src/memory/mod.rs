@@ -1,20 +1,23 @@
 //! Guest RAM: anonymous host memory, mapped into the guest and given back.
 
-use std::ptr;
+pub mod hotplug;
+mod region;
+mod slots;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use std::ops::Range;
+use std::ptr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
-    ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
+    ByteValued, Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, MmapRegion,
+    VolatileSlice,
 };
 
+pub use self::region::{Blocks, GuestRam, RamRegion};
+pub use self::slots::{MAX_BLOCKS, OTHER_SLOTS, map_into_guest, read_only_page};
 use crate::layout;
-
-/// All RAM of a guest. Cloning shares it. It is touched through volatile accessors only.
-pub type GuestRam = GuestMemoryMmap<()>;
 
 const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
@@ -26,19 +29,52 @@ const PAGE: usize = 4096;
 pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
     let mut regions = Vec::new();
     for range in layout::ram_ranges(size) {
-        let len = usize::try_from(range.end - range.start)?;
-        let host = map(len, hugepages).with_context(|| explain_failure(size, hugepages))?;
-        // SAFETY: `map` returned `len` fresh bytes that nothing else refers to and that are
-        // never unmapped, as `build_raw` asks.
-        let region = unsafe {
-            MmapRegion::build_raw(host, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
-        }?;
-        regions.push(
-            GuestRegionMmap::new(region, GuestAddress(range.start))
-                .ok_or_else(|| anyhow!("RAM does not fit the guest's address space"))?,
-        );
+        let mapping = reserve(range.end - range.start, hugepages)
+            .with_context(|| explain_failure(size, hugepages))?;
+        regions.push(RamRegion::new(mapping, range.start, None)?);
     }
     Ok(GuestRam::from_regions(regions)?)
+}
+
+/// `ram`, and at `range` above it room for more that comes in blocks of `block` bytes, none of which is there yet.
+pub fn with_room(ram: &GuestRam, range: Range<u64>, block: u64) -> Result<GuestRam> {
+    let len = range.end - range.start;
+    let mapping = reserve(len, false).with_context(|| {
+        format!("cannot reserve {} MiB of guest RAM: ask for a smaller max with --mem", len >> 20)
+    })?;
+    Ok(ram.insert_region(Arc::new(RamRegion::new(mapping, range.start, Some(block))?))?)
+}
+
+fn reserve(len: u64, hugepages: bool) -> Result<MmapRegion> {
+    let len = usize::try_from(len)?;
+    let host = map(len, hugepages)?;
+    // SAFETY: `map` returned `len` fresh bytes that nothing else refers to and that are
+    // never unmapped, as `build_raw` asks.
+    let region = unsafe {
+        MmapRegion::build_raw(host, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
+    };
+    Ok(region?)
+}
+
+/// RAM at these addresses, with these lengths, that is unmapped once nobody has it.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
+pub fn of_ranges(ranges: &[(u64, u64)]) -> GuestRam {
+    let region = |(start, len): &(u64, u64)| {
+        RamRegion::new(MmapRegion::new(*len as usize).unwrap(), *start, None).unwrap()
+    };
+    GuestRam::from_regions(ranges.iter().map(region).collect()).unwrap()
+}
+
+/// `ram` and `len` bytes at `start` that come in blocks, unmapped as above.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
+pub fn with_room_in(ram: &GuestRam, start: u64, len: u64, block: u64) -> GuestRam {
+    let mapping = MmapRegion::new(len as usize).unwrap();
+    let region = RamRegion::new(mapping, start, Some(block)).unwrap();
+    ram.insert_region(Arc::new(region)).unwrap()
 }
 
 fn explain_failure(size: u64, hugepages: bool) -> String {
@@ -82,40 +118,6 @@ fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
     Ok(aligned.cast())
 }
 
-/// Makes `ram` the guest's memory, one KVM slot for each region.
-pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
-    for (slot, region) in ram.iter().enumerate() {
-        let slot = kvm_userspace_memory_region {
-            slot: u32::try_from(slot)?,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the range is a mapping of ours that lives as long as the process.
-        unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
-            format!("KVM cannot map {} MiB of guest RAM: ask for less", slot.memory_size >> 20)
-        })?;
-    }
-    Ok(())
-}
-
-/// Shows the guest a page that only we write, at `address`: its reads are no exits, its writes are. The guest
-/// must not run any more when the page is dropped.
-pub fn read_only_page(vm: &VmFd, ram: &GuestRam, address: u64) -> Result<MmapRegion> {
-    let page = MmapRegion::new(4096).context("no memory for a page")?;
-    let slot = kvm_userspace_memory_region {
-        slot: u32::try_from(ram.num_regions())?,
-        flags: KVM_MEM_READONLY,
-        guest_phys_addr: address,
-        memory_size: 4096,
-        userspace_addr: page.as_ptr() as u64,
-    };
-    // SAFETY: the page is ours; its owner keeps it for as long as CPUs run.
-    unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map a read-only page")?;
-    Ok(page)
-}
-
 /// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.
 /// For hundreds of thousands of them: a few instructions each.
 pub fn change_each<T: ByteValued>(
@@ -137,7 +139,7 @@ pub fn change_each<T: ByteValued>(
     Ok(())
 }
 
-/// Makes the guest's RAM read as zero. Pages go back to the host, except `hugepages`, which others
+/// Makes the guest's RAM read as zero, and what comes in blocks unplugged: no guest runs. Pages go back to the host, except `hugepages`, which others
 /// could then take from the pool.
 pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     for region in ram.iter() {
@@ -148,10 +150,13 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
             }
             continue;
         }
+        if let Some(blocks) = region.blocks() {
+            blocks.forget();
+        }
         let len = usize::try_from(region.len())?;
         // SAFETY: guest RAM is only touched through volatile accessors, which may find it zero
         // at any time.
-        unsafe { rustix::mm::madvise(region.as_ptr().cast(), len, Advice::LinuxDontNeed) }
+        unsafe { rustix::mm::madvise(region.host().cast(), len, Advice::LinuxDontNeed) }
             .context("cannot discard guest RAM")?;
     }
     Ok(())
@@ -162,7 +167,7 @@ pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
     let guard = slice.ptr_guard_mut();
     let (start, end) = (guard.as_ptr().addr(), guard.as_ptr().addr() + guard.len());
     let is_ours = ram.iter().any(|region| {
-        let base = region.as_ptr().addr();
+        let base = region.host().addr();
         base <= start && end - base <= region.len() as usize
     });
     ensure!(is_ours, "not guest RAM");
@@ -224,8 +229,7 @@ pub fn share_heap() {
 
 /// How much of `ram` has host pages behind it, in KiB, as `maps` (/proc/PID/smaps, proc(5)) tells.
 pub fn resident_kib(ram: &GuestRam, maps: &str) -> u64 {
-    let regions: Vec<_> =
-        ram.iter().map(|r| r.as_ptr() as u64..r.as_ptr() as u64 + r.len()).collect();
+    let regions: Vec<_> = ram.iter().map(|r| r.host() as u64..r.host() as u64 + r.len()).collect();
     let mut of_guest = false;
     let mut sum = 0;
     for line in maps.lines() {
@@ -245,12 +249,14 @@ pub fn resident_kib(ram: &GuestRam, maps: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestAddress;
+
     use super::*;
 
     #[test]
     fn ram_is_aligned_split_at_the_gap_and_zero_again_after_discard() {
         let ram = allocate(layout::GAP_START + 2 * layout::MIB, false).unwrap();
-        assert!(ram.iter().all(|r| (r.as_ptr() as usize).is_multiple_of(HUGE_PAGE)));
+        assert!(ram.iter().all(|r| (r.host() as usize).is_multiple_of(HUGE_PAGE)));
         assert!(ram.check_address(GuestAddress(layout::GAP_START)).is_none());
         let high = GuestAddress(layout::GAP_END + 4096);
         let resident = || resident_kib(&ram, &std::fs::read_to_string("/proc/self/smaps").unwrap());

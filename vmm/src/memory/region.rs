@@ -1,0 +1,153 @@
+//! Guest RAM as devices and loaders see it: what is not there cannot be reached.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use vm_memory::guest_memory::Error as Unreachable;
+use vm_memory::{
+    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
+    GuestRegionCollection, GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
+};
+
+/// All RAM of a guest. Cloning shares it. It is touched through volatile accessors only.
+pub type GuestRam = GuestRegionCollection<RamRegion>;
+
+/// Consecutive RAM: all of it there, or in blocks that come and go.
+#[derive(Debug)]
+pub struct RamRegion {
+    mapping: GuestRegionMmap<()>,
+    blocks: Option<Arc<Blocks>>,
+}
+
+impl RamRegion {
+    /// RAM at guest address `start`. With a size of blocks all of it is unplugged at first.
+    pub(super) fn new(mapping: MmapRegion, start: u64, block: Option<u64>) -> Result<Self> {
+        let mapping = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .context("RAM does not fit the guest's address space")?;
+        let blocks = block.map(|size| Arc::new(Blocks::new(start, mapping.len(), size)));
+        Ok(Self { mapping, blocks })
+    }
+
+    /// Where it is in our own memory.
+    pub(super) fn host(&self) -> *mut u8 {
+        self.mapping.as_ptr()
+    }
+
+    /// What of it is plugged, if it comes in blocks.
+    pub fn blocks(&self) -> Option<&Arc<Blocks>> {
+        self.blocks.as_ref()
+    }
+
+    /// The part of it at `bytes`, plugged or not.
+    pub(super) fn any_slice(&self, bytes: Range<u64>) -> Result<VolatileSlice<'_, ()>> {
+        let (offset, len) = (MemoryRegionAddress(bytes.start), bytes.end - bytes.start);
+        Ok(self.mapping.get_slice(offset, usize::try_from(len)?)?)
+    }
+}
+
+impl GuestMemoryRegion for RamRegion {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        self.mapping.len()
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.mapping.start_addr()
+    }
+
+    fn bitmap(&self) {}
+
+    /// The one way from a guest's address to memory. Who has a slice already when a block of it is unplugged may
+    /// still use it: that is memory of ours at any time, which no guest sees any more.
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, ()>, GuestMemoryError> {
+        if self.blocks.as_ref().is_some_and(|blocks| !blocks.are_plugged(offset.0, count as u64)) {
+            return Err(Unreachable::InvalidBackendAddress);
+        }
+        self.mapping.get_slice(offset, count)
+    }
+}
+
+impl GuestMemoryRegionBytes for RamRegion {}
+
+/// Which blocks of a region are plugged. One thread changes it, all may look.
+#[derive(Debug)]
+pub struct Blocks {
+    start: u64,
+    size: u64,
+    count: usize,
+    bits: Box<[AtomicU64]>,
+    plugged: AtomicUsize,
+}
+
+impl Blocks {
+    fn new(start: u64, len: u64, size: u64) -> Self {
+        let count = usize::try_from(len / size).unwrap_or(0);
+        let bits = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self { start, size, count, bits, plugged: AtomicUsize::new(0) }
+    }
+
+    /// Guest address of the first one.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Bytes of a block.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many there can be.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes that are plugged.
+    pub fn plugged_bytes(&self) -> u64 {
+        self.plugged.load(Ordering::SeqCst) as u64 * self.size
+    }
+
+    /// Whether block `index` is.
+    pub fn is_plugged(&self, index: usize) -> bool {
+        let word = self.bits.get(index / 64);
+        word.is_some_and(|word| word.load(Ordering::SeqCst) & 1 << (index % 64) != 0)
+    }
+
+    /// Where block `index` is in its region.
+    pub(super) fn bytes(&self, index: usize) -> Range<u64> {
+        index as u64 * self.size..(index as u64 + 1) * self.size
+    }
+
+    /// Whether all of `len` bytes from `offset` are.
+    fn are_plugged(&self, offset: u64, len: u64) -> bool {
+        let Some(last) = offset.checked_add(len.saturating_sub(1)) else { return false };
+        (offset / self.size..=last / self.size).all(|index| self.is_plugged(index as usize))
+    }
+
+    pub(super) fn set(&self, index: usize, is_plugged: bool) {
+        let Some(word) = self.bits.get(index / 64) else { return };
+        let bit = 1 << (index % 64);
+        let was_plugged = if is_plugged {
+            word.fetch_or(bit, Ordering::SeqCst)
+        } else {
+            word.fetch_and(!bit, Ordering::SeqCst)
+        } & bit
+            != 0;
+        match (was_plugged, is_plugged) {
+            (false, true) => _ = self.plugged.fetch_add(1, Ordering::SeqCst),
+            (true, false) => _ = self.plugged.fetch_sub(1, Ordering::SeqCst),
+            _ => {}
+        }
+    }
+
+    /// As after power-on.
+    pub(super) fn forget(&self) {
+        (0..self.count).filter(|index| self.is_plugged(*index)).for_each(|i| self.set(i, false));
+    }
+}

@@ -1,0 +1,79 @@
+//! KVM's memory slots: what of our memory a guest's CPUs see, and where.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+
+use super::hotplug::Slots;
+use super::{GuestRam, RamRegion};
+
+/// Slots by their numbers: regions of RAM (at most two, layout.rs), the read-only page, blocks.
+const PAGE: u32 = 2;
+const FIRST_BLOCK: u32 = 3;
+/// Most blocks that can be had: KVM_USER_MEM_SLOTS of x86 (include/linux/kvm_host.h, since Linux 5.12), without those.
+pub const MAX_BLOCKS: u64 = 32764 - OTHER_SLOTS;
+/// Slots that are not for blocks.
+pub const OTHER_SLOTS: u64 = FIRST_BLOCK as u64;
+
+/// Makes `ram` the guest's memory, one KVM slot for each region but that which comes in blocks.
+pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
+    for (slot, region) in ram.iter().filter(|region| region.blocks().is_none()).enumerate() {
+        let slot = kvm_userspace_memory_region {
+            slot: u32::try_from(slot)?,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.host() as u64,
+        };
+        // SAFETY: the range is a mapping of ours that lives as long as the process.
+        unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
+            format!("KVM cannot map {} MiB of guest RAM: ask for less", slot.memory_size >> 20)
+        })?;
+    }
+    Ok(())
+}
+
+/// Shows the guest a page that only we write, at `address`: its reads are no exits, its writes are. The guest
+/// must not run any more when the page is dropped.
+pub fn read_only_page(vm: &VmFd, address: u64) -> Result<MmapRegion> {
+    let page = MmapRegion::new(4096).context("no memory for a page")?;
+    let slot = kvm_userspace_memory_region {
+        slot: PAGE,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: address,
+        memory_size: 4096,
+        userspace_addr: page.as_ptr() as u64,
+    };
+    // SAFETY: the page is ours; its owner keeps it for as long as CPUs run.
+    unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map a read-only page")?;
+    Ok(page)
+}
+
+impl Slots for Arc<VmFd> {
+    fn show(&self, region: &RamRegion, index: usize) -> Result<()> {
+        set_block(self, region, index, true).context("KVM cannot map a block of guest RAM")
+    }
+
+    fn hide(&self, region: &RamRegion, index: usize) -> Result<()> {
+        set_block(self, region, index, false).context("KVM cannot unmap a block of guest RAM")
+    }
+}
+
+fn set_block(vm: &VmFd, region: &RamRegion, index: usize, is_there: bool) -> Result<()> {
+    let blocks = region.blocks().context("no RAM that comes in blocks")?;
+    let bytes = blocks.bytes(index);
+    let slice = region.any_slice(bytes.clone())?;
+    let slot = kvm_userspace_memory_region {
+        slot: FIRST_BLOCK + u32::try_from(index)?,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0 + bytes.start,
+        // Zero takes the slot away (Documentation/virt/kvm/api.rst, 4.35).
+        memory_size: if is_there { blocks.size() } else { 0 },
+        userspace_addr: slice.ptr_guard_mut().as_ptr() as u64,
+    };
+    // SAFETY: the slice is a part of guest RAM, a mapping of ours that lives as long as the process.
+    Ok(unsafe { vm.set_user_memory_region(slot) }?)
+}

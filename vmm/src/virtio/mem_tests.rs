@@ -1,0 +1,247 @@
+//! What is plugged is what the guest asked for, within what its owner asked for; nothing else can be reached.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, ensure};
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::contract::{BLOCK, BLOCKS, ROOM, with_room};
+use super::mem::Mem;
+use super::mem_handle::MemHandle;
+use super::rng::Rng;
+use super::test_driver::{CONFIG_CHANGE, Driver, RAM_SIZE};
+use crate::memory::hotplug::{Hotplug, Slots};
+use crate::memory::{self, GuestRam, RamRegion};
+
+const PLUG: u16 = 0;
+const UNPLUG: u16 = 1;
+const UNPLUG_ALL: u16 = 2;
+const STATE: u16 = 3;
+const ACK: u16 = 0;
+const NACK: u16 = 1;
+const BUSY: u16 = 2;
+const ERROR: u16 = 3;
+
+/// What a guest's CPUs see.
+#[derive(Clone, Default)]
+struct Cpus(Arc<Mutex<Vec<usize>>>, Arc<AtomicBool>);
+
+impl Slots for Cpus {
+    fn show(&self, _: &RamRegion, index: usize) -> Result<()> {
+        ensure!(!self.1.load(Ordering::SeqCst) || index < 5, "no more");
+        let mut seen = self.0.lock().unwrap();
+        assert!(!seen.contains(&index), "{index} is there already");
+        seen.push(index);
+        Ok(())
+    }
+
+    fn hide(&self, _: &RamRegion, index: usize) -> Result<()> {
+        let mut seen = self.0.lock().unwrap();
+        let at = seen.iter().position(|other| *other == index).expect("it is there");
+        seen.remove(at);
+        Ok(())
+    }
+}
+
+struct Guest {
+    driver: Driver,
+    handle: MemHandle,
+    cpus: Cpus,
+    ram: GuestRam,
+}
+
+fn guest(requested: u64) -> Guest {
+    let ram = with_room(&memory::of_ranges(&[(0, RAM_SIZE)]));
+    let cpus = Cpus::default();
+    let device = Mem::new(Hotplug::new(&ram, cpus.clone()).unwrap());
+    let handle = device.handle();
+    handle.request(requested * BLOCK).unwrap();
+    let mut driver = Driver::with_ram(Box::new(device), ram.clone());
+    driver.init();
+    Guest { driver, handle, cpus, ram }
+}
+
+impl Guest {
+    /// The answer to a request, and the state that it tells.
+    fn asks(&mut self, kind: u16, address: u64, count: u16) -> (u16, u16) {
+        let mut request = vec![0xaa; 24]; // what is not looked at
+        request[..2].copy_from_slice(&kind.to_le_bytes());
+        request[8..16].copy_from_slice(&address.to_le_bytes());
+        request[16..18].copy_from_slice(&count.to_le_bytes());
+        let (answer, written) = self.driver.request(0, &request, 10);
+        assert_eq!(written, 10);
+        let half = |at: usize| u16::from_le_bytes([answer[at], answer[at + 1]]);
+        (half(0), half(8))
+    }
+
+    #[track_caller]
+    fn gets(&mut self, kind: u16, block: u64, count: u16, answer: u16) -> &mut Self {
+        assert_eq!(
+            self.asks(kind, ROOM + block * BLOCK, count).0,
+            answer,
+            "{kind} {block} {count}"
+        );
+        self
+    }
+
+    /// Just these blocks are plugged, for everyone.
+    #[track_caller]
+    fn has(&mut self, blocks: &[usize]) {
+        let mut seen = self.cpus.0.lock().unwrap().clone();
+        seen.sort_unstable();
+        assert_eq!(seen, blocks);
+        assert_eq!(self.handle.status().plugged, blocks.len() as u64 * BLOCK);
+        assert_eq!(self.field(5), blocks.len() as u64 * BLOCK, "plugged_size");
+        for index in 0..BLOCKS {
+            let at = GuestAddress(ROOM + index * BLOCK);
+            let is_there = blocks.contains(&(index as usize));
+            assert_eq!(self.ram.get_slice(at, BLOCK as usize).is_ok(), is_there, "{index}");
+            assert_eq!(self.ram.read_obj::<u64>(at).is_ok(), is_there, "{index}");
+        }
+    }
+
+    /// The configuration space's words of 64 bits.
+    fn field(&mut self, index: u32) -> u64 {
+        let at = VIRTIO_MMIO_CONFIG + index * 8;
+        u64::from(self.driver.get(at)) | u64::from(self.driver.get(at + 4)) << 32
+    }
+}
+
+#[test]
+fn blocks_come_and_go_as_the_guest_asks() {
+    let mut guest = guest(BLOCKS);
+    let fields: Vec<u64> = (0..7).map(|index| guest.field(index)).collect();
+    let all = BLOCKS * BLOCK;
+    assert_eq!(fields, [BLOCK, 0, ROOM, all, all, 0, all]);
+    guest.gets(PLUG, 2, 3, ACK).has(&[2, 3, 4]);
+    guest.gets(PLUG, 69, 1, ACK).gets(PLUG, 63, 2, ACK).has(&[2, 3, 4, 63, 64, 69]);
+    guest.gets(UNPLUG, 3, 1, ACK).has(&[2, 4, 63, 64, 69]);
+    for (block, count, state) in
+        [(2, 1, 0), (63, 2, 0), (3, 1, 1), (5, 58, 1), (2, 2, 2), (0, 70, 2)]
+    {
+        assert_eq!(guest.asks(STATE, ROOM + block * BLOCK, count), (ACK, state), "{block} {count}");
+    }
+    guest.gets(UNPLUG_ALL, 999, 0, ACK).has(&[]);
+    guest.gets(UNPLUG_ALL, 0, 0, ACK).gets(PLUG, 0, 70, ACK).has(&(0..70).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_cannot_be_is_an_error_and_changes_nothing() {
+    let mut guest = guest(BLOCKS);
+    guest.gets(PLUG, 10, 2, ACK);
+    for kind in [PLUG, UNPLUG, STATE] {
+        guest.gets(kind, 12, 0, ERROR).gets(kind, 69, 2, ERROR).gets(kind, 70, 1, ERROR);
+        guest.gets(kind, 12, u16::MAX, ERROR);
+        for address in [ROOM + 1, ROOM - BLOCK, ROOM + BLOCK / 2, 0, u64::MAX, u64::MAX - BLOCK + 1]
+        {
+            assert_eq!(guest.asks(kind, address, 1).0, ERROR, "{kind} {address:#x}");
+        }
+    }
+    guest.gets(PLUG, 9, 2, ERROR).gets(PLUG, 10, 1, ERROR).gets(PLUG, 11, 2, ERROR);
+    guest.gets(UNPLUG, 9, 2, ERROR).gets(UNPLUG, 12, 1, ERROR).gets(UNPLUG, 10, 3, ERROR);
+    guest.gets(4, 12, 1, ERROR).gets(u16::MAX, 12, 1, ERROR);
+    let (answer, written) = guest.driver.request(0, &[0; 23], 10);
+    assert_eq!((answer[0], written), (ERROR as u8, 10), "a request that is too short");
+    assert_eq!(guest.driver.request(0, &[0; 24], 1), (vec![ERROR as u8], 1), "little room");
+    guest.has(&[10, 11]);
+}
+
+#[test]
+fn no_more_is_plugged_than_the_owner_asked_for() {
+    let mut guest = guest(3);
+    guest.gets(PLUG, 0, 4, NACK).gets(PLUG, 0, 2, ACK).gets(PLUG, 4, 2, NACK);
+    guest.gets(PLUG, 4, 1, ACK).gets(PLUG, 5, 1, NACK).has(&[0, 1, 4]);
+    let generation = guest.driver.get(VIRTIO_MMIO_CONFIG_GENERATION);
+    guest.driver.acknowledge(u32::MAX);
+    guest.handle.request(BLOCK).unwrap();
+    assert_eq!(guest.driver.interrupt_status(), CONFIG_CHANGE);
+    assert_ne!(guest.driver.get(VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    assert_eq!((guest.field(6), guest.handle.status().requested), (BLOCK, BLOCK));
+    guest.gets(PLUG, 5, 1, NACK).gets(UNPLUG, 0, 2, ACK).has(&[4]);
+    for bytes in [BLOCK + 1, (BLOCKS + 1) * BLOCK, u64::MAX] {
+        guest.handle.request(bytes).unwrap_err();
+    }
+    assert_eq!(guest.handle.status().requested, BLOCK);
+}
+
+#[test]
+fn a_reset_of_the_device_leaves_memory_as_it_is() {
+    let mut guest = guest(BLOCKS);
+    guest.gets(PLUG, 1, 2, ACK);
+    guest.ram.write_obj(7u64, GuestAddress(ROOM + BLOCK)).unwrap();
+    guest.driver.init();
+    guest.has(&[1, 2]);
+    assert_eq!(guest.ram.read_obj::<u64>(GuestAddress(ROOM + BLOCK)).unwrap(), 7);
+    guest.driver.reset();
+    guest.handle.request(0).unwrap();
+    assert!(!guest.driver.take_interrupt(), "nobody is there");
+    // A machine's reset does not.
+    memory::discard(&guest.ram, false).unwrap();
+    assert_eq!(guest.handle.status().plugged, 0);
+}
+
+#[test]
+fn what_was_in_a_block_is_gone_when_it_comes_again() {
+    let mut guest = guest(BLOCKS);
+    guest.gets(PLUG, 0, 3, ACK);
+    // A transfer that began before the block went has it still.
+    let ram = guest.ram.clone();
+    let slice = ram.get_slice(GuestAddress(ROOM + BLOCK), BLOCK as usize).unwrap();
+    slice.write_obj(7u64, 0).unwrap();
+    for block in [0, 2] {
+        ram.write_obj(9u64, GuestAddress(ROOM + block * BLOCK)).unwrap();
+    }
+    guest.gets(UNPLUG, 1, 1, ACK);
+    assert_eq!(slice.read_obj::<u64>(0).unwrap(), 0, "given back");
+    slice.write_obj(8u64, 64).unwrap();
+    guest.gets(PLUG, 1, 1, ACK);
+    assert_eq!(slice.read_obj::<u64>(64).unwrap(), 0);
+    for block in [0, 2] {
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(ROOM + block * BLOCK)).unwrap(), 9);
+    }
+}
+
+#[test]
+fn a_host_that_cannot_is_busy_and_nothing_is_plugged_by_halves() {
+    let mut guest = guest(BLOCKS);
+    guest.gets(PLUG, 1, 1, ACK);
+    guest.cpus.1.store(true, Ordering::SeqCst);
+    guest.gets(PLUG, 2, 4, BUSY).has(&[1]);
+    guest.gets(PLUG, 2, 3, ACK).has(&[1, 2, 3, 4]);
+}
+
+#[test]
+fn no_device_reaches_a_block_that_is_not_plugged() {
+    let mut owner = guest(BLOCKS);
+    owner.gets(PLUG, 1, 2, ACK);
+    let mut driver = Driver::with_ram(Box::new(Rng::default()), owner.ram.clone());
+    let mut ask = |address: u64, len: u32| {
+        driver.init();
+        driver.add(0, &[(address, len, true)]);
+        driver.kick(0);
+        let seen = AtomicUsize::new(0);
+        driver.wait_until("an answer, or none", |driver| {
+            seen.store(driver.used_index(0).into(), Ordering::SeqCst);
+            seen.load(Ordering::SeqCst) > 0 || driver.status() & 64 != 0
+        });
+        seen.load(Ordering::SeqCst) > 0
+    };
+    let block = |index: u64| ROOM + index * BLOCK;
+    assert!(ask(block(1), 64));
+    assert!(ask(block(2) - 32, 64), "both are plugged");
+    for (address, len) in [
+        (block(0), 64),
+        (block(1) - 1, 2),
+        (block(3) - 32, 64),
+        (block(3), 1),
+        (block(1), 3 * BLOCK as u32),
+        (block(69), BLOCK as u32),
+    ] {
+        assert!(!ask(address, len), "{address:#x} {len}");
+    }
+    // Nor are rings there.
+    assert!(owner.ram.check_range(GuestAddress(block(1)), 16));
+    assert!(!owner.ram.check_range(GuestAddress(block(5)), 16));
+}
