@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bus::BusDevice;
 use crate::event::{Event, EventSender, Halt};
+use crate::memory;
 use crate::timeline::{Mark, Timeline};
 
 /// Whether init has said that it runs. Clones share it.
@@ -39,7 +40,9 @@ impl BusDevice for Told {
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
             (0, [_]) => {
-                self.init_runs.0.store(true, Ordering::Relaxed);
+                if !self.init_runs.0.swap(true, Ordering::Relaxed) {
+                    memory::trim_code(); // of what a boot needs, a running guest needs little
+                }
                 self.timeline.reach(Mark::InitMark);
             }
             (1, [status]) => self.events.send(Event::Halt(Halt::Exited(*status))),
