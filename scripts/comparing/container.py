@@ -12,10 +12,12 @@ from comparing import system
 from comparing.groups import BASE, ROOT, Group
 from comparing.running import Failed
 
+RUNC = os.environ.get("RUNC", "runc")
+
 
 def spec(images: Path, folder: Path) -> Dict[str, Any]:
     """The configuration that all containers share. `images` has Podman's defaults."""
-    subprocess.run(["runc", "spec", "--bundle", str(folder)], check=True)
+    subprocess.run([RUNC, "spec", "--bundle", str(folder)], check=True)
     made = json.loads((folder / "config.json").read_text())
     allowed = capabilities(images)
     made["process"].update(terminal=False, args=["/compare/workload"], cwd="/")

@@ -2,7 +2,7 @@
 
 import subprocess
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from comparing import filters
 from comparing.experiments import Missing
@@ -14,9 +14,10 @@ MARKER = "1000003"  # seconds that a process of the host sleeps, which nothing e
 ROWS = ("kernel", "processes", "calls_own", "calls_host", "devices", "kernel_log", "content", "same_machine", "writes_gone")
 
 
-def fact(text: str, number: Any = None) -> Dict[str, Any]:
-    """A value in words, with the number in it, if there is one that can be compared."""
-    return {"text": text} if number is None else {"text": text, "number": number}
+def fact(text: str, number: Optional[int] = None, good: Optional[bool] = None) -> Dict[str, Any]:
+    """A value in words; with the number in it, and whether it is what one wants, if that can be said."""
+    optional = {"number": number, "good": good}
+    return {"text": text, **{key: value for key, value in optional.items() if value is not None}}
 
 
 def of(side: Side) -> Dict[str, Any]:
@@ -48,10 +49,10 @@ def isolation(seen: Dict[str, str]) -> Dict[str, Any]:
     else:
         log = "its own kernel’s only"
     return {
-        "kernel": fact(f"{'the host’s' if host else 'its own'}, {seen['release']}"),
-        "processes": fact(f"{seen['processes']}, {others}", int(seen["processes"])),
+        "kernel": fact(f"{'the host’s' if host else 'its own'}, {seen['release']}", good=not host),
+        "processes": fact(f"{seen['processes']}, {others}", int(seen["processes"]), seen["hosts"] == "0"),
         "devices": fact(f"{seen['devices']} {'of the host’s' if host else 'of its own kernel’s'}", int(seen["devices"])),
-        "kernel_log": fact(log),
+        "kernel_log": fact(log, good="not" in log or not host),
     }
 
 
@@ -86,12 +87,14 @@ def vcpu(passes: Dict[int, Any]) -> str:
 def replicability(seen: Dict[str, str], first: Dict[str, str], second: Dict[str, str], marked: bool) -> Dict[str, Any]:
     """Rows from two runs."""
 
-    def same(name: str) -> str:
-        return f"yes, {first[name]}" if first[name] == second[name] else f"no: {first[name]}, {second[name]}"
+    def same(name: str, more: str = "") -> Dict[str, Any]:
+        if first[name] == second[name]:
+            return fact(f"yes, {first[name]}{more}", good=True)
+        return fact(f"no: {first[name]}, {second[name]}{more}", good=False)
 
     product = seen.get("product") or "no name"
     return {
-        "content": fact(same("content")),
-        "same_machine": fact(f"{same('machine')}, {product}"),
-        "writes_gone": fact("no" if marked else "yes"),
+        "content": same("content"),
+        "same_machine": same("machine", f", {product}"),
+        "writes_gone": fact("no" if marked else "yes", good=not marked),
     }

@@ -30,21 +30,15 @@ def say(text: str) -> None:
     print(f"compare: {text}", file=sys.stderr, flush=True)
 
 
-def summary(samples: List[Any]) -> Dict[str, Any]:
-    """A cell: figures, a fact, or the reason why there is none."""
+def summary(samples: List[Any], better: str) -> Dict[str, Any]:
+    """A cell: figures, a fact, or the reason why there is none. 99 of 100 samples are no worse than `p99`."""
     good = [sample for sample in samples if not isinstance(sample, Missing)]
     if not good:
         return {"reason": samples[0].reason if samples else "not asked for"}
     if isinstance(good[0], dict):
         return good[0]
-    good.sort()
-    cell = {
-        "n": len(good),
-        "median": statistics.median(good),
-        "p99": good[math.ceil(len(good) * 0.99) - 1],
-        "worst": good[-1],
-        "samples": good,
-    }
+    ranked = sorted(good, reverse=better == "more")
+    cell = {"n": len(good), "median": statistics.median(good), "p99": ranked[math.ceil(len(good) * 0.99) - 1], "samples": good}
     bad = [sample for sample in samples if isinstance(sample, Missing)]
     return {**cell, "failed": len(bad), "failure": bad[0].reason} if bad else cell
 
@@ -59,6 +53,7 @@ def attempt(side: Side, rows, experiment) -> Dict[str, Any]:
     finally:
         for path in groups.BASE.glob(f"{side.id}-*"):
             groups.Group(path.name).kill()
+            side.clean(side.parts.folder / path.name)
 
 
 def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str]) -> Values:
@@ -102,7 +97,7 @@ def result(values: Values, sides: List[Side], sizes: Sizes, where: Dict[str, Any
                 "title": filled(row.title),
                 "method": filled(row.method),
                 "ratio_only": row.clock and where["emulated"],
-                "values": {side: summary(samples) for side, samples in values[row.id].items()},
+                "values": {side: summary(samples, row.better) for side, samples in values[row.id].items()},
             }
             for row in ROWS
             if any(values[row.id].values())

@@ -1,5 +1,6 @@
 """The comparison as one HTML page that needs nothing else."""
 
+import math
 from html import escape
 from typing import Any, Dict, List, Tuple
 
@@ -30,7 +31,7 @@ dt { color: var(--soft); } .sums { display: grid; grid-template-columns: 1fr 1fr
 def bars(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
     """A bar for each side's median, a whisker to its 99th percentile, and the figures."""
     cells = [(side, row["values"][side["id"]]) for side in sides]
-    most = max((cell["p99"] for _, cell in cells if "p99" in cell), default=0) or 1
+    most = max((max(cell["median"], cell["p99"]) for _, cell in cells if "median" in cell), default=0) or 1
     room, parts = WIDTH - LEFT - RIGHT, []
     for index, (side, cell) in enumerate(cells):
         top = index * STEP + 4
@@ -40,7 +41,7 @@ def bars(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
             parts.append(f'<text class="soft" x="{LEFT}" y="{top + 12}">no value: {escape(cell["reason"])}</text>')
             continue
         end, tail = LEFT + room * cell["median"] / most, LEFT + room * cell["p99"] / most
-        parts.append(f'<rect class="{side["id"]}" x="{LEFT}" y="{top}" width="{max(end - LEFT, 1):.1f}" height="{BAR}" rx="2"/>')
+        parts.append(f'<rect class="{escape(side["id"])}" x="{LEFT}" y="{top}" width="{max(end - LEFT, 1):.1f}" height="{BAR}" rx="2"/>')
         parts.append(f'<line x1="{end:.1f}" y1="{middle}" x2="{tail:.1f}" y2="{middle}"/>')
         parts.append(f'<line x1="{tail:.1f}" y1="{top + 3}" x2="{tail:.1f}" y2="{top + BAR - 3}"/>')
         figures = f'{number(cell["median"])} <tspan class="soft">({number(cell["p99"])})</tspan>'
@@ -73,16 +74,19 @@ def card(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
 
 
 def against(result: Dict[str, Any]) -> Tuple[List[str], List[str]]:
-    """What the machine wins and loses against the container, by their medians, the widest gap first."""
+    """What the machine wins and loses against the container: facts, then medians with the widest gap first."""
     wins, losses = [], []
     for row in result["rows"]:
-        ours, theirs = row["values"].get("machine", {}), row["values"].get("container", {})
-        ours, theirs = ours.get("median", ours.get("number")), theirs.get("median", theirs.get("number"))
-        if not row["better"] or not ours or not theirs or ours == theirs:
-            continue
-        wins_here = (ours < theirs) == (row["better"] == "less")
-        factor = max(ours, theirs) / min(ours, theirs)
-        (wins if wins_here else losses).append((factor, f"{row['title']} ({number(factor)}×)"))
+        machine, container = row["values"].get("machine", {}), row["values"].get("container", {})
+        ours, theirs = machine.get("median", machine.get("number")), container.get("median", container.get("number"))
+        if machine.get("good") != container.get("good") and "good" in machine and "good" in container:
+            (wins if machine["good"] else losses).append((math.inf, f"{row['title']}: {machine['text']}"))
+        elif row["better"] and ours is not None and theirs is not None and ours != theirs:
+            wins_here = (ours < theirs) == (row["better"] == "less")
+            factor = max(ours, theirs) / (min(ours, theirs) or math.nan)
+            gap = f"{number(factor)}×" if math.isfinite(factor) else f"{number(ours)} against {number(theirs)}"
+            here = " here" if row["ratio_only"] else ""
+            (wins if wins_here else losses).append((factor if math.isfinite(factor) else 0, f"{row['title']} ({gap}{here})"))
     return tuple([told for _, told in sorted(found, reverse=True)] for found in (wins, losses))
 
 
@@ -122,7 +126,7 @@ def page(result: Dict[str, Any]) -> str:
             group = row["group"]
             parts.append(f"<h2>{escape(group)}</h2>")
         parts.append(card(row, sides))
-    foot = '<p class="soft">Bars are medians, the thin line ends at the 99th percentile (in brackets). Made by scripts/compare of tinyvmm.</p>'
+    foot = '<p class="soft">Bars are medians, the thin line ends at the 99th percentile (in brackets): 99 of 100 samples are no worse. Made by scripts/compare of tinyvmm.</p>'
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>A process, a container, a machine</title><style>{STYLE}</style></head><body>{''.join(parts)}{foot}</body></html>\n"

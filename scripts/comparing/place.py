@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict
 
+from comparing.container import RUNC
+
 
 def _line(command) -> str:
     try:
@@ -43,6 +45,6 @@ def describe(folder: Path, tinyvmm: Path) -> Dict[str, Any]:
         "memory_mib": int(_after("/proc/meminfo", "MemTotal").split()[0]) // 1024,
         "kernel": platform.release(),
         "file_system": kind_of(folder),
-        "runc": _line(["runc", "--version"]),
+        "runc": _line([RUNC, "--version"]),
         "tinyvmm": _line([str(tinyvmm), "--version"]),
     }

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Tuple
 
-HERE = "seen from the host"
 WITHIN = "told by the workload"
 
 
@@ -68,13 +67,13 @@ ROWS = (
         "Isolation",
         ("kernel", "whose kernel answers", "", "", False,
          f"uname -r and /proc/sys/kernel/random/boot_id, {WITHIN}, against the host's."),
-        ("processes", "processes that can be seen", "", "less", False,
+        ("processes", "processes that can be seen", "", "", False,
          f"Entries of /proc, {WITHIN}; and whether a process of the host, made for this, is one of them."),
-        ("calls_own", "system calls that the workload can make", "", "less", False,
+        ("calls_own", "system calls that the workload can make", "", "", False,
          "Functions __x64_sys_* in /proc/kallsyms of the kernel that answers, as far as libseccomp knows their numbers; where a seccomp filter stands before it, the calls that the filter can let through: it is read by ptrace(2) and followed for every number with arguments that can be anything."),
         ("calls_host", "system calls of the host that it can bring about", "", "less", False,
          "The same for the host's threads that do its work: the process, the container's, all of tinyvmm's (together), whose jail allows many of them only with certain arguments. In brackets: what the thread of a virtual CPU may make."),
-        ("devices", "device nodes in /dev", "", "less", False,
+        ("devices", "device nodes in /dev", "", "", False,
          f"Character and block devices below /dev, {WITHIN}; the machine's are its own kernel's."),
         ("kernel_log", "the host's kernel log", "", "", False,
          "The workload makes a node for character device 1:11 (/dev/kmsg) and opens it. In the machine that is its own kernel's log."),

@@ -152,7 +152,7 @@ class Container(Side):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.spec = container.spec(parts.images, parts.folder)
-        self.runc = ["runc", "--root", str(parts.folder / "runc")]
+        self.runc = [container.RUNC, "--root", str(parts.folder / "runc")]
 
     def _start(self, group: Group, folder: Path) -> Running:
         merged = container.prepare(self.spec, folder, group)

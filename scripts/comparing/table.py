@@ -46,7 +46,7 @@ def text(result: Dict[str, Any]) -> str:
         else:
             cells = (cell_text(row["values"][side["id"]], notes) for side in sides)
             lines.append(f"  {heading(row):<{WIDTH - 2}}" + "".join(f"{cell:>20}" for cell in cells))
-    lines += ["", "median (99th percentile) of the samples"]
+    lines += ["", "median (99th percentile: 99 of 100 samples are no worse)"]
     if any(row["ratio_only"] for row in result["rows"]):
         lines.append("~ good for comparing the columns only, and dear for the machine: an emulator plays the processor here")
     lines += [f"[{index + 1}] {note}" for index, note in enumerate(notes)]
