@@ -20,6 +20,14 @@ def prepare() -> None:
     (BASE / "cgroup.subtree_control").write_text("+memory")
 
 
+def remove() -> None:
+    """Takes the group of all instances away, with what is left in it."""
+    for path in BASE.glob("*/"):
+        Group(path.name).kill()
+    if BASE.exists():
+        BASE.rmdir()
+
+
 class Group:
     """The group of one instance."""
 

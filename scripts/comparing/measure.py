@@ -2,12 +2,12 @@
 """Does the measuring for scripts/compare, as root, where /dev/kvm boots stock kernels; writes JSON."""
 
 import argparse
-import datetime
 import json
 import math
 import os
-import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from comparing import facts, groups, place, system  # noqa: E402
-from comparing.experiments import EXPERIMENTS, Missing, Sizes  # noqa: E402
+from comparing.experiments import EXPERIMENTS, Missing, Sizes, life  # noqa: E402
 from comparing.rows import ROWS  # noqa: E402
 from comparing.running import Failed  # noqa: E402
 from comparing.sides import SIDES, Parts, Side  # noqa: E402
@@ -68,6 +68,9 @@ def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str]) -> Va
             if not only or row in only:
                 values[row][side.id].append(sample)
 
+    for side in sides:
+        say(f"warming up: {side.name}")
+        attempt(side, (), lambda s=side: life(s, sizes))
     for number in range(rounds):
         for name, experiment, rows in EXPERIMENTS:
             for side in sides:
@@ -79,7 +82,7 @@ def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str]) -> Va
 
 
 def result(values: Values, sides: List[Side], sizes: Sizes, where: Dict[str, Any]) -> Dict[str, Any]:
-    """The JSON document."""
+    """The JSON document, without the time: the box's clock may have jumped."""
 
     def filled(text: str) -> str:
         for name, size in vars(sizes).items():
@@ -88,7 +91,6 @@ def result(values: Values, sides: List[Side], sizes: Sizes, where: Dict[str, Any
 
     return {
         "format": FORMAT,
-        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "place": where,
         "sides": [{"id": side.id, "name": side.name, "is": " ".join(side.__doc__.split())} for side in sides],
         "rows": [
@@ -105,19 +107,31 @@ def result(values: Values, sides: List[Side], sizes: Sizes, where: Dict[str, Any
     }
 
 
+def clean_up(work: Path) -> None:
+    """Leaves nothing. The host's /dev is mounted below `work`: should that be so still, rm does not go there."""
+    try:
+        groups.remove()
+        system.unmount_below(work)
+    except OSError as error:
+        say(f"cannot clean up: {error}")
+    subprocess.run(["rm", "-rf", "--one-file-system", str(work)], check=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("images", "kernel", "tinyvmm", "folder", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("-n", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--icount", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("compare: containers need root; run it with sudo, or with --box")
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     if place.kind_of(arguments.folder) == "overlayfs":  # as in the box: no container's overlay can be above one
         arguments.folder = Path("/dev/shm")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     system.leave_mounts_to_us()
     system.adopt_orphans()
     work = Path(tempfile.mkdtemp(prefix="tinyvmm-compare-", dir=arguments.folder))
@@ -128,16 +142,15 @@ def main() -> None:
         parts.copy()
         sides = [kind(parts) for kind in SIDES]
         sizes = Sizes.quick() if arguments.quick else Sizes()
-        where = place.describe(work, arguments.tinyvmm)
+        where = place.describe(work, arguments.tinyvmm, arguments.icount)
+        if where["emulated"]:
+            parts.keep_programs()
         values = measure(sides, arguments.n, sizes, arguments.only)
         arguments.output.write_text(json.dumps(result(values, sides, sizes, where), indent=1, ensure_ascii=False) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")
     finally:
-        system.unmount_below(work)
-        shutil.rmtree(work, ignore_errors=True)
-        if groups.BASE.exists():
-            os.rmdir(groups.BASE)
+        clean_up(work)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,32 @@
 
 import math
 from html import escape
-from typing import Any, Dict, List, Tuple
+from itertools import groupby
+from typing import Any, Dict, List
 
 from comparing.table import is_fact, number
 
-LEFT, RIGHT, STEP, BAR = 84, 150, 24, 14
-WIDTH = 720
+LEFT, RIGHT, STEP, BAR = 62, 140, 22, 13
+WIDTH = 380
+SAME = 1.05  # a lesser gap is none
 STYLE = """
 :root { color-scheme: light dark; --back: #fbfaf7; --card: #fff; --text: #22252a; --soft: #646b75; --line: #dedbd2;
   --process: #8b929c; --container: #2f7fb8; --machine: #d2691e; --note: #fff4d6; }
 @media (prefers-color-scheme: dark) { :root { --back: #15171a; --card: #1d2024; --text: #e6e4df; --soft: #9aa1ab;
   --line: #33373d; --process: #7b838e; --container: #58a6dc; --machine: #ef8d4b; --note: #3a3116; } }
-body { margin: 0 auto; max-width: 780px; padding: 28px 16px 40px; background: var(--back); color: var(--text);
+body { margin: 0 auto; max-width: 1120px; padding: 28px 16px 40px; background: var(--back); color: var(--text);
   font: 15px/1.45 system-ui, sans-serif; }
 h1 { font-size: 25px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 28px 0 8px; } p { margin: 6px 0; }
 h3 { font-size: 15px; margin: 0; } .soft, summary, details p { color: var(--soft); font-size: 13px; }
 .note { background: var(--note); border-radius: 6px; padding: 8px 12px; margin: 12px 0; }
-.row { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; margin: 8px 0; }
-.row h3 span { font-weight: normal; color: var(--soft); font-size: 13px; }
-svg { display: block; width: 100%; height: auto; margin: 6px 0 2px; } svg text { fill: var(--text); font-size: 13px; }
+.row { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 10px; }
+.row h3 span { display: block; font-weight: normal; color: var(--soft); font-size: 13px; }
+svg { display: block; width: 100%; max-width: 480px; height: auto; margin: 6px 0 2px; } svg text { fill: var(--text); font-size: 12.5px; }
 svg .soft { fill: var(--soft); } svg line { stroke: var(--text); stroke-width: 1.5; }
 .process { fill: var(--process); } .container { fill: var(--container); } .machine { fill: var(--machine); }
 dl { display: grid; grid-template-columns: 84px 1fr; margin: 6px 0 2px; gap: 2px 0; } dd { margin: 0; }
-dt { color: var(--soft); } .sums { display: grid; grid-template-columns: 1fr 1fr; gap: 0 24px; } ul { padding-left: 18px; margin: 4px 0; }
+dt { color: var(--soft); } .sums { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 0 24px; } ul { padding-left: 18px; margin: 4px 0; }
 """
 
 
@@ -73,21 +76,23 @@ def card(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
     return f'<div class="row">{title}{body}<details><summary>method</summary><p>{escape(row["method"])}</p></details></div>'
 
 
-def against(result: Dict[str, Any]) -> Tuple[List[str], List[str]]:
-    """What the machine wins and loses against the container: facts, then medians with the widest gap first."""
-    wins, losses = [], []
+def against(result: Dict[str, Any]) -> List[List[str]]:
+    """What the machine wins, loses and does as well as the container: facts, then medians with the widest gap first."""
+    wins, losses, ties = [], [], []
     for row in result["rows"]:
         machine, container = row["values"].get("machine", {}), row["values"].get("container", {})
         ours, theirs = machine.get("median", machine.get("number")), container.get("median", container.get("number"))
         if machine.get("good") != container.get("good") and "good" in machine and "good" in container:
             (wins if machine["good"] else losses).append((math.inf, f"{row['title']}: {machine['text']}"))
-        elif row["better"] and ours is not None and theirs is not None and ours != theirs:
+        elif row["better"] and ours is not None and theirs is not None:
+            least, most = sorted((ours, theirs))
+            factor = most / least if least else 1 if most == 0 else 0  # 0: none can be told
+            gap = f"{number(factor)}×" if factor else f"{number(ours)} against {number(theirs)}"
             wins_here = (ours < theirs) == (row["better"] == "less")
-            factor = max(ours, theirs) / (min(ours, theirs) or math.nan)
-            gap = f"{number(factor)}×" if math.isfinite(factor) else f"{number(ours)} against {number(theirs)}"
             here = " here" if row["ratio_only"] else ""
-            (wins if wins_here else losses).append((factor if math.isfinite(factor) else 0, f"{row['title']} ({gap}{here})"))
-    return tuple([told for _, told in sorted(found, reverse=True)] for found in (wins, losses))
+            found = ties if 1 <= factor < SAME else wins if wins_here else losses
+            found.append((factor, f"{row['title']} ({gap}{here})"))
+    return [[told for _, told in sorted(found, reverse=True)] for found in (wins, losses, ties)]
 
 
 def listed(title: str, items: List[str]) -> str:
@@ -96,36 +101,45 @@ def listed(title: str, items: List[str]) -> str:
     return f"<div><h3>{title}</h3><ul>{told}</ul></div>"
 
 
+EMULATED = (
+    "An emulator plays the processor here, its virtualization included, in software: the machine pays for that with each exit and "
+    "each TLB miss. What is marked “ratios only” depends on it, to the machine’s disadvantage; memory, isolation and replicability do not."
+)
+COUNTED = (
+    "An emulator plays the processor here, and its clock counts instructions: 1 ms is 1,000,000 of them. That can be repeated on any "
+    "host, but what is dear on hardware costs no more than the rest: an exit of the machine, a TLB miss, a flushed disk. What is marked "
+    "“ratios only” depends on it, mostly to the machine’s advantage; memory, isolation and replicability do not."
+)
+
+
+def note(place: Dict[str, Any]) -> str:
+    """How far the place's clock can be believed."""
+    if not place["emulated"]:
+        return ""
+    return f'<p class="note">{COUNTED if place["counts_instructions"] else EMULATED}</p>'
+
+
 def head(result: Dict[str, Any]) -> str:
     """What was compared, where, and who wins."""
     place, sides = result["place"], result["sides"]
     told = "".join(f"<dt>{escape(side['name'])}</dt><dd>{escape(side['is'])}</dd>" for side in sides)
-    note = ""
-    if place["emulated"]:
-        note = (
-            '<p class="note">An emulator plays the processor here, its virtualization included: each exit of the machine costs '
-            "far more than on hardware, and the clock is the emulator’s. What is marked “ratios only” depends on that, to the "
-            "machine’s disadvantage; memory, isolation and replicability do not.</p>"
-        )
-    wins, losses = against(result)
+    wins, losses, ties = against(result)
     return (
         "<h1>The same workload: a process, a container, a machine</h1>"
         f'<p class="soft">{escape(result["when"])} · {escape(place["name"])} · {escape(place["cpu"])}, {place["cpus"]} processor(s), '
         f'{place["memory_mib"]} MiB · Linux {escape(place["kernel"])} · {escape(place["file_system"])} · '
         f'{escape(place["runc"])} · {escape(place["tinyvmm"])}</p>'
-        f"<dl>{told}</dl>{note}"
-        f'<h2>The machine against the container</h2><div class="sums">{listed("Better", wins)}{listed("Worse", losses)}</div>'
+        f"<dl>{told}</dl>{note(place)}"
+        f'<h2>The machine against the container</h2><div class="sums">{listed("Better", wins)}{listed("Worse", losses)}{listed("The same, within 5%", ties)}</div>'
     )
 
 
 def page(result: Dict[str, Any]) -> str:
     """The whole page."""
-    sides, group, parts = result["sides"], "", [head(result)]
-    for row in result["rows"]:
-        if row["group"] != group:
-            group = row["group"]
-            parts.append(f"<h2>{escape(group)}</h2>")
-        parts.append(card(row, sides))
+    sides, parts = result["sides"], [head(result)]
+    for group, rows in groupby(result["rows"], key=lambda row: row["group"]):
+        cards = "".join(card(row, sides) for row in rows)
+        parts.append(f'<h2>{escape(group)}</h2><div class="cards">{cards}</div>')
     foot = '<p class="soft">Bars are medians, the thin line ends at the 99th percentile (in brackets): 99 of 100 samples are no worse. Made by scripts/compare of tinyvmm.</p>'
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

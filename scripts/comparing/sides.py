@@ -1,6 +1,7 @@
 """The three ways to run the workload: a plain process, a container, a machine."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,18 @@ class Parts:
                 os.chown(os.path.join(path, name), 0, 0, follow_symlinks=False)
         # With its holes.
         subprocess.run(["cp", "--sparse=always", self.images / "image", self.image], check=True)
+
+    def keep_programs(self) -> None:
+        """Puts copies in the folder over the programs of the sides: reading those would be slow, as they are elsewhere."""
+        runc = shutil.which(container.RUNC)
+        libraries = re.findall(r"(/\S+) \(", subprocess.run(["ldd", runc], capture_output=True, text=True, check=False).stdout)
+        copies = self.folder / "programs"
+        copies.mkdir()
+        for path in {*map(os.path.realpath, [runc, *libraries, self.tinyvmm, self.kernel]), "/etc/ld.so.cache"}:
+            if os.path.exists(path):
+                copy = copies / path.replace("/", "_")
+                shutil.copy(path, copy)
+                system.mount(str(copy), Path(path), "", system.MS_BIND)
 
 
 class Side:

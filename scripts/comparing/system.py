@@ -41,6 +41,7 @@ def leave_mounts_to_us() -> None:
 def unmount_below(folder: Path) -> None:
     """Whatever is mounted below `folder`, the last one first."""
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        below = [line.split()[1] for line in mounts if line.split()[1].startswith(f"{folder}/")]
-    for point in reversed(below):
-        LIBC.umount2(point.encode(), MNT_DETACH)
+        points = [line.split()[1].encode().decode("unicode_escape") for line in mounts]
+    for point in reversed(points):
+        if point.startswith(f"{folder}/"):
+            unmount(Path(point))

@@ -48,6 +48,9 @@ def text(result: Dict[str, Any]) -> str:
             lines.append(f"  {heading(row):<{WIDTH - 2}}" + "".join(f"{cell:>20}" for cell in cells))
     lines += ["", "median (99th percentile: 99 of 100 samples are no worse)"]
     if any(row["ratio_only"] for row in result["rows"]):
-        lines.append("~ good for comparing the columns only, and dear for the machine: an emulator plays the processor here")
+        counted = place["counts_instructions"]
+        lines.append("~ good for comparing the columns only: an emulator plays the processor here, " + (
+            "its clock counts instructions, and an exit of the machine costs no more than they do" if counted
+            else "and the machine pays for that with each exit"))
     lines += [f"[{index + 1}] {note}" for index, note in enumerate(notes)]
     return "\n".join(lines)

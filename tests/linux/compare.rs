@@ -101,7 +101,7 @@ fn what_is_wrong_is_told_in_one_line() {
 }
 
 /// A result with a row of figures, one without a value, and a fact.
-const RESULT: &str = r#"{"format": 1, "when": "today", "place": {"emulated": true, "name": "here", "cpu": "486", "cpus": 1,
+const RESULT: &str = r#"{"format": 1, "when": "today", "place": {"emulated": true, "counts_instructions": true, "name": "here", "cpu": "486", "cpus": 1,
   "memory_mib": 4, "kernel": "0.99", "file_system": "minix", "runc": "", "tinyvmm": ""},
   "sides": [{"id": "container", "name": "runc", "is": "<script>"}, {"id": "machine", "name": "tinyvmm", "is": ""}],
   "rows": [
@@ -126,6 +126,7 @@ fn a_result_becomes_a_table_and_a_page_that_needs_nothing_else() {
         "1,234",
         "no value: it was &lt;late&gt;",
         "ratios only",
+        "clock counts instructions",
         "&lt;script&gt;",
         "kernel: its own",
     ] {
