@@ -24,12 +24,12 @@ make() {
     make_ext4 "$root" "$out"
 }
 
-# Writes folder $1 as a sparse 64 MiB ext4 image to $2: the same bytes wherever and whoever builds it.
+# Writes folder $1 as a sparse ext4 image of size $3 (64M) to $2: the same bytes wherever and whoever builds it.
 make_ext4() {
     local id=74696e79-766d-6d20-6469-736b00000001
     export E2FSPROGS_FAKE_TIME=1 MKE2FS_CONFIG=/nonexistent PATH=$PATH:/usr/sbin:/sbin
     find "$1" -exec touch -h -d @1 {} +
-    truncate -s 64M "$2"
+    truncate -s "${3:-64M}" "$2"
     mke2fs -q -F -t ext4 -b 4096 -I 256 -L tinyvmm -U $id -E hash_seed=$id,root_owner=0:0,lazy_itable_init=0 \
         -d "$1" "$2"
     # mke2fs takes owner and times from the files here.

@@ -8,6 +8,7 @@ mod api;
 mod boot;
 mod boot_test;
 mod command;
+mod compare;
 mod disk;
 mod ends;
 mod memory;

@@ -1,0 +1,141 @@
+//! `scripts/compare`: the same workload as a process, in a container and in a machine.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::fixture::{Dir, TINYVMM};
+
+const ROWS: usize = 24;
+const SIDES: [&str; 3] = ["process", "container", "machine"];
+
+fn compare(dir: &Dir, args: &[&str]) -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/compare");
+    let mut command = Command::new(script);
+    command.args(args).current_dir(&dir.0).env("TINYVMM", TINYVMM);
+    command
+}
+
+/// It failed with this status and this one line.
+#[track_caller]
+fn says(output: &Output, status: i32, line: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, format!("compare: {line}\n"));
+    assert_eq!(output.status.code(), Some(status), "{said}");
+}
+
+/// A fact, figures, or the reason why there is no value.
+fn is_told(cell: &Value) -> bool {
+    let number = |name: &str| cell[name].as_f64().is_some_and(|value| value >= 0.0);
+    let word = |name: &str| cell[name].as_str().is_some_and(|text| !text.is_empty());
+    let samples = cell["samples"].as_array().map_or(0, Vec::len) as u64;
+    let figures =
+        number("median") && number("p99") && cell["n"].as_u64() == Some(samples) && samples > 0;
+    figures || word("text") || word("reason")
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn every_row_has_a_value_or_a_reason() {
+    let dir = Dir::new();
+    let output = compare(&dir, &["-n", "1", "--quick", "--json", "result.json"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let json = std::fs::read_to_string(dir.path("result.json")).unwrap();
+    let result: Value = serde_json::from_str(&json).unwrap();
+    let rows = result["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), ROWS, "{json}");
+    for row in rows {
+        let name = row["id"].as_str().unwrap();
+        assert!(row["method"].as_str().unwrap().len() > 20, "{name} has no method");
+        for side in SIDES {
+            let cell = &row["values"][side];
+            assert!(is_told(cell), "{name} of {side}: {cell}");
+            let reason = cell["reason"].as_str();
+            let none_is_right = matches!(reason, None | Some("one processor here"));
+            assert!(none_is_right, "{name} of {side} failed: {cell}\n{said}");
+        }
+    }
+    let fact = |row: &str, side: &str| {
+        let row = rows.iter().find(|found| found["id"] == row).unwrap();
+        row["values"][side].clone()
+    };
+    assert_eq!(fact("content", "machine"), fact("content", "container"), "the same files: {json}");
+    for (row, side, good) in [
+        ("kernel", "machine", true),
+        ("kernel", "container", false),
+        ("processes", "process", false),
+        ("writes_gone", "process", false),
+        ("writes_gone", "container", true),
+        ("writes_gone", "machine", true),
+        ("same_machine", "machine", true),
+    ] {
+        assert_eq!(fact(row, side)["good"], good, "{row} of {side}: {json}");
+    }
+    let calls = |side| fact("calls_host", side)["number"].as_u64().unwrap();
+    assert!(calls("machine") < 100 && calls("machine") < calls("container"), "{json}");
+    assert!(calls("container") < calls("process"), "{json}");
+}
+
+#[test]
+fn what_is_wrong_is_told_in_one_line() {
+    let dir = Dir::new();
+    let see = "see scripts/compare --help";
+    let output = compare(&dir, &["--fast"]).output().unwrap();
+    says(&output, 2, &format!("unrecognized arguments: --fast; {see}"));
+    let output = compare(&dir, &["--only", "start", "beauty"]).output().unwrap();
+    says(&output, 2, &format!("there is no row 'beauty'; {see}"));
+    let output = compare(&dir, &["-n", "0"]).output().unwrap();
+    says(&output, 2, &format!("-n 0: 1 to 1000 samples can be taken; {see}"));
+    let output = compare(&dir, &[]).env("RUNC", "./nowhere").output().unwrap();
+    says(&output, 1, "there is no ./nowhere for the container; run: apt-get install runc");
+    let output =
+        compare(&dir, &[]).env("TINYVMM", "/nowhere").env("RUNC", "true").output().unwrap();
+    says(&output, 1, "there is no /nowhere; run: cargo build --release");
+    let output = compare(&dir, &["--from", "nowhere"]).output().unwrap();
+    says(&output, 1, "nowhere is no result of --json: No such file or directory");
+    std::fs::write(dir.path("odd"), "{\"format\": 1, \"rows\": 7}").unwrap();
+    let output = compare(&dir, &["--from", "odd"]).output().unwrap();
+    says(&output, 1, "odd is not what --json writes: no 'sides'");
+}
+
+/// A result with a row of figures, one without a value, and a fact.
+const RESULT: &str = r#"{"format": 1, "when": "today", "place": {"emulated": true, "counts_instructions": true, "name": "here", "cpu": "486", "cpus": 1,
+  "memory_mib": 4, "kernel": "0.99", "file_system": "minix", "runc": "", "tinyvmm": ""},
+  "sides": [{"id": "container", "name": "runc", "is": "<script>"}, {"id": "machine", "name": "tinyvmm", "is": ""}],
+  "rows": [
+    {"id": "stop", "group": "G", "title": "stop", "unit": "ms", "better": "less", "ratio_only": true, "method": "watch",
+     "values": {"container": {"n": 2, "median": 1234.5, "p99": 1300, "samples": [1169, 1300]}, "machine": {"reason": "it was <late>"}}},
+    {"id": "kernel", "group": "G", "title": "kernel", "unit": "", "better": "", "ratio_only": false, "method": "ask",
+     "values": {"container": {"text": "shared", "good": false}, "machine": {"text": "its own", "good": true}}}]}"#;
+
+#[test]
+fn a_result_becomes_a_table_and_a_page_that_needs_nothing_else() {
+    let dir = Dir::new();
+    std::fs::write(dir.path("result.json"), RESULT).unwrap();
+    let args = ["--from", "result.json", "--html", "page.html", "--json", "copy.json"];
+    let output = compare(&dir, &args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    for part in ["stop, ms ~", "1,234 (1,300)", "- [1]", "[1] it was <late>", "tinyvmm   its own"] {
+        assert!(table.contains(part), "{part} is not in:\n{table}");
+    }
+    let page = std::fs::read_to_string(dir.path("page.html")).unwrap();
+    for part in [
+        "1,234",
+        "no value: it was &lt;late&gt;",
+        "ratios only",
+        "clock counts instructions",
+        "&lt;script&gt;",
+        "kernel: its own",
+    ] {
+        assert!(page.contains(part), "{part} is not in:\n{page}");
+    }
+    for part in ["<script", "http", "url(", "<link", "<img"] {
+        assert!(!page.contains(part), "{part} is in:\n{page}");
+    }
+    let copy = std::fs::read_to_string(dir.path("copy.json")).unwrap();
+    let same = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    assert_eq!(same(&copy), same(RESULT));
+}
