@@ -8,7 +8,7 @@ use std::process::Command;
 
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
-const MAX_PRODUCTION_LINES: usize = 16_000;
+const MAX_PRODUCTION_LINES: usize = 17_000;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 /// What is before an item that no user gets.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
@@ -251,9 +251,10 @@ fn nothing_gets_around_the_rules_for_unsafe() {
 #[test]
 fn dependencies_are_from_the_registry_and_locked() {
     const REGISTRY: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
-    let locks: [(&str, &[&str]); 2] = [
+    let locks: [(&str, &[&str]); 3] = [
         ("Cargo.lock", &["tinyvmm", "tinyvmm-fuzz", "unpack"]),
         ("guest-images/hostile/Cargo.lock", &["hostile"]),
+        ("tests/client/Cargo.lock", &["client"]),
     ];
     for (lock, ours) in locks {
         let text = read(lock);

@@ -335,6 +335,7 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         "drives": [{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}],
         "network-interfaces": [],
         "vsock": null,
+        "what_nobody_knows": null,
     });
     let with = |file: &serde_json::Value, code: fn() -> Vec<u8>| {
         let vmm = crate::fixture::Vmm::new().file("vmlinux", guests::elf(&code()));

@@ -154,10 +154,6 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
         Ok(Asked::Shown(text)) => return show(&text),
         Err(error) => return fail(format_args!("{error:#}"), EXIT_BAD_FLAGS),
     };
-    log::info!(
-        "Running tinyvmm {} as Firecracker v{FIRECRACKER_VERSION}",
-        env!("CARGO_PKG_VERSION")
-    );
     // Asked now: in its jail the process cannot look any more.
     let why_boots_fail = doctor::why_boots_fail_here();
     match run::run(&config, start) {

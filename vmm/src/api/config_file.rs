@@ -1,8 +1,9 @@
 //! `--config-file`: the bodies of Firecracker's API in one file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -15,7 +16,7 @@ use super::routes::Configure;
 const MOST_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 struct File {
     boot_source: BootSource,
     #[serde(default)]
@@ -34,6 +35,9 @@ struct File {
     vsock: Option<IgnoredAny>,
     mmds_config: Option<IgnoredAny>,
     memory_hotplug: Option<MemoryHotplug>,
+    /// What nobody knows. Clients write names that Firecracker does not have, with null.
+    #[serde(flatten)]
+    others: BTreeMap<String, Option<IgnoredAny>>,
 }
 
 /// What the file at `path` says, in the order in which it is to be done.
@@ -50,6 +54,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
         ("mmds-config", file.mmds_config.is_some()),
     ] {
         ensure!(!is_there, "{name}: not supported yet, leave it out");
+    }
+    if let Some((name, _)) = file.others.iter().find(|(_, value)| value.is_some()) {
+        bail!("unknown field `{name}`");
     }
     let mut steps = Vec::new();
     steps.extend(file.logger.map(Configure::Logger));

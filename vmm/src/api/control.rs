@@ -1,33 +1,28 @@
 //! What the machine's owner does for clients of the API.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Arc;
+mod outputs;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use log::LevelFilter;
 use serde_json::{Map, Value, json};
 
-use super::bodies::{self, Logger, PartialDrive, VmState};
+use super::bodies::{Logger, PartialDrive, VmState};
 use super::metrics::{Measured, Metrics, micros};
 use super::routes::{Configure, Control as Order, Request, Subject};
 use super::setup::{Setup, balloon_size, disk};
 use super::stats::{self, MemoryStats, Stats};
 use super::{Answer, Call, FIRECRACKER_VERSION, config_file};
-use crate::config::{FirecrackerConfig, MachineConfig};
+use crate::config::MachineConfig;
 use crate::event::Halt;
 use crate::jail::landlock::Place;
 use crate::layout;
-use crate::logger;
 use crate::machine::Machine;
 use crate::machine::started::Started;
 use crate::memory::GuestRam;
 use crate::report::Usage;
 use crate::timeline::Timeline;
 use crate::virtio::balloon_handle::BalloonHandle;
-use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::rate::Limiter;
 
 /// What the owner of a machine knows for the API.
@@ -70,20 +65,6 @@ impl Control {
             steps.into_iter().try_for_each(|what| control.configure(what)).with_context(named)?;
         }
         Ok(control)
-    }
-
-    /// Does what flags say under the name `firecracker`.
-    fn adopt(&mut self, flags: &FirecrackerConfig) -> Result<()> {
-        if let Some(path) = &flags.log_path {
-            logger::also_to(Some(create(path).context("--log-path")?), None, None, &self.id);
-            self.logger = Some(Logger::to_file(path.clone()));
-        }
-        if let Some(path) = &flags.metrics_path {
-            let metrics = bodies::Metrics { metrics_path: path.clone() };
-            self.configure(Configure::Metrics(metrics)).context("--metrics-path")?;
-        }
-        self.measured = Measured::since(flags.start);
-        Ok(())
     }
 
     /// Whether the machine can be started without a client's help.
@@ -235,29 +216,9 @@ impl Control {
     fn configure(&mut self, what: Configure) -> Result<()> {
         match what {
             Configure::Logger(logger) => self.set_logger(logger),
-            Configure::Metrics(metrics) => {
-                ensure!(self.metrics.is_none(), "metrics go somewhere already");
-                let file = create(&metrics.metrics_path)?;
-                self.metrics = Some(Metrics::new(metrics, file));
-                Ok(())
-            }
+            Configure::Metrics(metrics) => self.set_metrics(metrics),
             what => self.setup.change(what),
         }
-    }
-
-    fn set_logger(&mut self, body: Logger) -> Result<()> {
-        body.check()?;
-        let level = body.level.as_deref().map(logger::level).transpose()?;
-        let file = body.log_path.as_deref().map(create).transpose()?;
-        logger::also_to(file, body.show_level, body.show_log_origin, &self.id);
-        // A file is worth more than what stderr is; who has chosen already keeps that.
-        let chosen = self.logger.is_some() || self.config().firecracker.is_some();
-        let default = (body.log_path.is_some() && !chosen).then_some(LevelFilter::Info);
-        if let Some(level) = level.or(default) {
-            log::set_max_level(level);
-        }
-        self.logger = Some(body);
-        Ok(())
     }
 
     /// What is the same before and after the start.
@@ -352,45 +313,6 @@ impl Control {
         self.requested = bytes;
         Ok(())
     }
-
-    fn flush_metrics(&mut self, machine: &Started) -> Result<()> {
-        let disks = named_disks(&self.setup.config(), machine.disks());
-        let metrics = self.metrics.as_mut().context("metrics go nowhere: PUT /metrics first")?;
-        metrics.write(&disks, &self.measured)
-    }
-
-    /// When metrics of a machine that runs are to be written next, if they go anywhere.
-    pub fn metrics_due(&mut self) -> Option<Instant> {
-        self.metrics.as_mut().map(|metrics| metrics.due(Instant::now()))
-    }
-
-    /// Writes the metrics that are due; false if none are.
-    pub fn write_due_metrics(&mut self, machine: &Started) -> bool {
-        let config = self.setup.config();
-        let Some(metrics) = &mut self.metrics else { return false };
-        let is_due = metrics.take_due(Instant::now());
-        if is_due {
-            metrics.write_unasked(&named_disks(&config, machine.disks()), &self.measured);
-        }
-        is_due
-    }
-
-    /// Writes the last metrics of a machine, which has ended or resets.
-    pub fn write_last_metrics(&mut self, machine: &Machine) {
-        let config = self.setup.config();
-        if let Some(metrics) = &mut self.metrics {
-            metrics.write_unasked(&named_disks(&config, machine.disks()), &self.measured);
-            metrics.forget();
-        }
-    }
-}
-
-/// What has gone through each disk, with its name.
-fn named_disks<'a>(
-    config: &MachineConfig,
-    disks: impl Iterator<Item = &'a Arc<DiskCounts>>,
-) -> Vec<(String, &'a DiskCounts)> {
-    disk_ids(config).into_iter().zip(disks.map(|counts| &**counts)).collect()
 }
 
 fn handle(machine: &Started) -> Result<&BalloonHandle> {
@@ -423,13 +345,4 @@ fn balloon_statistics(balloon: &BalloonHandle) -> Result<Value> {
         tell(name, value);
     }
     Ok(answer.into())
-}
-
-/// A file or named pipe to add lines to.
-fn create(path: &Path) -> Result<File> {
-    // O_NONBLOCK: a named pipe without a reader is to be refused, not to be waited for.
-    let mut options = OpenOptions::new();
-    let options =
-        options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
-    options.open(path).with_context(|| format!("cannot write to {}", path.display()))
 }
