@@ -333,6 +333,7 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         "boot-source": {"kernel_image_path": "vmlinux", "boot_args": "a=b"},
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 32},
         "drives": [{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}],
+        "memory-hotplug": {"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 128},
         "network-interfaces": [],
         "vsock": null,
         "what_nobody_knows": null,
@@ -347,6 +348,10 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         listening(with(&file, guests::idle).args(["--api-sock", SOCKET]).start().prints("idle"));
     assert_eq!(client.get("/")["state"], "Running");
     assert_eq!(client.get("/machine-config")["mem_size_mib"], 32);
+    let room = json!({"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 4});
+    assert_eq!(client.get("/vm/config")["memory-hotplug"], room);
+    client.does("PATCH", "/hotplug/memory", r#"{"requested_size_mib":8}"#);
+    assert_eq!(client.get("/hotplug/memory")["requested_size_mib"], 8);
     // A guest that resets is at its end.
     with(&file, guests::acpi_reset).run().exits(4).prints("boot 1");
     let refused = |name: &str, value: serde_json::Value, words: &[&str]| {

@@ -69,18 +69,20 @@ fn a_guest_out_of_memory_takes_it_from_its_balloon() {
     assert!(console.number("deflated") > 0, "{}", console.0);
 }
 
-/// A guest of 256 MiB that can have 2 GiB. It keeps a file, and each time that it is told to: fills 640 MiB, frees
-/// them, and says how much it has.
+/// A guest of 256 MiB that can have 2 GiB. It keeps a file, and each time that it is told to: fills 640 MiB, says how
+/// much it has, and frees them.
 fn that_can_grow(kernel: Kernel, balloon: &str) -> (Running, Client) {
-    let script = "mount -t tmpfs -o size=900m tmpfs /mnt; head -c 30000000 /dev/urandom > /mnt/keep; \
+    let script = "mount -t tmpfs -o size=900m tmpfs /mnt; dd if=/dev/urandom of=/mnt/keep bs=1M count=24 2>/dev/null; \
         sum() { md5sum < /mnt/keep | cut -c1-32; }; a=$(sum); sleep 4; echo up=1; n=0; \
-        while read go; do n=$((n + 1)); read k total u < /proc/meminfo; echo total$n=$total; \
-        [ $go = reboot ] && reboot -f; [ $go = end ] && break; \
-        head -c 640m /dev/zero > /mnt/big && echo full$n=1; read go; rm /mnt/big; echo freed$n=1; done; \
+        while read go; do n=$((n + 1)); [ $go = reboot ] && reboot -f; \
+        [ $go = end ] || dd if=/dev/zero of=/mnt/big bs=1M count=640 2>/dev/null; \
+        read k total u < /proc/meminfo; echo total$n=$total; [ $go = end ] && break; \
+        echo full$n=1; read go; rm /mnt/big; echo freed$n=1; done; \
         [ $(sum) = $a ] && echo intact=1; \
         echo wrong=$(dmesg | grep -E '[O]ops|[B]UG|[C]all Trace|[O]ut of memory')";
     let vmm = kernel.runs(script).args(["--mem", "256M,max=2G", "--balloon", balloon]);
     let vmm = vmm.args(["--api-sock", "api.sock", "--log-level", "info"]);
+    let vmm = vmm.patiently(Duration::from_secs(90));
     listening(vmm.stdin(Stdio::piped()).start().prints("up=1"))
 }
 

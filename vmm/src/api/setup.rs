@@ -220,7 +220,10 @@ impl Setup {
                 format!("{name} {mib}: cannot be, say more than 0 and less than 2^44")
             })
         };
-        if let Some(slot) = memory.slot_size_mib {
+        // GET tells a block's.
+        if let Some(slot) =
+            memory.slot_size_mib.filter(|_| memory.slot_size_mib != memory.block_size_mib)
+        {
             ensure!(slot >= MIN_SLOT_MIB, "slot_size_mib {slot}: say {MIN_SLOT_MIB} or more");
         }
         let block = memory.block_size_mib.map(|mib| bytes("block_size_mib", mib)).transpose()?;

@@ -23,20 +23,22 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 pub(super) struct Filters(Vec<(ThreadKind, BpfProgram)>);
 
 impl Filters {
-    /// Compiles them.
+    /// Compiles them, but that of a kind that few machines have.
     pub(super) fn new() -> Result<Self> {
         let of = |kind| Ok((kind, compile(&rules::of(kind))?));
         let start = Instant::now();
-        let filters: Vec<_> = ThreadKind::ALL.into_iter().map(of).collect::<Result<_>>()?;
+        let usual = ThreadKind::ALL.into_iter().filter(|kind| *kind != ThreadKind::Memory);
+        let filters: Vec<_> = usual.map(of).collect::<Result<_>>()?;
         log::debug!("{} filters are made in {:?}", filters.len(), start.elapsed());
         Ok(Self(filters))
     }
 
     /// Adds that of `kind` to this thread, for good.
     pub(super) fn apply(&self, kind: ThreadKind) -> Result<()> {
-        let filter = self.0.iter().find(|(other, _)| *other == kind);
-        let (_, program) = filter.context("no filter for this thread")?;
-        Ok(apply_filter(program)?)
+        match self.0.iter().find(|(other, _)| *other == kind) {
+            Some((_, program)) => Ok(apply_filter(program)?),
+            None => Ok(apply_filter(&compile(&rules::of(kind))?)?),
+        }
     }
 }
 

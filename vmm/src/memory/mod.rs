@@ -139,8 +139,8 @@ pub fn change_each<T: ByteValued>(
     Ok(())
 }
 
-/// Makes the guest's RAM read as zero, and what comes in blocks unplugged: no guest runs. Pages go back to the host, except `hugepages`, which others
-/// could then take from the pool.
+/// Makes RAM that no guest uses any more as it was at first: it reads as zero, and blocks are unplugged. Pages go back
+/// to the host, except `hugepages`, which others could then take from the pool.
 pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     for region in ram.iter() {
         if hugepages {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION};
@@ -11,7 +13,7 @@ use super::contract::{BLOCK, BLOCKS, ROOM, with_room};
 use super::mem::Mem;
 use super::mem_handle::MemHandle;
 use super::rng::Rng;
-use super::test_driver::{CONFIG_CHANGE, Driver, RAM_SIZE};
+use super::test_driver::{CONFIG_CHANGE, DATA, Driver, RAM_SIZE};
 use crate::memory::hotplug::{Hotplug, Slots};
 use crate::memory::{self, GuestRam, RamRegion};
 
@@ -26,19 +28,28 @@ const ERROR: u16 = 3;
 
 /// What a guest's CPUs see.
 #[derive(Clone, Default)]
-struct Cpus(Arc<Mutex<Vec<usize>>>, Arc<AtomicBool>);
+struct Cpus {
+    seen: Arc<Mutex<Vec<usize>>>,
+    /// From here on KVM has no slots.
+    full: Arc<AtomicBool>,
+    /// Each block takes longer than a turn.
+    slow: Arc<AtomicBool>,
+}
 
 impl Slots for Cpus {
     fn show(&self, _: &RamRegion, index: usize) -> Result<()> {
-        ensure!(!self.1.load(Ordering::SeqCst) || index < 5, "no more");
-        let mut seen = self.0.lock().unwrap();
+        ensure!(!self.full.load(Ordering::SeqCst) || index < 5, "no more");
+        if self.slow.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(11));
+        }
+        let mut seen = self.seen.lock().unwrap();
         assert!(!seen.contains(&index), "{index} is there already");
         seen.push(index);
         Ok(())
     }
 
     fn hide(&self, _: &RamRegion, index: usize) -> Result<()> {
-        let mut seen = self.0.lock().unwrap();
+        let mut seen = self.seen.lock().unwrap();
         let at = seen.iter().position(|other| *other == index).expect("it is there");
         seen.remove(at);
         Ok(())
@@ -89,7 +100,7 @@ impl Guest {
     /// Just these blocks are plugged, for everyone.
     #[track_caller]
     fn has(&mut self, blocks: &[usize]) {
-        let mut seen = self.cpus.0.lock().unwrap().clone();
+        let mut seen = self.cpus.seen.lock().unwrap().clone();
         seen.sort_unstable();
         assert_eq!(seen, blocks);
         assert_eq!(self.handle.status().plugged, blocks.len() as u64 * BLOCK);
@@ -207,9 +218,39 @@ fn what_was_in_a_block_is_gone_when_it_comes_again() {
 fn a_host_that_cannot_is_busy_and_nothing_is_plugged_by_halves() {
     let mut guest = guest(BLOCKS);
     guest.gets(PLUG, 1, 1, ACK);
-    guest.cpus.1.store(true, Ordering::SeqCst);
+    guest.cpus.full.store(true, Ordering::SeqCst);
     guest.gets(PLUG, 2, 4, BUSY).has(&[1]);
     guest.gets(PLUG, 2, 3, ACK).has(&[1, 2, 3, 4]);
+}
+
+#[test]
+fn a_long_request_is_carried_out_in_turns() {
+    let mut guest = guest(BLOCKS);
+    guest.cpus.slow.store(true, Ordering::SeqCst);
+    guest.driver = guest.driver.by_hand();
+    guest.driver.init();
+    let plug = |guest: &mut Guest, block: u64, count: u8| {
+        let mut request = [0; 24];
+        request[8..16].copy_from_slice(&(ROOM + block * BLOCK).to_le_bytes());
+        request[16] = count;
+        guest.driver.write(DATA, &request);
+        guest.driver.add(0, &[(DATA, 24, false), (DATA + 64, 10, true)]);
+        guest.driver.kick(0);
+    };
+    plug(&mut guest, 8, 4);
+    guest.has(&[8]);
+    assert_eq!(guest.driver.used_index(0), 0, "there is more to do");
+    // What the driver writes there now changes nothing.
+    guest.driver.write(DATA, &[0xff; 24]);
+    guest.driver.paused(|_| {});
+    assert_eq!(guest.driver.wait_used(0), (0, 10));
+    guest.has(&[8, 9, 10, 11]);
+    // A reset ends it; what is plugged by then is.
+    plug(&mut guest, 20, 4);
+    guest.driver.init();
+    guest.driver.kick(0);
+    guest.has(&[8, 9, 10, 11, 20]);
+    guest.gets(UNPLUG_ALL, 0, 0, ACK).has(&[]);
 }
 
 #[test]
