@@ -45,6 +45,7 @@ fn targets() -> Vec<Target> {
         Target::new("config", texts::config, texts::configs),
         Target::new("spec", texts::spec, texts::specs),
         Target::new("api", texts::api, texts::requests),
+        Target::new("setup", texts::setup, texts::conversations),
         Target::new("serial", ports::serial, ports::seeds),
         Target::new("rtc", ports::rtc, ports::seeds),
         Target::new("mmio", virtio::mmio, virtio::mmio_seeds),

@@ -1,9 +1,15 @@
 //! What a user writes: configuration files and specs of boot tests.
 
-use tinyvmm::api::{Answer, http, routes};
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
+
+use tinyvmm::api::control::Control;
+use tinyvmm::api::routes::{Configure, Request};
+use tinyvmm::api::{Answer, Call, http, routes};
 use tinyvmm::boot_test;
 use tinyvmm::cli::{self, Invocation};
 use tinyvmm::config::MachineConfig;
+use tinyvmm::timeline::Timeline;
 
 use crate::files::MemoryFile;
 
@@ -99,6 +105,55 @@ pub fn api(data: &[u8]) {
     assert!(http::render(&answer, head.closes).starts_with(b"HTTP/1.1 400 "));
 }
 
+/// Whether the fuzzer may have it done: what opens something only in its folder, which has nothing to be opened.
+fn is_harmless(request: &Request) -> bool {
+    let is_near = |path: &Path| !path.as_os_str().as_encoded_bytes().contains(&b'/');
+    let Request::Configure(what) = request else { return true };
+    match &**what {
+        Configure::Logger(_) | Configure::Metrics(_) => false,
+        Configure::Drive(drive) => drive.path_on_host.as_deref().is_none_or(is_near),
+        Configure::BootSource(source) => {
+            is_near(&source.kernel_image_path) && source.initrd_path.as_deref().is_none_or(is_near)
+        }
+        _ => true,
+    }
+}
+
+/// Requests one after another, as the machine's owner answers them before there is a machine.
+pub fn setup(mut data: &[u8]) {
+    let Ok(Invocation::Run(cli)) = cli::parse(vec!["tinyvmm".into(), "--api-sock=s".into()]) else {
+        panic!("flags that are as they should be")
+    };
+    let mut control = Control::new(&cli.machine, &Timeline::default()).expect("nothing is opened");
+    for _ in 0..20 {
+        let Ok(Some(head)) = http::parse(data, 1000) else { return };
+        let (body, rest) = data[head.len..].split_at(head.body.min(data.len() - head.len));
+        data = rest;
+        let Ok(request) = routes::request(head.method, &head.path, body) else { continue };
+        if !is_harmless(&request) {
+            continue;
+        }
+        let before = format!("{:?}", control.config());
+        let (reply, answer) = sync_channel(1);
+        if let Some(Err(_)) = control.serve_before(Call { request, reply }) {
+            return;
+        }
+        match answer.try_recv() {
+            Ok(Answer::Fault(_)) => assert_eq!(before, format!("{:?}", control.config())),
+            Ok(_) => control.config().validate().expect("what is accepted can be"),
+            // It wants to be started.
+            Err(_) => control.config().validate().expect("what is complete can be"),
+        }
+    }
+}
+
+/// All requests in a row, and each.
+pub fn conversations() -> Vec<Vec<u8>> {
+    let mut all = requests();
+    all.push(requests().concat());
+    all
+}
+
 pub fn requests() -> Vec<Vec<u8>> {
     let seed = |line: &str, body: &str| {
         let len = body.len();
@@ -124,6 +179,17 @@ pub fn requests() -> Vec<Vec<u8>> {
         seed("PUT /cpu-config", r#"{"cpuid_modifiers": [], "msr_modifiers": [{}]}"#),
         seed("PUT /actions", r#"{"action_type": "InstanceStart"}"#),
         seed("PATCH /vm", r#"{"state": "Paused"}"#),
+        seed("GET /vm/config", ""),
+        seed(
+            "PUT /entropy",
+            r#"{"rate_limiter": {"bandwidth": {"size": 9, "refill_time": 8, "one_time_burst": 7}, "ops": null}}"#,
+        ),
+        seed(
+            "PATCH /drives/a",
+            r#"{"drive_id": "a", "rate_limiter": {"ops": {"size": 1, "refill_time": 2}}}"#,
+        ),
+        seed("PATCH /balloon", r#"{"amount_mib": 3}"#),
+        seed("PATCH /balloon/statistics", r#"{"stats_polling_interval_s": 1}"#),
     ]
 }
 

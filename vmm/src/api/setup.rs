@@ -155,24 +155,21 @@ impl Setup {
     /// Where the main thread is to open files once the machine runs: the folders of drives that are files, and those
     /// drives that are devices. Only for a machine that clients, or a file in their terms, have described.
     pub(super) fn places(&self) -> Result<Vec<Place>> {
+        let described = self.drives.iter().filter(|_| self.boot_source.is_some());
         let mut places = Vec::new();
-        if self.boot_source.is_none() {
-            return Ok(places);
-        }
-        for drive in &self.drives {
-            let Some(path) = &drive.path_on_host else { continue };
-            let writes = !drive.is_read_only;
+        for drive in described {
+            // It may have gone meanwhile; then there is nothing to be looked at again.
+            let path = drive.path_on_host.as_deref().unwrap_or(Path::new(""));
+            let Ok(real) = path.canonicalize() else { continue };
             // A link and what it leads to may be in different folders.
-            let real = path.canonicalize()?;
-            if !real.is_file() {
-                places.push(Place::new(&real, writes)?);
-                continue;
-            }
-            let given = std::path::absolute(path)?.parent().map(Path::canonicalize).transpose()?;
-            let folders = [given, real.parent().map(Path::to_owned)].into_iter().flatten();
+            let given = std::path::absolute(path)?.parent().map(Path::canonicalize);
+            let found = match real.is_file() {
+                true => [given.and_then(Result::ok), real.parent().map(Path::to_owned)],
+                false => [Some(real), None],
+            };
             // Below the root is everything.
-            for folder in folders.filter(|folder| folder.parent().is_some()) {
-                places.push(Place::new(&folder, writes)?);
+            for place in found.into_iter().flatten().filter(|place| place.parent().is_some()) {
+                places.push(Place::new(&place, !drive.is_read_only)?);
             }
         }
         Ok(places)
