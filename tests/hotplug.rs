@@ -147,6 +147,7 @@ fn what_is_not_plugged_is_nowhere() {
     }
     assert_eq!(client.get("/tinyvmm/stats")["memory_kib"]["plugged"], 2048);
     client.ctl(&["memory"]).exits(0).prints("plugged_size_mib             2").silently();
+    client.ctl(&["status"]).exits(0).prints("memory plugged_size_mib      2").silently();
     ctl("64M").exits(0).silently();
     let outcome = running.wait().exits(0).says(&["rng, queue 0: a descriptor that leaves RAM"]);
     let printed = &outcome.stdout[b"ready\n".len()..][..96];

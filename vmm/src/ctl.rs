@@ -45,7 +45,7 @@ pub struct Options {
 /// What can be done to a machine.
 #[derive(Subcommand, Debug)]
 pub enum Action {
-    /// Say whether it runs
+    /// Say whether it runs, and how much memory it has plugged if it can
     Status,
     /// Say what it uses: memory, processor time, exits, disks
     Stats,
@@ -82,11 +82,16 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     ensure!(is_question || !options.watch, "--watch is for status and stats");
     let mut seen = false;
     loop {
-        let answer = match ask(options, method, path, body.as_ref()) {
+        let mut answer = match ask(options, method, path, body.as_ref()) {
             // It is no more: the end of watching.
             Err(_) if seen => return Ok(ExitCode::SUCCESS),
             answer => answer?,
         };
+        if matches!(options.action, Action::Status)
+            && let Ok(memory) = ask(options, "GET", "/hotplug/memory", None)
+        {
+            answer["memory"] = memory;
+        }
         let text = match (is_question, options.json) {
             (false, _) => String::new(),
             (true, true) => format!("{answer}\n"),
