@@ -64,7 +64,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     }
     let opens = host.jail.close(exit_code, door.as_ref().map(Door::folder), &control.places()?)?;
     control.may_open(opens);
-    if parts.config.no_reboot {
+    if opens && parts.config.no_reboot {
         // Nobody builds a machine of them again: one that is exchanged is not to stay locked.
         parts.files.disks.clear();
     }
