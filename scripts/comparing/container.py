@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
 
-from comparing import system
+from comparing import running, system
 from comparing.groups import BASE, ROOT, Group
 from comparing.running import Failed
 
@@ -79,7 +79,7 @@ def wait(pid: int) -> None:
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if not poll.poll(30_000):
+        if not poll.poll(30_000 * running.patience):
             raise Failed("it did not stop within 30 s")
     finally:
         os.close(descriptor)

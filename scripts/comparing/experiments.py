@@ -29,11 +29,12 @@ class Sizes:
     small: int = 4
     large: int = 64
     settle: float = 5
+    calm: float = 3
 
     @classmethod
     def quick(cls) -> "Sizes":
         """For a test of the comparison itself."""
-        return cls(load=32, crowd=2, idle=1, seconds=1, copy=4, small=1, large=4, settle=3)
+        return cls(load=32, crowd=2, idle=1, seconds=1, copy=4, small=1, large=4, settle=1, calm=1)
 
 
 Samples = Dict[str, Any]
@@ -50,7 +51,7 @@ def life(side: Side, _sizes: Sizes) -> Samples:
 def load(side: Side, sizes: Sizes) -> Samples:
     """Nothing to do, something to hold, nothing again."""
     running = side.start()
-    time.sleep(3)
+    time.sleep(sizes.calm)
     used = running.group.cpu()
     time.sleep(sizes.idle)
     used = running.group.cpu() - used
@@ -76,7 +77,7 @@ def crowd(side: Side, sizes: Sizes) -> Samples:
         for number in range(sizes.crowd):
             instances.append(side.start(number))
         took = time.monotonic() - began
-        time.sleep(3)
+        time.sleep(sizes.calm)
         each = statistics.mean(running.group.memory() for running in instances)
     finally:
         for running in instances:

@@ -1,5 +1,6 @@
 """Control groups (version 2): what an instance takes, whatever it is made of."""
 
+import errno
 import time
 from pathlib import Path
 
@@ -49,13 +50,15 @@ class Group:
         return int(lines["usage_usec"]) / 1e6
 
     def kill(self) -> None:
-        """Ends what is left in it, and removes it."""
-        if not self.path.exists():
-            return
-        for _ in range(500):
-            (self.path / "cgroup.kill").write_text("1")
-            if "populated 0" in (self.path / "cgroup.events").read_text():
-                break
-            time.sleep(0.01)
-        for folder in sorted(self.path.glob("**/"), reverse=True):
-            folder.rmdir()
+        """Ends what is left in it, and removes it, unless runc does that at the same moment."""
+        try:
+            for _ in range(500):
+                (self.path / "cgroup.kill").write_text("1")
+                if "populated 0" in (self.path / "cgroup.events").read_text():
+                    break
+                time.sleep(0.01)
+            for folder in sorted(self.path.glob("**/"), reverse=True):
+                folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise

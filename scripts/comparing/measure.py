@@ -16,7 +16,7 @@ from typing import Any, Dict, List
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparing import facts, groups, place, system  # noqa: E402
+from comparing import facts, groups, place, running, system  # noqa: E402
 from comparing.experiments import EXPERIMENTS, Missing, Sizes, life  # noqa: E402
 from comparing.rows import ROWS  # noqa: E402
 from comparing.running import Failed  # noqa: E402
@@ -68,7 +68,7 @@ def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str]) -> Va
             if not only or row in only:
                 values[row][side.id].append(sample)
 
-    for side in sides:
+    for side in sides if sizes != Sizes.quick() else ():
         say(f"warming up: {side.name}")
         attempt(side, (), lambda s=side: life(s, sizes))
     for number in range(rounds):
@@ -143,6 +143,8 @@ def main() -> None:
         sides = [kind(parts) for kind in SIDES]
         sizes = Sizes.quick() if arguments.quick else Sizes()
         where = place.describe(work, arguments.tinyvmm, arguments.icount)
+        if arguments.icount:
+            running.patience = 100.0
         if where["emulated"]:
             parts.keep_programs()
         values = measure(sides, arguments.n, sizes, arguments.only)

@@ -34,7 +34,9 @@ dt { color: var(--soft); } .sums { display: grid; grid-template-columns: repeat(
 def bars(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
     """A bar for each side's median, a whisker to its 99th percentile, and the figures."""
     cells = [(side, row["values"][side["id"]]) for side in sides]
-    most = max((max(cell["median"], cell["p99"]) for _, cell in cells if "median" in cell), default=0) or 1
+    highest = {key: max((cell[key] for _, cell in cells if key in cell), default=0) for key in ("median", "p99")}
+    # One sample that is far off must not make the bars too short to be seen: its whisker is cut off.
+    most = max(highest["median"], min(highest["p99"], 1.5 * highest["median"])) or 1
     room, parts = WIDTH - LEFT - RIGHT, []
     for index, (side, cell) in enumerate(cells):
         top = index * STEP + 4
@@ -43,7 +45,7 @@ def bars(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
         if "median" not in cell:
             parts.append(f'<text class="soft" x="{LEFT}" y="{top + 12}">no value: {escape(cell["reason"])}</text>')
             continue
-        end, tail = LEFT + room * cell["median"] / most, LEFT + room * cell["p99"] / most
+        end, tail = (LEFT + room * min(cell[key] / most, 1) for key in ("median", "p99"))
         parts.append(f'<rect class="{escape(side["id"])}" x="{LEFT}" y="{top}" width="{max(end - LEFT, 1):.1f}" height="{BAR}" rx="2"/>')
         parts.append(f'<line x1="{end:.1f}" y1="{middle}" x2="{tail:.1f}" y2="{middle}"/>')
         parts.append(f'<line x1="{tail:.1f}" y1="{top + 3}" x2="{tail:.1f}" y2="{top + BAR - 3}"/>')
@@ -66,6 +68,8 @@ def hint(row: Dict[str, Any]) -> str:
     ratio = "ratios only" if row["ratio_only"] else ""
     samples = {cell["n"] for cell in row["values"].values() if "n" in cell}
     runs = f"n = {max(samples)}" if samples else ""
+    failed = sum(cell.get("failed", 0) for cell in row["values"].values())
+    runs += f", {failed} failed" if failed else ""
     return " · ".join(part for part in (row["unit"], better, runs, ratio) if part)
 
 

@@ -9,6 +9,10 @@ from typing import Callable, Dict
 from comparing.groups import Group
 
 
+patience = 1.0
+"""What time limits are multiplied by: more than 1 where the clock may jump."""
+
+
 class Failed(Exception):
     """An instance did not do what it was to do; the text is the reason that the result states."""
 
@@ -41,7 +45,7 @@ class Running:
 
     def _expect(self, last: str, seconds: float) -> Dict[str, str]:
         """The lines `NAME=VALUE` up to the one that is named `last`."""
-        deadline, found = time.monotonic() + seconds, {}
+        deadline, found = time.monotonic() + seconds * patience, {}
         while last not in found:
             name, equals, value = self._line(deadline).partition("=")
             if equals:

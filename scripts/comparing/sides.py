@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List
 
-from comparing import container, system
+from comparing import container, running, system
 from comparing.groups import Group
 from comparing.running import Failed, Running
 
@@ -100,7 +100,7 @@ class Side:
 def wait(process: subprocess.Popen) -> None:
     """Until it has ended."""
     try:
-        process.wait(30)
+        process.wait(30 * running.patience)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
