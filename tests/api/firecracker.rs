@@ -1,7 +1,5 @@
 //! Started under the name `firecracker`.
 
-use std::fs;
-
 use serde_json::{Value, json};
 
 use super::{Client, SOCKET, listening};
@@ -183,5 +181,5 @@ fn what_the_jail_forbids_ends_it_with_its_code_unless_there_is_no_jail() {
     breaks_out().run().exits(148).says(&["the jail", "openat"]);
     let free = breaks_out().args(["--no-seccomp"]).run().exits(0);
     assert!(free.stderr.contains("--no-jail"), "{}", free.stderr);
-    assert!(fs::metadata(free.dir().path("vm.json")).is_ok());
+    assert!(std::fs::metadata(free.dir().path("vm.json")).is_ok());
 }
