@@ -1,4 +1,4 @@
-//! Token buckets: how fast a device may serve its driver (GCRA by another name: a bucket knows how full it is).
+//! Token buckets: how fast a device may serve its driver.
 
 use std::time::{Duration, Instant};
 
