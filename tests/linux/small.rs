@@ -47,3 +47,11 @@ fn its_bzimage_boots_at_a_random_address() {
     let fixed = "ffffffff81000000 T _text"; // where it is built to run, without KASLR
     assert!(console.value("kernel") != fixed, "{}", console.0);
 }
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn what_init_and_a_command_tell_by_ports_is_heard() {
+    let vmm = SMALL_BZIMAGE.with_cmdline("").args(["--boot-report=report.json"]);
+    let outcome = vmm.args(["--", "sh", "-c", "exit 7"]).run().exits(7).silently();
+    assert!(outcome.file("report.json").contains("init-mark"));
+}
