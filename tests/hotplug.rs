@@ -163,7 +163,14 @@ fn what_is_not_plugged_is_nowhere() {
 #[cfg(debug_assertions)]
 #[test]
 fn the_thread_that_plugs_has_a_filter_of_its_own() {
-    let vmm = Vmm::new().guest(plugs_memory).args(["--mem", "64M,max=128M", "--balloon", "off"]);
+    let vmm = Vmm::new().guest(plugs_memory).args([
+        "--mem",
+        "64M,max=128M",
+        "--balloon",
+        "off",
+        "--api-sock",
+        "api.sock",
+    ]);
     let outcome = vmm.env("TINYVMM_BREAK_OUT", "Memory").run().exits(10);
     outcome.says(&["the jail", "thread mem made the system call openat (257)"]);
 }

@@ -141,6 +141,12 @@ impl Host<'_> {
         let mut ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
         if let Some(room) = config.mem.room() {
             ram = memory::with_room(&ram, room, config.mem.block())?;
+            if config.api_sock.is_none() {
+                log::warn!(
+                    "--mem {}: nobody can ask for more without --api-sock, add it",
+                    config.mem
+                );
+            }
         }
         let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parts = Parts { config, files, ram, deadline };

@@ -92,9 +92,11 @@ impl Devices {
         };
         ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
         let (mut devices, disks) = virtio_devices(config, files)?;
+        let mut features = config.balloon_features;
+        features.statistics &= config.api_sock.is_some(); // without it nobody can ask for them
         let balloon = config
             .balloon_target()
-            .map(|target| Balloon::new(config.mem.bytes(), target, config.balloon_features));
+            .map(|target| Balloon::new(config.mem.bytes(), target, features));
         let balloon = balloon.transpose()?;
         let handle = balloon.as_ref().map(Balloon::handle);
         devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
