@@ -19,6 +19,18 @@ use super::rules::{self, Call, When};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
+/// System calls that a program compares one after another.
+const GROUP: usize = 8;
+
+/// Codes of instructions (include/uapi/linux/bpf_common.h), and where arguments are (struct seccomp_data).
+const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
+const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const JUMP_IF_LESS_NOT: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+const NUMBER: u32 = 0;
+const SECOND_ARGUMENT: u32 = 24;
+
 /// The programs, one for each kind.
 pub(super) struct Filters(Vec<(ThreadKind, BpfProgram)>);
 
@@ -60,11 +72,44 @@ fn compile(calls: &[&[Call]]) -> Result<BpfProgram> {
             None => drop(rules.insert(*number, more)),
         }
     }
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
-    let mut program: BpfProgram = filter.try_into()?;
     let runs_guests = calls.iter().copied().flatten().any(Call::may_run_guests);
-    prepend(&mut program, runs_guests)?;
+    assemble(rules, runs_guests)
+}
+
+/// A program that finds the call's number among `rules` in few steps. The kernel runs a new filter once for each
+/// system call that there is (seccomp_cache_prepare_bitmap, kernel/seccomp.c), which is most of what a filter costs.
+fn assemble(mut rules: Rules, runs_guests: bool) -> Result<BpfProgram> {
+    // By descending numbers, each with the least of its numbers.
+    let mut groups = Vec::new();
+    while let Some(first) = rules.keys().nth(rules.len().saturating_sub(GROUP)).copied() {
+        let group = rules.split_off(&first);
+        let allow = SeccompFilter::new(
+            group,
+            SeccompAction::Trap,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        )?;
+        let least = if rules.is_empty() { 0 } else { first };
+        groups.push((least, BpfProgram::try_from(allow)?));
+    }
+    let (_, any) = groups.first().context("a thread without system calls")?;
+    let number_is_loaded = any.iter().position(|step| step.code == LOAD && step.k == NUMBER);
+    let start = number_is_loaded.context("a filter that does not look at the call's number")? + 1;
+    let mut program = any[..start].to_vec();
+    program.extend(exceptions(runs_guests)?);
+    let mut ahead = 2 * groups.len();
+    for (least, group) in &groups {
+        ahead -= 2;
+        program.push(sock_filter {
+            code: JUMP_IF_LESS_NOT,
+            jt: 0,
+            jf: 1,
+            k: u32::try_from(*least)?,
+        });
+        program.push(step(JUMP, u32::try_from(ahead)?));
+        ahead += group.len() - start;
+    }
+    program.extend(groups.into_iter().flat_map(|(_, group)| group.into_iter().skip(start)));
     Ok(program)
 }
 
@@ -85,18 +130,9 @@ fn conditions(when: When) -> Result<Vec<SeccompRule>> {
     }
 }
 
-/// Puts in front of `program` what the library that makes it cannot say: KVM_RUN, most of all calls, is found at
-/// once; and clone3, whose flags are out of a filter's sight, is not there (ENOSYS): the C library uses clone then.
-fn prepend(program: &mut BpfProgram, runs_guests: bool) -> Result<()> {
-    // Codes of instructions (include/uapi/linux/bpf_common.h), and where arguments are (struct seccomp_data).
-    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    const NUMBER: u32 = 0;
-    const SECOND_ARGUMENT: u32 = 24;
-    let number_is_loaded = program.iter().position(|step| step.code == LOAD && step.k == NUMBER);
-    let at = number_is_loaded.context("a filter that does not look at the call's number")? + 1;
-    let step = |code, k| sock_filter { code, jt: 0, jf: 0, k };
+/// What the library that makes programs cannot say: KVM_RUN, most of all calls, is found at once; and clone3, whose
+/// flags are out of a filter's sight, is not there (ENOSYS): the C library uses clone then.
+fn exceptions(runs_guests: bool) -> Result<Vec<sock_filter>> {
     let unless_equal_skip = |jf, k| sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf, k };
     let not_there = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
     let mut steps = Vec::new();
@@ -113,8 +149,11 @@ fn prepend(program: &mut BpfProgram, runs_guests: bool) -> Result<()> {
         unless_equal_skip(1, u32::try_from(libc::SYS_clone3)?),
         step(RETURN, not_there.into()),
     ]);
-    program.splice(at..at, steps);
-    Ok(())
+    Ok(steps)
+}
+
+fn step(code: u16, k: u32) -> sock_filter {
+    sock_filter { code, jt: 0, jf: 0, k }
 }
 
 #[cfg(test)]
@@ -162,6 +201,55 @@ mod tests {
                 // The API's socket is removed at the end.
                 let own = kind == ThreadKind::Main && matches!(when, When::Folder(0));
                 assert!(own || !never.contains(number), "{kind:?} may make system call {number}");
+            }
+        }
+    }
+
+    /// What the kernel does with a call whose arguments are zero (net/core/filter.c has more instructions).
+    fn verdict(program: &BpfProgram, number: u32) -> u32 {
+        const ARCH: u32 = 4;
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let step = &program[at];
+            at += 1;
+            let jump_if = |yes| usize::from(if yes { step.jt } else { step.jf });
+            match step.code {
+                LOAD if step.k == NUMBER => loaded = number,
+                LOAD if step.k == ARCH => loaded = 0xc000_003e, // AUDIT_ARCH_X86_64
+                LOAD => loaded = 0,
+                JUMP => at += step.k as usize,
+                JUMP_IF_EQUAL => at += jump_if(loaded == step.k),
+                JUMP_IF_LESS_NOT => at += jump_if(loaded >= step.k),
+                0x54 => loaded &= step.k, // BPF_ALU | BPF_AND | BPF_K
+                RETURN => return step.k,
+                code => panic!("{code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_allows_what_its_list_has_and_nothing_else() {
+        let trap = u32::from(SeccompAction::Trap);
+        for kind in ThreadKind::ALL {
+            let calls = rules::of(kind);
+            let program = compile(&calls).unwrap();
+            for number in (0..500).chain([u32::MAX >> 1, u32::MAX]) {
+                let mut listed = calls.iter().copied().flatten();
+                let with_zeroes = |when| match when {
+                    When::Always | When::Bits(_, _, 0) => true,
+                    When::Is(_, values) => values.contains(&0),
+                    _ => false,
+                };
+                let allowed =
+                    listed.any(|Call(of, when)| *of == i64::from(number) && with_zeroes(*when));
+                let expected = match number {
+                    _ if i64::from(number) == libc::SYS_clone3 => {
+                        SeccompAction::Errno(libc::ENOSYS.cast_unsigned()).into()
+                    }
+                    _ if allowed => SeccompAction::Allow.into(),
+                    _ => trap,
+                };
+                assert_eq!(verdict(&program, number), expected, "{kind:?}, system call {number}");
             }
         }
     }
