@@ -19,6 +19,7 @@ pub mod exits;
 pub mod files;
 pub mod firecracker;
 pub mod host;
+pub mod instructions;
 pub mod jail;
 pub mod layout;
 pub mod logger;

@@ -28,6 +28,7 @@ struct Report {
     exit_code: u8,
     marks: Vec<Reached>,
     exits: Option<ExitCounts>,
+    instructions: Option<u64>,
     memory_kib: Memory,
 }
 
@@ -111,6 +112,7 @@ impl<'a> Target<'a> {
             end: halt.name(),
             exit_code: halt.exit_code(),
             exits: marks.last().and_then(|end| end.exits),
+            instructions: marks.last().and_then(|end| end.instructions),
             marks,
             memory_kib: memory,
         };
@@ -148,6 +150,9 @@ impl Report {
                 write!(text, " {:>10}", now - then)?;
             }
             before = Some(mark);
+        }
+        if let Some(instructions) = self.instructions {
+            write!(text, "\ninstructions of the guest: {instructions}")?;
         }
         let Memory { guest, vmm, peak } = self.memory_kib;
         writeln!(text, "\nmemory in KiB: guest {guest}, tinyvmm {vmm}, peak of both {peak}")?;

@@ -36,6 +36,9 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     timeline.reach(Mark::Configured);
     memory::share_heap();
     let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
+    if config.boot_report.is_some() {
+        timeline.count_instructions();
+    }
     let exit_code = match config.command.is_empty() {
         _ if config.firecracker.is_some() => EXIT_BAD_SYSCALL,
         true => EXIT_JAIL,

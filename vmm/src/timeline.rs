@@ -1,6 +1,6 @@
 //! When a boot passed what, and with how many exits. Nothing is kept unless someone asked.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::bus::lock;
 use crate::exits::{ExitCounts, KvmCounters};
+use crate::instructions::Instructions;
 
 /// What a boot passes on its way, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +47,8 @@ pub struct Reached {
     pub ms: Duration,
     /// Exits until then; `None` where KVM does not tell.
     pub exits: Option<ExitCounts>,
+    /// Instructions of the guest until then; `None` where nobody asked, or the host does not count them.
+    pub instructions: Option<u64>,
 }
 
 /// The marks of a machine's first boot. Clones share them.
@@ -56,6 +59,7 @@ struct Kept {
     start: Instant,
     reached: Mutex<Vec<Reached>>,
     counters: Mutex<KvmCounters>,
+    instructions: OnceLock<Instructions>,
 }
 
 /// When this process was started, going by the processor time that it has used: called early, it has
@@ -74,6 +78,7 @@ impl Timeline {
             start,
             reached: Mutex::default(),
             counters: Mutex::default(),
+            instructions: OnceLock::new(),
         })));
         timeline.note(Mark::Start, start);
         timeline
@@ -90,11 +95,21 @@ impl Timeline {
         let mut reached = lock(&kept.reached);
         if reached.iter().all(|other| ![mark, Mark::End].contains(&other.name)) {
             let ms = at.saturating_duration_since(kept.start);
-            reached.push(Reached { name: mark, ms, exits });
+            let instructions = kept.instructions.get().and_then(Instructions::read);
+            reached.push(Reached { name: mark, ms, exits, instructions });
         }
         if mark == Mark::End {
             // They keep the virtual machine in the kernel.
             *lock(&kept.counters) = KvmCounters::default();
+        }
+    }
+
+    /// Instructions are counted from now on, where that can be: on this thread and on those that it starts.
+    pub fn count_instructions(&self) {
+        let Some(kept) = &self.0 else { return };
+        match Instructions::count() {
+            Ok(counter) => _ = kept.instructions.set(counter),
+            Err(error) => log::debug!("instructions are not counted: {error}"),
         }
     }
 
