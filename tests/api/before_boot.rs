@@ -343,7 +343,8 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         let vmm = vmm.sparse_file("disk", 1 << 20).file("vm.json", file.to_string());
         vmm.args(["--config-file", "vm.json"])
     };
-    with(&file, guests::hello).run().exits(0).prints("hello").silently().leaves_nothing();
+    let outcome = with(&file, guests::hello).run().exits(0).prints("hello").leaves_nothing();
+    outcome.says(&["nobody can ask for more without --api-sock"]);
     let (_running, client) =
         listening(with(&file, guests::idle).args(["--api-sock", SOCKET]).start().prints("idle"));
     assert_eq!(client.get("/")["state"], "Running");
@@ -362,6 +363,7 @@ fn a_file_describes_a_machine_in_the_same_terms() {
     };
     refused("vsock", json!({}), &["vsock: not supported"]);
     refused("network-interfaces", json!([{}]), &["network-interfaces: not supported"]);
+    refused("balloon", json!({"amount_mib": "1"}), &["line 1 column", "string \"1\""]);
     refused("legs", json!(2), &["unknown field `legs`"]);
     refused("machine-config", json!({"vcpu_count": 99, "mem_size_mib": 32}), &["vcpu_count 99"]);
     let both = with(&file, guests::hello).args(["--kernel", "vmlinux"]).run();

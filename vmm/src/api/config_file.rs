@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -12,6 +12,23 @@ use super::bodies::{
 };
 use super::routes::Configure;
 
+/// The fields of a file. Others may be there with null: clients write names that Firecracker does not have.
+const FIELDS: [&str; 14] = [
+    "boot-source",
+    "drives",
+    "machine-config",
+    "balloon",
+    "entropy",
+    "serial",
+    "logger",
+    "metrics",
+    "cpu-config",
+    "network-interfaces",
+    "pmem",
+    "vsock",
+    "mmds-config",
+    "memory-hotplug",
+];
 /// Most bytes of such a file.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -35,9 +52,6 @@ struct File {
     vsock: Option<IgnoredAny>,
     mmds_config: Option<IgnoredAny>,
     memory_hotplug: Option<MemoryHotplug>,
-    /// What nobody knows. Clients write names that Firecracker does not have, with null.
-    #[serde(flatten)]
-    others: BTreeMap<String, Option<IgnoredAny>>,
 }
 
 /// What the file at `path` says, in the order in which it is to be done.
@@ -55,8 +69,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     ] {
         ensure!(!is_there, "{name}: not supported yet, leave it out");
     }
-    if let Some((name, _)) = file.others.iter().find(|(_, value)| value.is_some()) {
-        bail!("unknown field `{name}`");
+    let all: BTreeMap<String, Option<IgnoredAny>> = serde_json::from_str(&text)?;
+    for (name, value) in all {
+        ensure!(value.is_none() || FIELDS.contains(&name.as_str()), "unknown field `{name}`");
     }
     let mut steps = Vec::new();
     steps.extend(file.logger.map(Configure::Logger));
