@@ -68,12 +68,12 @@ impl Devices {
         timeline: &Timeline,
     ) -> Result<Self> {
         let panicked = PanicFlag::default();
-        let page = match config.uart {
+        let status = match config.uart {
             Uart::Ports => None,
-            Uart::Memory => Some(memory::read_only_page(vm, layout::SERIAL_PAGE)?),
+            Uart::Memory => Some(memory::read_only_page(vm, layout::SERIAL_STATUS_PAGE)?),
         };
         let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
-        let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), page);
+        let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), status);
         let serial = Arc::new(Mutex::new(serial));
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(layout::SERIAL_PORTS, serial.clone())?;
