@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::fixture::Vmm;
-use crate::guests;
+use crate::guests::{self, guest};
 
 #[test]
 fn a_guest_ends_with_the_status_that_it_tells() {
@@ -50,17 +50,36 @@ fn a_report_that_cannot_be_written_is_told_with_its_name() {
     vmm.run().refuses(3, &["boot report no/such/folder", "No such file"]);
 }
 
+/// How often a table of exits says that the guest did `access`.
+fn count(table: &str, access: &str) -> Option<u32> {
+    let mut rows = table.lines().filter_map(|line| line.trim().split_once("  "));
+    rows.find(|(_, what)| *what == access).map(|(count, _)| count.parse().unwrap())
+}
+
 #[test]
 fn traced_exits_are_told_by_port() {
     let outcome = Vmm::new().guest(guests::marks_and_exits_with_42).args(["--trace-exits"]).run();
-    let outcome = outcome.exits(42);
-    let counts = |access: &str| {
-        let rows = outcome.stderr.lines().filter_map(|line| line.trim().split_once("  "));
-        let mut found = rows.filter(|(_, what)| *what == access);
-        found.next().map(|(count, _)| count.parse::<u32>().unwrap())
-    };
-    assert_eq!(counts("out   0x700"), Some(1), "{}", outcome.stderr);
-    assert_eq!(counts("out   0x701"), Some(1), "{}", outcome.stderr);
+    let table = outcome.exits(42).stderr;
+    assert_eq!(count(&table, "out   0x700"), Some(1), "{table}");
+    assert_eq!(count(&table, "out   0x701"), Some(1), "{table}");
+}
+
+guest!(
+    /// Reads a virtio device's first register and writes another, and ends with the byte that it read as its status.
+    reads_and_writes_registers,
+    "mov ebx, 0xd0000000",
+    "mov ecx, [rbx]",
+    "mov dword ptr [rbx + 0x30], 0",
+    "out8 {told} + 1, cl",
+    "sleep",
+);
+
+#[test]
+fn a_virtio_register_is_read_without_an_exit_and_written_with_one() {
+    let vmm = Vmm::new().guest(reads_and_writes_registers).args(["--trace-exits"]);
+    let table = vmm.run().exits(b'v'.into()).stderr;
+    assert_eq!(count(&table, "write 0xd0000030"), Some(1), "{table}");
+    assert!(!table.contains("read "), "{table}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
+use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::Bus;
@@ -70,7 +71,7 @@ impl Devices {
         let panicked = PanicFlag::default();
         let status = match config.uart {
             Uart::Ports => None,
-            Uart::Memory => Some(memory::read_only_page(vm, layout::SERIAL_STATUS_PAGE)?),
+            Uart::Memory => Some(memory::serial_page(vm)?),
         };
         let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
         let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), status);
@@ -103,9 +104,10 @@ impl Devices {
         let memory = Hotplug::new(ram, vm.clone()).map(Mem::new);
         let mem_handle = memory.as_ref().map(Mem::handle);
         devices.extend(memory.map(|memory| Box::new(memory) as Box<dyn VirtioDevice>));
+        let pages = Arc::new(memory::virtio_pages(vm, devices.len())?);
         let mut virtio = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
-            virtio.push(add_virtio(&mut mmio, vm, ram, index, device)?);
+            virtio.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
         }
         Ok(Self {
             ports,
@@ -192,12 +194,12 @@ fn add_virtio(
     mmio: &mut Bus,
     vm: &VmFd,
     ram: &GuestRam,
-    index: usize,
+    (pages, index): (Arc<MmapRegion>, usize),
     device: Box<dyn VirtioDevice>,
 ) -> Result<Arc<Mutex<Mmio>>> {
     let base = layout::virtio_mmio(index);
     let interrupt = irqfd(vm, layout::virtio_gsi(index))?;
-    let transport = Transport::new(device, ram.clone(), interrupt)?;
+    let transport = Transport::new(device, ram.clone(), (pages, index), interrupt)?;
     for (queue, kick) in (0u32..).zip(transport.kicks()) {
         vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue)
             .context("KVM_IOEVENTFD")?;

@@ -16,7 +16,7 @@ use vm_memory::{
 };
 
 pub use self::region::{Blocks, GuestRam, RamRegion};
-pub use self::slots::{MAX_BLOCKS, OTHER_SLOTS, map_into_guest, read_only_page};
+pub use self::slots::{MAX_BLOCKS, OTHER_SLOTS, map_into_guest, serial_page, virtio_pages};
 use crate::layout;
 
 const HUGE_PAGE: usize = 2 << 20;

@@ -9,10 +9,12 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
 use super::hotplug::Slots;
 use super::{GuestRam, RamRegion};
+use crate::layout;
 
-/// Slots by their numbers: regions of RAM (at most two, layout.rs), the read-only page, blocks.
-const PAGE: u32 = 2;
-const FIRST_BLOCK: u32 = 3;
+/// Slots by their numbers: regions of RAM (at most two, layout.rs), read-only pages, blocks.
+const SERIAL_PAGE: u32 = 2;
+const VIRTIO_PAGES: u32 = 3;
+const FIRST_BLOCK: u32 = 4;
 /// Most blocks that can be had: KVM_USER_MEM_SLOTS of x86 (include/linux/kvm_host.h, since Linux 5.12), without those.
 pub const MAX_BLOCKS: u64 = 32764 - OTHER_SLOTS;
 /// Slots that are not for blocks.
@@ -36,20 +38,30 @@ pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
     Ok(())
 }
 
-/// Shows the guest a page that only we write, at `address`: its reads are no exits, its writes are. The guest
-/// must not run any more when the page is dropped.
-pub fn read_only_page(vm: &VmFd, address: u64) -> Result<MmapRegion> {
-    let page = MmapRegion::new(4096).context("no memory for a page")?;
+/// Shows the guest a page for the serial port. See [`read_only_pages`].
+pub fn serial_page(vm: &VmFd) -> Result<MmapRegion> {
+    read_only_pages(vm, SERIAL_PAGE, layout::SERIAL_STATUS_PAGE, 1)
+}
+
+/// Shows the guest a page for each of its first `count` virtio devices. See [`read_only_pages`].
+pub fn virtio_pages(vm: &VmFd, count: usize) -> Result<MmapRegion> {
+    read_only_pages(vm, VIRTIO_PAGES, layout::VIRTIO_MMIO, count)
+}
+
+/// Pages at `address` that only we write: the guest's reads are no exits, its writes are. It must not run any more
+/// when they are dropped.
+fn read_only_pages(vm: &VmFd, slot: u32, address: u64, count: usize) -> Result<MmapRegion> {
+    let pages = MmapRegion::new(count * 4096).context("no memory for a page")?;
     let slot = kvm_userspace_memory_region {
-        slot: PAGE,
+        slot,
         flags: KVM_MEM_READONLY,
         guest_phys_addr: address,
-        memory_size: 4096,
-        userspace_addr: page.as_ptr() as u64,
+        memory_size: pages.size() as u64,
+        userspace_addr: pages.as_ptr() as u64,
     };
-    // SAFETY: the page is ours; its owner keeps it for as long as CPUs run.
-    unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map a read-only page")?;
-    Ok(page)
+    // SAFETY: the pages are ours; their owner keeps them for as long as CPUs run.
+    unsafe { vm.set_user_memory_region(slot) }.context("KVM cannot map read-only pages")?;
+    Ok(pages)
 }
 
 impl Slots for Arc<VmFd> {

@@ -63,7 +63,6 @@ pub(super) struct State {
     /// Pages that the balloon is to have, and has.
     target: AtomicU32,
     actual: AtomicU32,
-    generation: AtomicU32,
     /// What the guest fills free pages with, and whether it relies on it.
     poison: AtomicU32,
     poisons: AtomicBool,
@@ -88,7 +87,6 @@ impl State {
             ram: u32::try_from(ram / PAGE).unwrap_or(u32::MAX),
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
             poison: AtomicU32::new(0),
             poisons: AtomicBool::new(false),
             statistics: Mutex::new(None),
@@ -155,10 +153,6 @@ impl ConfigSpace for State {
             _ => {}
         }
     }
-
-    fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
-    }
 }
 
 /// Sets the size of a machine's balloon and tells what the guest says, while the machine runs or not. From any
@@ -181,7 +175,6 @@ impl BalloonHandle {
             ram >> 20
         );
         self.0.target.store((bytes / PAGE) as u32, Ordering::SeqCst);
-        self.0.generation.fetch_add(1, Ordering::SeqCst);
         if let Some(driver) = &*lock(&self.0.driver) {
             driver.interrupt.config_changed();
         }

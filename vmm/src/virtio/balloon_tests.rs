@@ -226,6 +226,7 @@ fn the_target_reaches_the_driver_and_its_answer_the_owner() {
     driver.reset();
     handle.set_target(5 * PAGE).unwrap();
     assert!(!driver.take_interrupt(), "nobody is there any more");
+    driver.reset();
     assert_eq!((driver.get(TARGET), handle.actual()), (5, 0));
 }
 

@@ -170,7 +170,11 @@ impl Mem {
         let (answer, state) = match step {
             Step::Answer(answer) => (answer, 0),
             Step::State(state) => (Answer::Ack, state),
-            Step::Work(job) => (self.work(job, end)?, 0),
+            Step::Work(job) => {
+                let answer = self.work(job, end);
+                self.state.show();
+                (answer?, 0)
+            }
         };
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&(answer as u16).to_le_bytes());

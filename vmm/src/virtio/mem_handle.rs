@@ -1,6 +1,6 @@
 //! What virtio-mem and its owner, on another thread, have in common.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
@@ -16,14 +16,12 @@ pub(super) struct State {
     blocks: Arc<Blocks>,
     /// Bytes that the guest is to plug.
     requested: AtomicU64,
-    generation: AtomicU32,
     driver: Mutex<Option<Arc<Interrupt>>>,
 }
 
 impl State {
     pub(super) fn new(blocks: Arc<Blocks>) -> Self {
-        let (requested, generation) = (AtomicU64::new(0), AtomicU32::new(0));
-        Self { blocks, requested, generation, driver: Mutex::new(None) }
+        Self { blocks, requested: AtomicU64::new(0), driver: Mutex::new(None) }
     }
 
     pub(super) fn requested(&self) -> u64 {
@@ -33,6 +31,13 @@ impl State {
     /// A driver is ready, or has gone.
     pub(super) fn connect(&self, driver: Option<Arc<Interrupt>>) {
         *lock(&self.driver) = driver;
+    }
+
+    /// Blocks were plugged or unplugged: the driver knows, but can read it, too.
+    pub(super) fn show(&self) {
+        if let Some(driver) = &*lock(&self.driver) {
+            driver.registers.show_config();
+        }
     }
 
     fn status(&self) -> MemStatus {
@@ -53,10 +58,6 @@ impl ConfigSpace for State {
         // The second is for a node, which there is none of. All of the region can be used.
         let fields = [block, 0, start, total, total, plugged, requested];
         fields.into_iter().flat_map(u64::to_le_bytes).collect()
-    }
-
-    fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
     }
 }
 
@@ -102,7 +103,6 @@ impl MemHandle {
             mib(block)
         );
         self.0.requested.store(bytes, Ordering::SeqCst);
-        self.0.generation.fetch_add(1, Ordering::SeqCst);
         if let Some(driver) = &*lock(&self.0.driver) {
             driver.config_changed();
         }

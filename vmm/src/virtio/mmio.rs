@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK};
 use virtio_bindings::virtio_mmio as reg;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::QueueT;
 
 use super::VirtioDevice;
 use super::transport::Transport;
@@ -28,7 +28,17 @@ pub struct Mmio {
 impl Mmio {
     /// Registers for `transport`.
     pub fn new(transport: Transport) -> Self {
-        Self { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 }
+        let registers = transport.registers();
+        registers.set(reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC);
+        registers.set(reg::VIRTIO_MMIO_VERSION, 2);
+        registers.set(reg::VIRTIO_MMIO_DEVICE_ID, transport.id);
+        registers.set(reg::VIRTIO_MMIO_VENDOR_ID, VENDOR);
+        // No shared memory regions: their length is all ones (4.2.2).
+        registers.set(reg::VIRTIO_MMIO_SHM_LEN_LOW, u32::MAX);
+        registers.set(reg::VIRTIO_MMIO_SHM_LEN_HIGH, u32::MAX);
+        let mmio = Self { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 };
+        mmio.show();
+        mmio
     }
 
     /// Lets `change` at the device, while the machine is stopped. False if it is another device.
@@ -36,32 +46,19 @@ impl Mmio {
         self.transport.change(change)
     }
 
-    fn queue(&self) -> Option<&Queue> {
-        self.transport.queues.get(self.queue_sel as usize)
-    }
-
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset as u32 {
-            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            reg::VIRTIO_MMIO_VERSION => 2,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.transport.id,
-            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => match self.device_features_sel {
-                0 => self.transport.features as u32,
-                1 => (self.transport.features >> 32) as u32,
-                _ => 0,
-            },
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |q| q.max_size().into()),
-            reg::VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |q| q.ready().into()),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.transport.interrupt.status(),
-            reg::VIRTIO_MMIO_STATUS => self.transport.status(),
-            // No shared memory regions: their length is all ones (4.2.2).
-            reg::VIRTIO_MMIO_SHM_LEN_LOW | reg::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => {
-                self.transport.config.generation().wrapping_add(self.transport.config_changes)
-            }
+    /// Shows the driver what depends on what it has selected.
+    fn show(&self) {
+        let queue = self.transport.queues.get(self.queue_sel as usize);
+        let features = match self.device_features_sel {
+            0 => self.transport.features as u32,
+            1 => (self.transport.features >> 32) as u32,
             _ => 0,
-        }
+        };
+        let registers = self.transport.registers();
+        registers.set(reg::VIRTIO_MMIO_DEVICE_FEATURES, features);
+        registers
+            .set(reg::VIRTIO_MMIO_QUEUE_NUM_MAX, queue.map_or(0, |queue| queue.max_size().into()));
+        registers.set(reg::VIRTIO_MMIO_QUEUE_READY, queue.map_or(0, |queue| queue.ready().into()));
     }
 
     fn write_register(&mut self, offset: u64, value: u32) {
@@ -70,8 +67,14 @@ impl Mmio {
             reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_sel = value,
             reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
             reg::VIRTIO_MMIO_DRIVER_FEATURES => self.accept_features(value),
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.transport.interrupt.acknowledge(value),
-            reg::VIRTIO_MMIO_STATUS => self.transport.set_status(value),
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => {
+                self.transport.registers().clear_bits(reg::VIRTIO_MMIO_INTERRUPT_STATUS, value);
+            }
+            reg::VIRTIO_MMIO_STATUS => {
+                self.transport.set_status(value);
+                // It may have changed while there was no driver to tell.
+                self.transport.registers().show_config();
+            }
             // KVM takes these writes itself; one that it does not know comes here.
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => {
                 if let Some(kick) = self.transport.kicks().get(value as usize) {
@@ -130,25 +133,17 @@ impl Mmio {
 
 impl BusDevice for Mmio {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if let Some(at) = offset.checked_sub(CONFIG) {
-            let config = self.transport.config.read();
-            for (index, byte) in (at as usize..).zip(data) {
-                *byte = config.get(index).copied().unwrap_or(0);
-            }
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
-            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
-        } else {
-            data.fill(0); // registers are read whole (4.2.2.2)
-        }
+        self.transport.registers().read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let (Ok(bytes), true) = (data.try_into(), offset.is_multiple_of(4)) else { return };
         let value = u32::from_le_bytes(bytes);
         match offset.checked_sub(CONFIG) {
-            Some(at) => self.transport.config.write(at as usize, value),
+            Some(at) => self.transport.registers().write_config(at as usize, value),
             None => self.write_register(offset, value),
         }
+        self.show();
     }
 
     fn resume(&mut self) -> Result<()> {

@@ -13,6 +13,7 @@ pub mod mem_handle;
 pub mod mmio;
 pub mod queue;
 pub mod rate;
+pub mod registers;
 pub mod rng;
 pub mod transport;
 
@@ -88,16 +89,12 @@ pub struct Ready<'a> {
     pub kicks: &'a [Arc<EventFd>],
 }
 
-/// A device's configuration space. vCPUs use it while the device is at work elsewhere.
+/// A device's configuration space. When it has changed, its driver's [`Registers`](registers::Registers) are to show it.
 pub trait ConfigSpace: Send + Sync {
     /// All of it.
     fn read(&self) -> Vec<u8>;
     /// The driver writes a word at `offset`, a multiple of 4 that can be beyond the end.
     fn write(&self, _offset: usize, _value: u32) {}
-    /// Changes whenever the device has changed something (virtio 1.2, 2.5.1).
-    fn generation(&self) -> u32 {
-        0
-    }
 }
 
 /// One that never changes.

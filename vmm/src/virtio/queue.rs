@@ -1,15 +1,16 @@
 //! A virtqueue as a device sees it: requests, one after another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::buffers::Buffers;
+use super::registers::Registers;
 use crate::memory::GuestRam;
 
 /// InterruptStatus bit: a buffer was used (virtio 1.2, 4.2.2).
@@ -21,35 +22,26 @@ const CONFIG_CHANGE: u32 = 1 << 1;
 /// because the driver chooses how much a request is. Nothing is done in 10 ms under miri.
 const TURN: Duration = Duration::from_millis(if cfg!(miri) { 10_000 } else { 10 });
 
-/// A device's interrupt line and the status that tells the driver why it was raised.
+/// A device's interrupt line, and the registers that tell the driver why it was raised.
 pub struct Interrupt {
-    status: AtomicU32,
+    pub(super) registers: Arc<Registers>,
     line: EventFd,
 }
 
 impl Interrupt {
     /// An interrupt that raises `line`, an irqfd.
-    pub fn new(line: EventFd) -> Self {
-        Self { status: AtomicU32::new(0), line }
+    pub fn new(registers: Arc<Registers>, line: EventFd) -> Self {
+        Self { registers, line }
     }
 
-    /// InterruptStatus.
-    pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
-    }
-
-    /// The driver has seen `bits`.
-    pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
-    }
-
-    /// Tells the driver to look at the device's status.
+    /// Tells the driver to look at the configuration space and at the device's status.
     pub fn config_changed(&self) {
+        self.registers.show_config();
         self.raise(CONFIG_CHANGE);
     }
 
     fn raise(&self, bits: u32) {
-        self.status.fetch_or(bits, Ordering::SeqCst);
+        self.registers.set_bits(VIRTIO_MMIO_INTERRUPT_STATUS, bits);
         // Cannot fail: KVM empties the counter.
         let _ = self.line.write(1);
     }

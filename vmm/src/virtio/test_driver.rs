@@ -1,5 +1,6 @@
 //! Plays the guest's driver without KVM: registers, rings, and waits that end.
 
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use virtio_bindings::virtio_mmio::{
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VirtioDevice;
@@ -82,7 +83,9 @@ impl Driver {
     /// The same in a machine with other RAM.
     pub fn with_ram(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let transport = Transport::new(device, ram.clone(), line.try_clone().unwrap()).unwrap();
+        let pages = (Arc::new(MmapRegion::new(4096).unwrap()), 0);
+        let interrupt = line.try_clone().unwrap();
+        let transport = Transport::new(device, ram.clone(), pages, interrupt).unwrap();
         let mut driver = Self { mmio: Mmio::new(transport), ram, line, queues: Vec::new() };
         while driver.queue_max(driver.queues.len()) > 0 {
             driver.queues.push(Ring::default());

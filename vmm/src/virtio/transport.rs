@@ -1,7 +1,6 @@
 //! A device between two lives: stopped, while the driver sets it up, and running on its thread.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -9,12 +8,15 @@ use anyhow::{Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use virtio_bindings::virtio_config as conf;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
+use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::{Interrupt, Virtqueue};
-use super::{ConfigSpace, Ready, VirtioDevice};
+use super::registers::Registers;
+use super::{Ready, VirtioDevice};
 use crate::jail::ThreadKind;
 use crate::memory::GuestRam;
 use crate::worker::{StopFlag, Work, Worker, borrow};
@@ -34,15 +36,11 @@ pub struct Transport {
     pub(super) id: u32,
     /// Feature bits that are offered.
     pub(super) features: u64,
-    pub(super) config: Arc<dyn ConfigSpace>,
-    /// How often another has taken its place.
-    pub(super) config_changes: u32,
-    pub(super) interrupt: Arc<Interrupt>,
+    interrupt: Arc<Interrupt>,
     /// Feature bits that the driver accepts.
     pub(super) driver_features: u64,
     /// Queues as the driver sets them up. Fixed from DRIVER_OK to the reset.
     pub(super) queues: Vec<Queue>,
-    status: Arc<AtomicU32>,
     kicks: Vec<Arc<EventFd>>,
     ram: GuestRam,
     /// The device's.
@@ -64,22 +62,26 @@ enum Life {
 }
 
 impl Transport {
-    /// `device`, stopped, with its rings in `ram`; it raises `interrupt`, an irqfd.
-    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam, interrupt: EventFd) -> Result<Self> {
+    /// `device`, stopped, with its rings in `ram`; its driver reads the page of `pages` with the index `page`. It
+    /// raises `interrupt`, an irqfd.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        ram: GuestRam,
+        (pages, page): (Arc<MmapRegion>, usize),
+        interrupt: EventFd,
+    ) -> Result<Self> {
         let (mut queues, mut kicks) = (Vec::new(), Vec::new());
         for size in device.queue_sizes() {
             queues.push(Queue::new(size)?);
             kicks.push(Arc::new(EventFd::new(EFD_NONBLOCK)?));
         }
+        let registers = Registers::new(pages, page, device.config())?;
         Ok(Self {
             id: device.id(),
             features: device.features() | COMMON_FEATURES,
-            config: device.config(),
-            config_changes: 0,
-            interrupt: Arc::new(Interrupt::new(interrupt)),
+            interrupt: Arc::new(Interrupt::new(registers, interrupt)),
             driver_features: 0,
             queues,
-            status: Arc::default(),
             kicks,
             ram,
             name: device.name().to_owned(),
@@ -94,9 +96,14 @@ impl Transport {
         &self.kicks
     }
 
+    /// What the driver reads.
+    pub(super) fn registers(&self) -> &Registers {
+        &self.interrupt.registers
+    }
+
     /// The device's status.
     pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.registers().get(VIRTIO_MMIO_STATUS)
     }
 
     /// Whether the driver may still set up features and queues.
@@ -112,8 +119,7 @@ impl Transport {
         }
         let old = self.status();
         if value & conf::VIRTIO_CONFIG_S_FAILED != 0 {
-            self.status.fetch_or(conf::VIRTIO_CONFIG_S_FAILED, Ordering::SeqCst);
-            return;
+            return self.registers().set_bits(VIRTIO_MMIO_STATUS, conf::VIRTIO_CONFIG_S_FAILED);
         }
         for (index, bit) in STATUS_ORDER.into_iter().enumerate() {
             let before: u32 = STATUS_ORDER[..index].iter().sum();
@@ -123,11 +129,11 @@ impl Transport {
             if bit == conf::VIRTIO_CONFIG_S_FEATURES_OK && !self.features_are_ok() {
                 return; // the bit stays clear, which tells the driver
             }
-            self.status.fetch_or(bit, Ordering::SeqCst);
+            self.registers().set_bits(VIRTIO_MMIO_STATUS, bit);
             if bit == conf::VIRTIO_CONFIG_S_DRIVER_OK
                 && let Err(error) = self.activate()
             {
-                needs_reset(&self.status, &self.interrupt, &error);
+                needs_reset(&self.interrupt, &error);
             }
         }
     }
@@ -157,14 +163,12 @@ impl Transport {
         let (interrupt, kicks) = (&self.interrupt, &self.kicks[..]);
         device.activate(&Ready { features: self.driver_features, interrupt, kicks });
         let ready = self.queues.iter().map(QueueT::ready).collect();
-        let (status, interrupt) = (self.status.clone(), self.interrupt.clone());
         let work = DeviceWork {
             device,
             queues,
             ready,
             kicks: self.kicks.clone(),
-            status,
-            interrupt,
+            interrupt: self.interrupt.clone(),
             cpu_time: Duration::ZERO,
             resume_at: None,
         };
@@ -187,10 +191,10 @@ impl Transport {
         }
         self.driver_features = 0;
         self.queues.iter_mut().for_each(QueueT::reset);
-        self.interrupt.acknowledge(u32::MAX);
+        self.registers().set(VIRTIO_MMIO_INTERRUPT_STATUS, 0);
         let dead = matches!(self.life, Life::Dead);
         let status = if dead { conf::VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
-        self.status.store(status, Ordering::SeqCst);
+        self.registers().set(VIRTIO_MMIO_STATUS, status);
     }
 
     /// The driver takes queue `index` back. Returns when none of its requests is in flight any more;
@@ -203,7 +207,7 @@ impl Transport {
             work.ready[index] = false;
         }
         if let Err(error) = self.resume() {
-            needs_reset(&self.status, &self.interrupt, &error);
+            needs_reset(&self.interrupt, &error);
         }
     }
 
@@ -235,13 +239,8 @@ impl Transport {
         let any: &mut dyn Any = &mut **device;
         let Some(known) = any.downcast_mut() else { return false };
         change(known);
-        let config = device.config();
-        if config.read() != self.config.read() {
-            self.config = config;
-            self.config_changes = self.config_changes.wrapping_add(1);
-            if has_driver {
-                self.interrupt.config_changed();
-            }
+        if self.interrupt.registers.set_config(device.config()) && has_driver {
+            self.interrupt.config_changed();
         }
         true
     }
@@ -285,12 +284,12 @@ impl Transport {
 }
 
 /// Gives up on the device until the driver resets it.
-fn needs_reset(status: &AtomicU32, interrupt: &Interrupt, error: &anyhow::Error) {
+fn needs_reset(interrupt: &Interrupt, error: &anyhow::Error) {
     // Told once: a guest that does it again and again must not fill the host's logs.
     static TOLD: Once = Once::new();
     TOLD.call_once(|| log::warn!("virtio: the guest's driver is broken, as in {error:#}"));
     log::debug!("virtio: device needs reset: {error:#}");
-    status.fetch_or(conf::VIRTIO_CONFIG_S_NEEDS_RESET, Ordering::SeqCst);
+    interrupt.registers.set_bits(VIRTIO_MMIO_STATUS, conf::VIRTIO_CONFIG_S_NEEDS_RESET);
     interrupt.config_changed();
 }
 
@@ -301,7 +300,6 @@ struct DeviceWork {
     /// Which queues the driver has enabled.
     ready: Vec<bool>,
     kicks: Vec<Arc<EventFd>>,
-    status: Arc<AtomicU32>,
     interrupt: Arc<Interrupt>,
     /// Of threads before this one.
     cpu_time: Duration,
@@ -339,13 +337,14 @@ impl Work for DeviceWork {
 impl DeviceWork {
     /// Serves queue `index`, which was kicked.
     fn serve(&mut self, index: usize) {
-        let broken = self.status.load(Ordering::SeqCst) & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
+        let status = self.interrupt.registers.get(VIRTIO_MMIO_STATUS);
+        let broken = status & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
         if broken || !self.ready[index] {
             return;
         }
         if let Err(error) = self.device.handle(index, &mut self.queues) {
             let error = error.context(format!("{}, queue {index}", self.device.name()));
-            needs_reset(&self.status, &self.interrupt, &error);
+            needs_reset(&self.interrupt, &error);
         }
         // Whichever queue waits: the first time is looked at, and then what there is to do next.
         self.resume_at = [self.resume_at, self.device.resume_at()].into_iter().flatten().min();

@@ -71,14 +71,11 @@ fn any_access_at_any_status_is_survived() {
 }
 
 #[test]
-fn registers_are_whole_words_and_the_configuration_is_bytes() {
+fn registers_are_written_in_whole_words_and_the_configuration_is_bytes() {
     for_each_device(|_, driver| {
         assert_eq!(driver.get(VIRTIO_MMIO_MAGIC_VALUE).to_le_bytes(), *b"virt");
         assert_eq!(driver.get(VIRTIO_MMIO_VERSION), 2);
         for width in [1, 2, 8] {
-            let mut data = [0xff; 8];
-            driver.mmio.read(0, &mut data[..width]);
-            assert_eq!(data[..width], [0; 8][..width]);
             driver.mmio.write(VIRTIO_MMIO_STATUS.into(), &[1; 8][..width]);
             assert_eq!(driver.status(), 0);
         }
