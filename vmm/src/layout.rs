@@ -49,13 +49,11 @@ pub const BOOT_TIMER: Range<u64> = 0xc000_0000..0xc000_1000;
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Size of one virtio-mmio window and the distance to the next.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
-/// The serial port's registers once more, if the machine has them in memory. Those from line status on are
-/// the start of [`SERIAL_STATUS_PAGE`], which the guest reads without an exit.
-pub const SERIAL_MMIO: Range<u64> = SERIAL_STATUS_PAGE - SERIAL_STATUS..SERIAL_STATUS_PAGE + 3;
-/// The page on which the line status register is.
-pub const SERIAL_STATUS_PAGE: u64 = 0xd010_1000;
-/// Offset of the line status register of a 16550.
-pub const SERIAL_STATUS: u64 = 5;
+/// The serial port's registers once more, if the machine has them in memory. All but the first, which is the one
+/// that sends and receives, are the start of [`SERIAL_PAGE`], which the guest reads without an exit.
+pub const SERIAL_MMIO: Range<u64> = SERIAL_PAGE - 1..SERIAL_PAGE + 7;
+/// The page on which they are.
+pub const SERIAL_PAGE: u64 = 0xd010_1000;
 /// IOAPIC registers, where KVM puts them.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC registers, where KVM puts them.
@@ -98,8 +96,8 @@ const _: () = {
     assert!(SETUP_DATA >= LOW_RAM_END && SETUP_DATA + 0x400 <= ACPI.start);
     assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end < KERNEL_MIN);
     assert!(GAP_START <= BOOT_TIMER.start && BOOT_TIMER.end <= VIRTIO_MMIO);
-    assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= SERIAL_STATUS_PAGE - 0x1000);
-    assert!(SERIAL_STATUS_PAGE + 0x1000 <= IOAPIC as u64);
+    assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= SERIAL_PAGE - 0x1000);
+    assert!(SERIAL_PAGE + 0x1000 <= IOAPIC as u64);
     assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);
     assert!(room_start(GAP_START) >= GAP_END && room_start(GAP_START + 1) > GAP_END);
     assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);

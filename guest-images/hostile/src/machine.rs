@@ -16,7 +16,7 @@ const RAM: u64 = 64 << 20;
 const ACPI_SLEEP: u16 = 0x600;
 const RTC_INDEX: u16 = 0x70;
 /// First port of the serial port, in memory: tinyvmm's `--uart memory`.
-const SERIAL: u64 = 0xd010_0ffb;
+const SERIAL: u64 = 0xd010_0fff;
 
 /// What memory and registers hold, of 1, 2, 4 or 8 bytes.
 pub trait Word: Copy {}

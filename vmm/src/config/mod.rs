@@ -140,7 +140,7 @@ pub struct MachineConfig {
 
     /// Where the serial port's registers are: at I/O ports, or in memory, which costs fewer exits
     ///
-    /// In memory, a guest reads the line status without an exit. To Linux it is ttyS4, which the
+    /// In memory, a guest reads all but what it receives without an exit. To Linux it is ttyS4, which the
     /// default command line names. Its driver finds it late: what the kernel printed before comes
     /// then, and a panic before that is silent. `earlycon=uart8250,io,0x3f8` shows that, too.
     #[arg(long, value_enum, value_name = "ports|memory", default_value = "ports")]

@@ -1,5 +1,7 @@
 //! COM1: a 16550A from vm-superio between the guest and the console.
 
+use std::cell::Cell;
+use std::convert::Infallible;
 use std::io::{self, Write};
 
 use vm_memory::{MmapRegion, VolatileMemory};
@@ -20,14 +22,26 @@ const INIT_MESSAGE: &[u8] = b"as init process";
 /// Most bytes that a kernel prints between its panic and the reset: registers and a trace.
 const LAST_WORDS: usize = 32 << 10;
 
-/// The interrupt line.
-struct Line(EventFd);
+/// The register that tells which interrupt it was.
+const IIR: u8 = 2;
+/// Bits of the registers that are shown on a page: of IER and, the first, of LSR; of LCR; of IIR.
+const RECEIVED: u8 = 1;
+const TRANSMITTER_EMPTY: u8 = 1 << 1;
+const DIVISOR_LATCH: u8 = 1 << 7;
+const FIFOS_ENABLED: u8 = 0b1100_0000;
+
+/// The interrupt line: raised once all registers show why.
+struct Line {
+    event: EventFd,
+    wanted: Cell<bool>,
+}
 
 impl Trigger for Line {
-    type E = io::Error;
+    type E = Infallible;
 
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.wanted.set(true);
+        Ok(())
     }
 }
 
@@ -104,41 +118,78 @@ impl Transmitter {
     }
 }
 
+type Uart = Serial<Line, NoEvents, Transmitter>;
+
 /// The serial port.
 pub struct SerialPort {
-    uart: Serial<Line, NoEvents, Transmitter>,
-    /// A page that starts with the line status register and those after it, for a guest that reads them
-    /// without asking us. None of these reads has a side effect.
-    status: Option<MmapRegion>,
+    uart: Uart,
+    page: Option<RegisterPage>,
 }
 
 impl SerialPort {
-    /// A port that raises `interrupt` and sends to `output`; `status` is a page that the guest sees.
+    /// A port that raises `interrupt` and sends to `output`. The guest reads its registers from `page`, if there is one.
     pub fn new(
         interrupt: EventFd,
         output: Output,
         panicked: PanicFlag,
         timeline: Timeline,
-        status: Option<MmapRegion>,
+        page: Option<MmapRegion>,
     ) -> Self {
         let transmitter = Transmitter::new(output, panicked, timeline);
-        let mut port = Self { uart: Serial::new(Line(interrupt), transmitter), status };
-        port.show_status();
+        let page = page.map(|page| RegisterPage { page, enabled: 0, iir: 0 });
+        let line = Line { event: interrupt, wanted: Cell::new(false) };
+        let mut port = Self { uart: Serial::new(line, transmitter), page };
+        port.show();
         port
     }
 
     /// Gives input to the guest, and returns how many bytes it had room for.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let taken = self.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
-        self.show_status();
+        self.show();
         taken
     }
 
-    fn show_status(&mut self) {
-        if let Some(page) = &self.status {
-            let status = [5, 6, 7].map(|register| self.uart.read(register));
-            page.as_volatile_slice().copy_from(&status);
+    /// Shows the guest what has become of an access, or of input.
+    fn show(&mut self) {
+        if let Some(page) = &mut self.page {
+            page.show(&mut self.uart);
         }
+        let line = self.uart.interrupt_evt();
+        if line.wanted.take()
+            && let Err(error) = line.event.write(1)
+        {
+            log::debug!("serial port: interrupt lost: {error}");
+        }
+    }
+}
+
+/// A page that starts with all registers but the first, for a guest that reads them without asking us. What it sends
+/// is gone at once, so that their state changes only when we are asked, or have input for it.
+struct RegisterPage {
+    page: MmapRegion,
+    /// Interrupts that the driver wants, as it said last.
+    enabled: u8,
+    iir: u8,
+}
+
+impl RegisterPage {
+    /// Puts what `uart`'s registers say there. (Their names are those of the 16550D's data sheet, table II.)
+    fn show(&mut self, uart: &mut Uart) {
+        // A driver that reads IIR acknowledges what it says, but nobody sees that here. So it is done for it, at once,
+        // and IIR says what there is to do until that is done: to take input; to send, or to want no more.
+        let [ier, _, lcr, mcr, lsr, msr, scr] =
+            [1, 2, 3, 4, 5, 6, 7].map(|register| uart.read(register));
+        if lcr & DIVISOR_LATCH == 0 {
+            self.enabled = ier;
+        }
+        self.iir = FIFOS_ENABLED
+            | match self.enabled {
+                enabled if enabled & lsr & RECEIVED != 0 => 0b100,
+                enabled if enabled & TRANSMITTER_EMPTY != 0 => 0b010,
+                _ => 0b001,
+            };
+        self.page.as_volatile_slice().copy_from(&[ier, self.iir, lcr, mcr, lsr, msr, scr]);
     }
 }
 
@@ -146,9 +197,12 @@ impl BusDevice for SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // Registers are a byte each; a wider access reads the ones that follow.
         for (register, byte) in (offset as u8..).zip(data) {
-            *byte = self.uart.read(register);
+            *byte = match &self.page {
+                Some(page) if register == IIR => page.iir,
+                _ => self.uart.read(register),
+            };
         }
-        self.show_status();
+        self.show();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -157,7 +211,7 @@ impl BusDevice for SerialPort {
                 log::debug!("serial port: write lost: {error:?}");
             }
         }
-        self.show_status();
+        self.show();
     }
 }
 

@@ -69,12 +69,12 @@ impl Devices {
         timeline: &Timeline,
     ) -> Result<Self> {
         let panicked = PanicFlag::default();
-        let status = match config.uart {
+        let page = match config.uart {
             Uart::Ports => None,
             Uart::Memory => Some(memory::serial_page(vm)?),
         };
         let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
-        let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), status);
+        let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), page);
         let serial = Arc::new(Mutex::new(serial));
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(layout::SERIAL_PORTS, serial.clone())?;

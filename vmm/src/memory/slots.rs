@@ -40,7 +40,7 @@ pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
 
 /// Shows the guest a page for the serial port. See [`read_only_pages`].
 pub fn serial_page(vm: &VmFd) -> Result<MmapRegion> {
-    read_only_pages(vm, SERIAL_PAGE, layout::SERIAL_STATUS_PAGE, 1)
+    read_only_pages(vm, SERIAL_PAGE, layout::SERIAL_PAGE, 1)
 }
 
 /// Shows the guest a page for each of its first `count` virtio devices. See [`read_only_pages`].
