@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::fixture::{Dir, TINYVMM};
 
-const ROWS: usize = 24;
+const ROWS: usize = 25;
 const SIDES: [&str; 3] = ["process", "container", "machine"];
 
 fn compare(dir: &Dir, args: &[&str]) -> Command {
