@@ -142,7 +142,8 @@ pub struct MachineConfig {
     ///
     /// In memory, a guest reads all but what it receives without an exit. To Linux it is ttyS4, which the
     /// default command line names. Its driver finds it late: what the kernel printed before comes
-    /// then, and a panic before that is silent. `earlycon=uart8250,io,0x3f8` shows that, too.
+    /// then, and a panic before that is silent. `earlycon=uart8250,io,0x3f8` shows that, too. A driver
+    /// has to turn the transmitter's interrupt off when it has nothing to send, as Linux's does.
     #[arg(long, value_enum, value_name = "ports|memory", default_value = "ports")]
     #[arg(hide_possible_values = true)]
     pub uart: Uart,

@@ -127,7 +127,7 @@ impl VirtioDevice for Balloon {
         }
         self.roles = roles;
         let poisons = ready.features & PAGE_POISON != 0;
-        self.state.connect(ready.interrupt.clone(), kick, poisons);
+        self.state.connect(ready.interrupt, kick, poisons);
     }
 
     fn reset(&mut self) {

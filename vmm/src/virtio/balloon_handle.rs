@@ -1,7 +1,7 @@
 //! What the balloon and its owner, on another thread, have in common.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::{Result, ensure};
 use vmm_sys_util::eventfd::EventFd;
@@ -76,7 +76,8 @@ pub(super) struct State {
 
 /// How a driver that is ready is reached.
 struct Driver {
-    interrupt: Arc<Interrupt>,
+    /// Its registers show this state: it is theirs to keep.
+    interrupt: Weak<Interrupt>,
     /// Of the queue for statistics.
     kick: Option<Arc<EventFd>>,
 }
@@ -98,12 +99,12 @@ impl State {
 
     pub(super) fn connect(
         &self,
-        interrupt: Arc<Interrupt>,
+        interrupt: &Arc<Interrupt>,
         kick: Option<Arc<EventFd>>,
         poisons: bool,
     ) {
         self.poisons.store(poisons, Ordering::SeqCst);
-        *lock(&self.driver) = Some(Driver { interrupt, kick });
+        *lock(&self.driver) = Some(Driver { interrupt: Arc::downgrade(interrupt), kick });
     }
 
     /// The driver has gone, and with it what it told.
@@ -175,8 +176,9 @@ impl BalloonHandle {
             ram >> 20
         );
         self.0.target.store((bytes / PAGE) as u32, Ordering::SeqCst);
-        if let Some(driver) = &*lock(&self.0.driver) {
-            driver.interrupt.config_changed();
+        let driver = lock(&self.0.driver);
+        if let Some(interrupt) = driver.as_ref().and_then(|driver| driver.interrupt.upgrade()) {
+            interrupt.config_changed();
         }
         Ok(())
     }

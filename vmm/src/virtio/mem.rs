@@ -1,7 +1,7 @@
 //! virtio-mem: memory that the guest plugs and unplugs, block by block, as its owner wants (virtio 1.2, 5.15).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -210,13 +210,13 @@ impl VirtioDevice for Mem {
 
     fn activate(&mut self, ready: &Ready) {
         self.kick = ready.kicks.first().cloned();
-        self.state.connect(Some(ready.interrupt.clone()));
+        self.state.connect(Arc::downgrade(ready.interrupt));
     }
 
     /// What is plugged stays so (5.15.5.2).
     fn reset(&mut self) {
         (self.kick, self.unfinished) = (None, None);
-        self.state.connect(None);
+        self.state.connect(Weak::new());
     }
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What virtio-mem and its owner, on another thread, have in common.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Result, ensure};
 
@@ -16,12 +16,13 @@ pub(super) struct State {
     blocks: Arc<Blocks>,
     /// Bytes that the guest is to plug.
     requested: AtomicU64,
-    driver: Mutex<Option<Arc<Interrupt>>>,
+    /// Its registers show this state: it is theirs to keep. None: no driver is ready.
+    driver: Mutex<Weak<Interrupt>>,
 }
 
 impl State {
     pub(super) fn new(blocks: Arc<Blocks>) -> Self {
-        Self { blocks, requested: AtomicU64::new(0), driver: Mutex::new(None) }
+        Self { blocks, requested: AtomicU64::new(0), driver: Mutex::default() }
     }
 
     pub(super) fn requested(&self) -> u64 {
@@ -29,13 +30,13 @@ impl State {
     }
 
     /// A driver is ready, or has gone.
-    pub(super) fn connect(&self, driver: Option<Arc<Interrupt>>) {
+    pub(super) fn connect(&self, driver: Weak<Interrupt>) {
         *lock(&self.driver) = driver;
     }
 
     /// Blocks were plugged or unplugged: the driver knows, but can read it, too.
     pub(super) fn show(&self) {
-        if let Some(driver) = &*lock(&self.driver) {
+        if let Some(driver) = lock(&self.driver).upgrade() {
             driver.registers.show_config();
         }
     }
@@ -103,7 +104,7 @@ impl MemHandle {
             mib(block)
         );
         self.0.requested.store(bytes, Ordering::SeqCst);
-        if let Some(driver) = &*lock(&self.0.driver) {
+        if let Some(driver) = lock(&self.0.driver).upgrade() {
             driver.config_changed();
         }
         Ok(())

@@ -91,8 +91,8 @@ impl Registers {
 
     /// Shows the configuration space as it is now, and returns whether it has changed.
     ///
-    /// A driver that reads meanwhile finds another generation before than after it, and reads again (virtio 1.2,
-    /// 2.5.3.1).
+    /// A driver that reads meanwhile finds another generation after than before, and reads again (virtio 1.2, 2.5.3.1);
+    /// should all that it reads be from between two words, the interrupt that follows a change tells it.
     pub fn show_config(&self) -> bool {
         let config = lock(&self.config);
         let mut bytes = config.read();

@@ -1,7 +1,7 @@
 //! Plays the guest's driver without KVM: registers, rings, and waits that end.
 
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config::{
@@ -52,6 +52,8 @@ pub type Buffer = (u64, u32, bool);
 pub struct Driver {
     pub mmio: Mmio,
     pub ram: GuestRam,
+    /// What the device's registers are on.
+    pub pages: Weak<MmapRegion>,
     line: EventFd,
     queues: Vec<Ring>,
 }
@@ -83,10 +85,12 @@ impl Driver {
     /// The same in a machine with other RAM.
     pub fn with_ram(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let pages = (Arc::new(MmapRegion::new(4096).unwrap()), 0);
+        let region = Arc::new(MmapRegion::new(4096).unwrap());
+        let pages = Arc::downgrade(&region);
         let interrupt = line.try_clone().unwrap();
-        let transport = Transport::new(device, ram.clone(), pages, interrupt).unwrap();
-        let mut driver = Self { mmio: Mmio::new(transport), ram, line, queues: Vec::new() };
+        let transport = Transport::new(device, ram.clone(), (region, 0), interrupt).unwrap();
+        let mmio = Mmio::new(transport);
+        let mut driver = Self { mmio, ram, pages, line, queues: Vec::new() };
         while driver.queue_max(driver.queues.len()) > 0 {
             driver.queues.push(Ring::default());
         }

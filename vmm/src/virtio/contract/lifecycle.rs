@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
-use super::for_each_device;
+use super::{SUBJECTS, for_each_device, in_time};
 use crate::bus::BusDevice;
-use crate::virtio::test_driver::rings;
+use crate::virtio::test_driver::{Driver, rings};
 
 /// Requests in flight: as many as all queues of all devices can hold.
 const MANY: u16 = 20;
@@ -54,6 +54,21 @@ fn resets_can_follow_each_other_in_any_state() {
         driver.init();
         subject.works(driver);
     });
+}
+
+/// As when a guest resets the machine, which builds its devices anew.
+#[test]
+fn nothing_is_left_of_a_device_that_its_driver_was_using() {
+    for subject in &SUBJECTS {
+        in_time(subject.name, move || {
+            let mut driver = Driver::new((subject.make)());
+            driver.init();
+            subject.works(&mut driver);
+            let pages = driver.pages.clone();
+            drop(driver);
+            assert_eq!(pages.strong_count(), 0, "{}", subject.name);
+        });
+    }
 }
 
 #[test]
