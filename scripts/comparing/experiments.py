@@ -87,7 +87,7 @@ def crowd(side: Side, sizes: Sizes) -> Samples:
         took = time.monotonic() - began
         time.sleep(sizes.calm)
         each = statistics.mean(running.group.memory() for running in instances)
-        cache = cached() - cache
+        cache = max(0, cached() - cache)  # others may have given some of theirs back
     finally:
         for running in instances:
             running.stop()

@@ -44,7 +44,7 @@ ROWS = (
         ("memory_each", "memory of each of CROWD instances", "MiB", "less", False,
          "The mean of memory.current when CROWD instances are idle at the same time."),
         ("crowd_cache", "page cache that CROWD instances add, together", "MiB", "less", False,
-         "What Cached in the host's /proc/meminfo has grown by then. The tree and the image are in it before, once for all instances; what is added is what each has written."),
+         "What Cached in the host's /proc/meminfo has grown by then, if it has. The tree and the image are in it before, once for all instances; what is added is what each has written."),
         ("crowd_start", "CROWD instances, started one after another", "ms", "less", True,
          "From the start of the first one to the first output of the last one; the next is started when the one before has spoken."),
         ("cpu_idle", "processor time when idle", "ms a second", "less", True,
