@@ -16,7 +16,7 @@ pub(super) struct State {
     blocks: Arc<Blocks>,
     /// Bytes that the guest is to plug.
     requested: AtomicU64,
-    /// Its registers show this state: it is theirs to keep. None: no driver is ready.
+    /// Its registers show this state: it is theirs to keep. Nobody's while no driver is ready.
     driver: Mutex<Weak<Interrupt>>,
 }
 
