@@ -52,6 +52,19 @@ fn the_limit_of_a_body_can_be_moved() {
 }
 
 #[test]
+fn who_sends_too_much_can_send_all_of_it_and_is_told() {
+    let (_running, client) = running(guests::idle, "idle");
+    let mut stream = client.connect();
+    stream.write_all(b"PUT /vm HTTP/1.1\r\nContent-Length: 6400000\r\n\r\n").unwrap();
+    for _ in 0..100 {
+        stream.write_all(&[b' '; 64_000]).unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[test]
 fn a_request_can_come_in_pieces_and_several_at_once() {
     let (_running, client) = running(guests::idle, "idle");
     let request = b"PATCH /vm HTTP/1.1\r\nContent-Length: 18\r\n\r\n{\"state\":\"Paused\"}";

@@ -1,6 +1,7 @@
 //! One client: what it has sent, and what it is still to be sent. Nothing here waits.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -24,7 +25,8 @@ pub(super) struct Connection {
     since: Instant,
     /// The client has sent all that it will.
     ended: bool,
-    /// To be closed once `output` is sent.
+    /// To be closed once `output` is sent, and all that is on its way has come: a client that still writes then
+    /// would learn of a closed connection, and not of its answer.
     closes: bool,
     /// It was told to go on with its body.
     told: bool,
@@ -61,7 +63,7 @@ impl Connection {
 
     /// When it is given up.
     pub(super) fn deadline(&self) -> Instant {
-        self.since + if self.is_idle() { IDLE } else { SLOW }
+        self.since + if self.is_idle() && !self.closes { IDLE } else { SLOW }
     }
 
     /// Reads what is there, a piece at a time; false when the client is gone.
@@ -69,6 +71,7 @@ impl Connection {
         let mut piece = [0; PIECE];
         match self.stream.read(&mut piece) {
             Ok(0) => self.ended = true,
+            Ok(_) if self.closes => {}
             Ok(len) => {
                 if self.is_idle() {
                     self.since = Instant::now();
@@ -107,13 +110,13 @@ impl Connection {
         Some(Ok((head, body)))
     }
 
-    /// Sends `bytes`, and then closes the connection if `closes`.
+    /// Sends `bytes`, the last ones if `closes`.
     pub(super) fn send(&mut self, bytes: Vec<u8>, closes: bool) {
         (self.output, self.sent, self.closes) = (bytes, 0, closes);
         self.since = Instant::now();
     }
 
-    /// Sends what can be sent; false when the connection is at its end.
+    /// Sends what can be sent; false when the client is gone.
     pub(super) fn write(&mut self) -> bool {
         while self.sent < self.output.len() {
             match self.stream.write(&self.output[self.sent..]) {
@@ -125,10 +128,14 @@ impl Connection {
             self.since = Instant::now();
             self.output = Vec::new();
         }
+        if self.closes {
+            self.input.clear();
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
         if self.input.is_empty() {
             self.input = Vec::new(); // the room of a large body
         }
-        !self.closes
+        true
     }
 
     /// Whether nothing more can come of it.

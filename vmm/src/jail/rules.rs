@@ -154,6 +154,7 @@ const API: &[Call] = &[
     always(SYS_accept4),
     always(SYS_recvfrom),
     always(SYS_sendto),
+    always(SYS_shutdown),
     Call(SYS_ioctl, Is(1, &[FIONBIO])),
 ];
 
