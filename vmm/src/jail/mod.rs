@@ -5,20 +5,19 @@
 
 mod confine;
 pub mod landlock;
+mod program;
 mod raw;
 mod rules;
 mod seccomp;
 mod violation;
 
 use std::fs::File;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use self::landlock::Place;
-use self::seccomp::Filters;
 use crate::config::JailConfig;
 use crate::{logger, worker};
 
@@ -41,6 +40,7 @@ pub enum ThreadKind {
     Api,
 }
 
+#[cfg(test)]
 impl ThreadKind {
     const ALL: [Self; 7] = [
         Self::Main,
@@ -53,8 +53,8 @@ impl ThreadKind {
     ];
 }
 
-/// Set once the machine may run: what a new thread may do.
-static FILTERS: OnceLock<Filters> = OnceLock::new();
+/// Set once new threads get a filter.
+static FILTERS: AtomicBool = AtomicBool::new(false);
 
 /// The main thread may open files in some places; those that it starts then have to do without.
 static MAIN_OPENS: AtomicBool = AtomicBool::new(false);
@@ -99,16 +99,14 @@ impl<'a> Jail<'a> {
         confine::drop_privileges(config).with_context(|| format!("--jail {config}"))
     }
 
-    /// Makes the filters: a thread of the API has its own from its first moment, long before the others.
+    /// From now on new threads have a filter: one of the API has it from its first moment, long before the others.
     /// One that makes another call ends the process with `exit_code`. The main thread may remove files of `folder`.
     pub fn prepare(&self, exit_code: u8, folder: Option<&File>) -> Result<()> {
-        if !self.on || FILTERS.get().is_some() || !has_seccomp() {
-            return Ok(());
+        if self.on && has_seccomp() && !FILTERS.load(Ordering::SeqCst) {
+            violation::watch(exit_code)?;
+            rules::keep_folder(folder);
+            FILTERS.store(true, Ordering::SeqCst);
         }
-        violation::watch(exit_code)?;
-        rules::keep_folder(folder);
-        let filters = Filters::new().context("seccomp")?;
-        FILTERS.get_or_init(|| filters);
         Ok(())
     }
 
@@ -156,9 +154,9 @@ pub fn enter_thread(kind: ThreadKind) {
         ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
         _ => false,
     };
-    let own_landlock = || match FILTERS.get() {
-        Some(_) if is_alone => landlock::forbid_opening(None, &[]).map(drop),
-        _ => Ok(()),
+    let own_landlock = || match FILTERS.load(Ordering::SeqCst) && is_alone {
+        true => landlock::forbid_opening(None, &[]).map(drop),
+        false => Ok(()),
     };
     if let Err(error) = own_landlock().and_then(|()| restrict(kind)) {
         // Rather no machine than one outside of its jail.
@@ -168,8 +166,10 @@ pub fn enter_thread(kind: ThreadKind) {
 }
 
 fn restrict(kind: ThreadKind) -> Result<()> {
-    let Some(filters) = FILTERS.get() else { return Ok(()) };
-    filters.apply(kind).context("cannot filter system calls")?;
+    if !FILTERS.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    seccomp::apply(kind).context("cannot filter system calls")?;
     hook::break_out(kind);
     Ok(())
 }

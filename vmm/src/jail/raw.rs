@@ -40,6 +40,18 @@ pub(super) fn has_seccomp() -> bool {
     }
 }
 
+/// Adds a seccomp filter to this thread's, for good. It gains no privileges any more.
+pub(super) fn add_filter(program: &[libc::sock_filter]) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    let len = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel copies `len` steps from a slice that has as many, and changes no memory (seccomp(2)).
+    let done = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u32, &raw const program)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// This thread's name, with zeroes behind it. May be called in a signal handler: allocates nothing.
 pub(super) fn thread_name() -> [u8; 16] {
     let mut name = [0; 16];

@@ -18,9 +18,9 @@ pub(super) struct Call(pub i64, pub When);
 pub(super) enum When {
     Always,
     /// The argument with this index is one of these.
-    Is(u8, &'static [u64]),
+    Is(u8, &'static [u32]),
     /// With this mask, it is this.
-    Bits(u8, u64, u64),
+    Bits(u8, u32, u32),
     /// It is our process.
     Ourselves(u8),
     /// It is the folder of the API's socket.
@@ -37,24 +37,16 @@ pub(super) fn keep_folder(folder: Option<&File>) {
 }
 
 /// The descriptor of that folder.
-pub(super) fn folder() -> u64 {
-    FOLDER.load(Ordering::SeqCst).into()
-}
-
-impl Call {
-    /// Whether KVM_RUN is allowed with it.
-    pub(super) fn may_run_guests(&self) -> bool {
-        let Call(number, when) = self;
-        *number == SYS_ioctl && matches!(when, Is(1, requests) if requests.contains(&KVM_RUN))
-    }
+pub(super) fn folder() -> u32 {
+    FOLDER.load(Ordering::SeqCst)
 }
 
 use When::{Always, Bits, Folder, Is, Ourselves};
 
-/// The lists for a thread of this kind.
+/// The lists for a thread of this kind; what is made most often is compared first.
 pub(super) fn of(kind: ThreadKind) -> Vec<&'static [Call]> {
     match kind {
-        ThreadKind::Vcpu => vec![ANY, VCPU],
+        ThreadKind::Vcpu => vec![VCPU, ANY],
         ThreadKind::Device => vec![ANY, DEVICE],
         ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
@@ -71,29 +63,29 @@ const fn always(number: i64) -> Call {
 }
 
 /// A request of KVM's without an argument or with a plain number: `_IO(KVMIO, nr)`.
-const fn io(nr: u32) -> u64 {
-    (KVMIO << 8 | nr) as u64
+const fn io(nr: u32) -> u32 {
+    KVMIO << 8 | nr
 }
 
 /// A request of KVM's with an argument, `direction` 1 to the kernel, 2 from it, 3 both.
-const fn with<T>(direction: u32, nr: u32) -> u64 {
-    ((direction << 30) | (size_of::<T>() as u32) << 16 | KVMIO << 8 | nr) as u64
+const fn with<T>(direction: u32, nr: u32) -> u32 {
+    (direction << 30) | (size_of::<T>() as u32) << 16 | KVMIO << 8 | nr
 }
 
 /// Runs a guest until its next exit.
-pub(super) const KVM_RUN: u64 = io(0x80);
-const KVM_SET_USER_MEMORY_REGION: u64 = with::<kvm_bindings::kvm_userspace_memory_region>(1, 0x46);
-const KVM_GET_REGS: u64 = with::<kvm_bindings::kvm_regs>(2, 0x81);
-const KVM_REGISTER_COALESCED: u64 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x67);
-const KVM_UNREGISTER_COALESCED: u64 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x68);
+pub(super) const KVM_RUN: u32 = io(0x80);
+const KVM_SET_USER_MEMORY_REGION: u32 = with::<kvm_bindings::kvm_userspace_memory_region>(1, 0x46);
+const KVM_GET_REGS: u32 = with::<kvm_bindings::kvm_regs>(2, 0x81);
+const KVM_REGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x67);
+const KVM_UNREGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x68);
 /// Of the terminal's requests: its modes are taken back at the end, and by a panic. (Not TIOCSTI.)
-const TERMINAL: [u64; 2] = [TCSETS, TCSETS2];
-const TCSETS2: u64 = 0x402c_542b;
-const PR_SET_VMA: u64 = 0x5356_4d41;
+const TERMINAL: [u32; 2] = [TCSETS as u32, TCSETS2];
+const TCSETS2: u32 = 0x402c_542b;
+const PR_SET_VMA: u32 = 0x5356_4d41;
 
 /// No memory that can be executed.
 const fn without_exec(number: i64) -> Call {
-    Call(number, Bits(2, PROT_EXEC as u64, 0))
+    Call(number, Bits(2, PROT_EXEC as u32, 0))
 }
 
 const ANY: &[Call] = &[
@@ -104,7 +96,7 @@ const ANY: &[Call] = &[
     always(SYS_poll),
     always(SYS_ppoll),
     always(SYS_close),
-    Call(SYS_fcntl, Is(1, &[F_GETFD as u64])), // what std asserts in debug builds
+    Call(SYS_fcntl, Is(1, &[F_GETFD as u32])), // what std asserts in debug builds
     Call(SYS_ioctl, Is(1, &TERMINAL)),
     // The allocator, and stacks of threads.
     without_exec(SYS_mmap),
@@ -112,7 +104,7 @@ const ANY: &[Call] = &[
     always(SYS_munmap),
     always(SYS_mremap),
     always(SYS_brk),
-    Call(SYS_madvise, Is(2, &[MADV_DONTNEED as u64, MADV_FREE as u64])),
+    Call(SYS_madvise, Is(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
     // Locks, time, signals, and the end of threads and of the process.
     always(SYS_futex),
     always(SYS_sched_yield),
@@ -127,7 +119,7 @@ const ANY: &[Call] = &[
     Call(SYS_tgkill, Ourselves(0)),
     always(SYS_getpid),
     always(SYS_gettid),
-    Call(SYS_prctl, Is(0, &[PR_GET_NAME as u64, PR_SET_VMA])),
+    Call(SYS_prctl, Is(0, &[PR_GET_NAME as u32, PR_SET_VMA])),
     always(SYS_exit),
     always(SYS_exit_group),
 ];
@@ -141,7 +133,7 @@ const DEVICE: &[Call] = &[
     always(SYS_fdatasync),
     always(SYS_fallocate),
     always(SYS_getrandom),
-    Call(SYS_madvise, Is(2, &[MADV_REMOVE as u64])),
+    Call(SYS_madvise, Is(2, &[MADV_REMOVE as u32])),
 ];
 
 const MEMORY: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
@@ -155,7 +147,7 @@ const API: &[Call] = &[
     always(SYS_recvfrom),
     always(SYS_sendto),
     always(SYS_shutdown),
-    Call(SYS_ioctl, Is(1, &[FIONBIO])),
+    Call(SYS_ioctl, Is(1, &[FIONBIO as u32])),
 ];
 
 /// To remove that socket at the end.
@@ -164,18 +156,18 @@ const LEAVE: &[Call] = &[Call(SYS_unlinkat, Folder(0)), Call(SYS_newfstatat, Fol
 /// To put another file into the place of a disk's, where Landlock leaves a place for that: one that is there, and stays
 /// as it is until the guest writes.
 pub(super) const OPEN: &[Call] = &[
-    Call(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32) as u64, 0)),
+    Call(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32), 0)),
     always(SYS_flock),
 ];
 
 /// To start threads, and as a new thread until it has a filter of its own.
 const START: &[Call] = &[
     // A thread of this process, in no new namespace.
-    Call(SYS_clone, Bits(0, (CLONE_THREAD | NAMESPACES) as u32 as u64, CLONE_THREAD as u64)),
+    Call(SYS_clone, Bits(0, (CLONE_THREAD | NAMESPACES) as u32, CLONE_THREAD as u32)),
     always(SYS_set_robust_list),
     always(SYS_rseq),
     always(SYS_sched_getaffinity),
-    Call(SYS_prctl, Is(0, &[PR_SET_NAME as u64, PR_SET_NO_NEW_PRIVS as u64])),
+    Call(SYS_prctl, Is(0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32])),
     always(SYS_seccomp),
     always(SYS_eventfd2), // tells a thread to stop
 ];
@@ -190,17 +182,17 @@ const NAMESPACES: i32 = CLONE_NEWNS
 /// To build the machine again after a reset, of files that are open, and to write the boot report.
 const BUILD: &[Call] = &[
     Call(SYS_ioctl, Is(1, &KVM_BUILD)),
-    Call(SYS_fcntl, Is(1, &[F_DUPFD_CLOEXEC as u64])),
+    Call(SYS_fcntl, Is(1, &[F_DUPFD_CLOEXEC as u32])),
     always(SYS_lseek),
     always(SYS_readv),
     always(SYS_fstat),
-    Call(SYS_newfstatat, Bits(3, AT_EMPTY_PATH as u64, AT_EMPTY_PATH as u64)),
-    Call(SYS_statx, Bits(2, AT_EMPTY_PATH as u64, AT_EMPTY_PATH as u64)),
+    Call(SYS_newfstatat, Bits(3, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
+    Call(SYS_statx, Bits(2, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
     always(SYS_memfd_create), // a kernel is unpacked there
     always(SYS_ftruncate),
 ];
 
-const KVM_BUILD: [u64; 25] = [
+const KVM_BUILD: [u32; 25] = [
     io(0x01),                                  // KVM_CREATE_VM
     io(0x03),                                  // KVM_CHECK_EXTENSION
     io(0x04),                                  // KVM_GET_VCPU_MMAP_SIZE
@@ -224,6 +216,6 @@ const KVM_BUILD: [u64; 25] = [
     with::<kvm_bindings::kvm_xcrs>(1, 0xa7),   // KVM_SET_XCRS
     io(0xce),                                  // KVM_GET_STATS_FD
     io(0xad),                                  // KVM_KVMCLOCK_CTRL
-    TCGETS,                                    // is this a terminal?
+    TCGETS as u32,                             // is this a terminal?
     0x802c_542a,                               // TCGETS2
 ];

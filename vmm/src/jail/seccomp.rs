@@ -1,164 +1,135 @@
 //! seccomp filters: which system calls a thread may make once the machine runs, for each kind of thread.
 //!
 //! A filter is added to that of the thread which started this one; both have to allow a call. `rules` has the lists.
+//!
+//! The kernel runs a new filter once for each system call that there is (seccomp_cache_prepare_bitmap, kernel/seccomp.c)
+//! and compiles it, on each thread anew: what is short and finds a number in few steps starts a machine sooner.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::slice::from_ref;
 
-use anyhow::{Context, Result};
-use rustix::process::getpid;
-use seccompiler::SeccompCmpArgLen::Dword;
-use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    apply_filter, sock_filter,
+use anyhow::{Context, Result, ensure};
+use libc::{
+    ENOSYS, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_TRAP, SYS_clone3, SYS_ioctl,
+    sock_filter,
 };
+use rustix::process::getpid;
 
-use super::ThreadKind;
+use super::program::{ARCHITECTURE, NUMBER, Place, Program};
 use super::rules::{self, Call, When};
+use super::{ThreadKind, raw};
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// AUDIT_ARCH_X86_64 (include/uapi/linux/audit.h).
+const X86_64: u32 = 0xc000_003e;
+/// Numbers that are compared one after another.
+const GROUP: usize = 12;
 
-/// System calls that a program compares one after another.
-const GROUP: usize = 8;
-
-/// Codes of instructions (include/uapi/linux/bpf_common.h), and where arguments are (struct seccomp_data).
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
-const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const JUMP_IF_LESS_NOT: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-const NUMBER: u32 = 0;
-const SECOND_ARGUMENT: u32 = 24;
-
-/// The programs, one for each kind.
-pub(super) struct Filters(Vec<(ThreadKind, BpfProgram)>);
-
-impl Filters {
-    /// Compiles them, but that of a kind that few machines have.
-    pub(super) fn new() -> Result<Self> {
-        let of = |kind| Ok((kind, compile(&rules::of(kind))?));
-        let start = Instant::now();
-        let usual = ThreadKind::ALL.into_iter().filter(|kind| *kind != ThreadKind::Memory);
-        let filters: Vec<_> = usual.map(of).collect::<Result<_>>()?;
-        log::debug!("{} filters are made in {:?}", filters.len(), start.elapsed());
-        Ok(Self(filters))
-    }
-
-    /// Adds that of `kind` to this thread, for good.
-    pub(super) fn apply(&self, kind: ThreadKind) -> Result<()> {
-        match self.0.iter().find(|(other, _)| *other == kind) {
-            Some((_, program)) => Ok(apply_filter(program)?),
-            None => Ok(apply_filter(&compile(&rules::of(kind))?)?),
-        }
-    }
+/// Adds the filter of `kind` to this thread, for good.
+pub(super) fn apply(kind: ThreadKind) -> Result<()> {
+    Ok(raw::add_filter(&compile(&rules::of(kind))?)?)
 }
 
 /// Gives the main thread, which this is, its filter with [`rules::OPEN`] added.
 pub(super) fn apply_to_main_that_opens() -> Result<()> {
     let mut calls = rules::of(ThreadKind::Main);
     calls.push(rules::OPEN);
-    Ok(apply_filter(&compile(&calls)?)?)
+    Ok(raw::add_filter(&compile(&calls)?)?)
 }
 
-fn compile(calls: &[&[Call]]) -> Result<BpfProgram> {
-    let mut rules = Rules::new();
-    for Call(number, when) in calls.iter().copied().flatten() {
-        let more = conditions(*when)?;
-        match rules.get_mut(number) {
-            // No rules at all stand for any arguments.
-            Some(known) if known.is_empty() || more.is_empty() => known.clear(),
-            Some(known) => known.extend(more),
-            None => drop(rules.insert(*number, more)),
+/// Where a program ends.
+struct Ends {
+    allow: Place,
+    trap: Place,
+}
+
+fn compile(calls: &[&[Call]]) -> Result<Vec<sock_filter>> {
+    let mut rules = by_number(calls)?;
+    let ioctl = rules.remove(&number(SYS_ioctl)?);
+    let mut program = Program::default();
+    let ends = Ends { allow: program.end(SECCOMP_RET_ALLOW), trap: program.end(SECCOMP_RET_TRAP) };
+    let mut start = search(&mut program, &rules.into_iter().collect::<Vec<_>>(), &ends)?;
+    // Its flags are out of a filter's sight: as it is not there, the C library uses clone.
+    let not_there = program.end(SECCOMP_RET_ERRNO | ENOSYS.cast_unsigned());
+    start = program.if_equal(number(SYS_clone3)?, not_there, start)?;
+    // KVM_RUN, most of all calls, is found at once.
+    if let Some(ioctl) = ioctl {
+        call(&mut program, (number(SYS_ioctl)?, &ioctl), &ends, start)?;
+    }
+    let start = program.load(NUMBER);
+    program.if_equal(X86_64, start, ends.trap)?;
+    program.load(ARCHITECTURE);
+    Ok(program.finish())
+}
+
+/// When each call is allowed: in one of these cases; in any, if there is none.
+fn by_number(calls: &[&[Call]]) -> Result<BTreeMap<u32, Vec<When>>> {
+    let mut rules = BTreeMap::<_, Vec<_>>::new();
+    for Call(call, when) in calls.iter().copied().flatten() {
+        let number = number(*call)?;
+        match (rules.get_mut(&number), when) {
+            (_, When::Always) => drop(rules.insert(number, Vec::new())),
+            (None, when) => drop(rules.insert(number, vec![*when])),
+            (Some(cases), when) if !cases.is_empty() => cases.push(*when),
+            (Some(_), _) => {}
         }
     }
-    let runs_guests = calls.iter().copied().flatten().any(Call::may_run_guests);
-    assemble(rules, runs_guests)
+    Ok(rules)
 }
 
-/// A program that finds the call's number among `rules` in few steps. The kernel runs a new filter once for each
-/// system call that there is (seccomp_cache_prepare_bitmap, kernel/seccomp.c), which is most of what a filter costs.
-fn assemble(mut rules: Rules, runs_guests: bool) -> Result<BpfProgram> {
-    // By descending numbers, each with the least of its numbers.
-    let mut groups = Vec::new();
-    while let Some(first) = rules.keys().nth(rules.len().saturating_sub(GROUP)).copied() {
-        let group = rules.split_off(&first);
-        let allow = SeccompFilter::new(
-            group,
-            SeccompAction::Trap,
-            SeccompAction::Allow,
-            TargetArch::x86_64,
-        )?;
-        let least = if rules.is_empty() { 0 } else { first };
-        groups.push((least, BpfProgram::try_from(allow)?));
-    }
-    let (_, any) = groups.first().context("a thread without system calls")?;
-    let number_is_loaded = any.iter().position(|step| step.code == LOAD && step.k == NUMBER);
-    let start = number_is_loaded.context("a filter that does not look at the call's number")? + 1;
-    let mut program = any[..start].to_vec();
-    program.extend(exceptions(runs_guests)?);
-    let mut ahead = 2 * groups.len();
-    for (least, group) in &groups {
-        ahead -= 2;
-        program.push(sock_filter {
-            code: JUMP_IF_LESS_NOT,
-            jt: 0,
-            jf: 1,
-            k: u32::try_from(*least)?,
-        });
-        program.push(step(JUMP, u32::try_from(ahead)?));
-        ahead += group.len() - start;
-    }
-    program.extend(groups.into_iter().flat_map(|(_, group)| group.into_iter().skip(start)));
-    Ok(program)
+fn number(call: i64) -> Result<u32> {
+    u32::try_from(call).context("no number of a system call")
 }
 
-/// Alternatives, one of which has to be true.
-fn conditions(when: When) -> Result<Vec<SeccompRule>> {
-    let rule = |index, how, value| {
-        Ok(SeccompRule::new(vec![SeccompCondition::new(index, Dword, how, value)?])?)
-    };
-    match when {
-        When::Always => Ok(Vec::new()),
-        When::Is(index, values) => values.iter().map(|value| rule(index, Eq, *value)).collect(),
-        When::Bits(index, mask, value) => Ok(vec![rule(index, MaskedEq(mask), value)?]),
-        When::Folder(index) => Ok(vec![rule(index, Eq, rules::folder())?]),
-        When::Ourselves(index) => {
-            let pid = u64::try_from(getpid().as_raw_nonzero().get())?;
-            Ok(vec![rule(index, Eq, pid)?])
+/// Finds the call's number, which is loaded, among `rules`, which are sorted.
+fn search(program: &mut Program, rules: &[(u32, Vec<When>)], ends: &Ends) -> Result<Place> {
+    let (mut start, mut least_above) = (ends.trap, None);
+    for group in rules.chunks(GROUP).rev() {
+        let above = start;
+        start = ends.trap;
+        for (number, cases) in group.iter().rev() {
+            start = call(program, (*number, cases), ends, start)?;
         }
+        if let Some(least) = least_above {
+            start = program.if_not_less(least, above, start)?;
+        }
+        least_above = group.first().map(|(number, _)| *number);
     }
+    Ok(start)
 }
 
-/// What the library that makes programs cannot say: KVM_RUN, most of all calls, is found at once; and clone3, whose
-/// flags are out of a filter's sight, is not there (ENOSYS): the C library uses clone then.
-fn exceptions(runs_guests: bool) -> Result<Vec<sock_filter>> {
-    let unless_equal_skip = |jf, k| sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf, k };
-    let not_there = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    let mut steps = Vec::new();
-    if runs_guests {
-        steps.extend([
-            unless_equal_skip(4, u32::try_from(libc::SYS_ioctl)?),
-            step(LOAD, SECOND_ARGUMENT),
-            unless_equal_skip(1, u32::try_from(rules::KVM_RUN)?),
-            step(RETURN, SeccompAction::Allow.into()),
-            step(LOAD, NUMBER),
-        ]);
+/// Looks at the arguments of a call with this number; one with another goes on at `otherwise`.
+fn call(
+    program: &mut Program,
+    (number, cases): (u32, &[When]),
+    ends: &Ends,
+    otherwise: Place,
+) -> Result<Place> {
+    let (pid, folder) = (getpid().as_raw_nonzero().get().cast_unsigned(), rules::folder());
+    let mut start = if cases.is_empty() { ends.allow } else { ends.trap };
+    for when in cases.iter().rev() {
+        let (index, mask, values) = match when {
+            When::Always => return program.if_equal(number, ends.allow, otherwise),
+            When::Is(index, values) => (*index, u32::MAX, *values),
+            When::Bits(index, mask, value) => (*index, *mask, from_ref(value)),
+            When::Ourselves(index) => (*index, u32::MAX, from_ref(&pid)),
+            When::Folder(index) => (*index, u32::MAX, from_ref(&folder)),
+        };
+        ensure!(!values.is_empty(), "a call that is never allowed");
+        for value in values.iter().rev() {
+            start = program.if_equal(*value, ends.allow, start)?;
+        }
+        if mask != u32::MAX {
+            program.and(mask);
+        }
+        start = program.load_argument(index);
     }
-    steps.extend([
-        unless_equal_skip(1, u32::try_from(libc::SYS_clone3)?),
-        step(RETURN, not_there.into()),
-    ]);
-    Ok(steps)
-}
-
-fn step(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
+    program.if_equal(number, start, otherwise)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jail::program::{AND, IF_EQUAL, IF_NOT_LESS, LOAD, RETURN};
 
     #[test]
     fn no_thread_may_open_connect_run_or_trace_anything() {
@@ -205,51 +176,76 @@ mod tests {
         }
     }
 
-    /// What the kernel does with a call whose arguments are zero (net/core/filter.c has more instructions).
-    fn verdict(program: &BpfProgram, number: u32) -> u32 {
-        const ARCH: u32 = 4;
+    /// What the kernel does with a call that has `argument` for all of its arguments (net/core/filter.c has more steps).
+    fn verdict(program: &[sock_filter], arch: u32, number: u32, argument: u64) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
             let step = &program[at];
             at += 1;
             let jump_if = |yes| usize::from(if yes { step.jt } else { step.jf });
-            match step.code {
-                LOAD if step.k == NUMBER => loaded = number,
-                LOAD if step.k == ARCH => loaded = 0xc000_003e, // AUDIT_ARCH_X86_64
-                LOAD => loaded = 0,
-                JUMP => at += step.k as usize,
-                JUMP_IF_EQUAL => at += jump_if(loaded == step.k),
-                JUMP_IF_LESS_NOT => at += jump_if(loaded >= step.k),
-                0x54 => loaded &= step.k, // BPF_ALU | BPF_AND | BPF_K
+            match u32::from(step.code) {
+                LOAD if step.k == NUMBER as u32 => loaded = number,
+                LOAD if step.k == ARCHITECTURE as u32 => loaded = arch,
+                LOAD if (16..64).contains(&step.k) && step.k.is_multiple_of(8) => {
+                    loaded = argument as u32
+                }
+                AND => loaded &= step.k,
+                IF_EQUAL => at += jump_if(loaded == step.k),
+                IF_NOT_LESS => at += jump_if(loaded >= step.k),
                 RETURN => return step.k,
                 code => panic!("{code:#x}"),
             }
         }
     }
 
+    fn allows(when: When, argument: u64) -> bool {
+        let argument = argument as u32;
+        match when {
+            When::Always => true,
+            When::Is(_, values) => values.contains(&argument),
+            When::Bits(_, mask, value) => argument & mask == value,
+            When::Ourselves(_) => argument == std::process::id(),
+            When::Folder(_) => argument == rules::folder(),
+        }
+    }
+
     #[test]
     fn a_program_allows_what_its_list_has_and_nothing_else() {
-        let trap = u32::from(SeccompAction::Trap);
+        let mut arguments = vec![0, 1, 7, u64::MAX, 1 << 32, std::process::id().into()];
+        arguments.extend((0..32).map(|bit| 1 << bit));
+        for Call(_, when) in ThreadKind::ALL.into_iter().flat_map(rules::of).flatten() {
+            match *when {
+                When::Is(_, values) => arguments.extend(values.iter().map(|v| u64::from(*v))),
+                When::Bits(_, mask, value) => {
+                    arguments.extend([u64::from(value), u64::from(value | !mask), mask.into()]);
+                }
+                _ => {}
+            }
+        }
         for kind in ThreadKind::ALL {
-            let calls = rules::of(kind);
+            let mut calls = rules::of(kind);
+            if kind == ThreadKind::Main {
+                calls.push(rules::OPEN); // no list is longer
+            }
             let program = compile(&calls).unwrap();
-            for number in (0..500).chain([u32::MAX >> 1, u32::MAX]) {
-                let mut listed = calls.iter().copied().flatten();
-                let with_zeroes = |when| match when {
-                    When::Always | When::Bits(_, _, 0) => true,
-                    When::Is(_, values) => values.contains(&0),
-                    _ => false,
-                };
-                let allowed =
-                    listed.any(|Call(of, when)| *of == i64::from(number) && with_zeroes(*when));
-                let expected = match number {
-                    _ if i64::from(number) == libc::SYS_clone3 => {
-                        SeccompAction::Errno(libc::ENOSYS.cast_unsigned()).into()
-                    }
-                    _ if allowed => SeccompAction::Allow.into(),
-                    _ => trap,
-                };
-                assert_eq!(verdict(&program, number), expected, "{kind:?}, system call {number}");
+            assert!(program.len() < 200, "{kind:?}: {}", program.len());
+            for number in (0..500).chain([1 << 30, u32::MAX >> 1, u32::MAX]) {
+                let listed = calls.iter().copied().flatten();
+                let cases: Vec<_> = listed.filter(|call| call.0 == i64::from(number)).collect();
+                for argument in &arguments {
+                    let expected = match number {
+                        _ if i64::from(number) == SYS_clone3 => SECCOMP_RET_ERRNO | ENOSYS as u32,
+                        _ if cases.iter().any(|call| allows(call.1, *argument)) => {
+                            SECCOMP_RET_ALLOW
+                        }
+                        _ => SECCOMP_RET_TRAP,
+                    };
+                    let found = verdict(&program, X86_64, number, *argument);
+                    assert_eq!(found, expected, "{kind:?}, call {number} with {argument:#x}");
+                    // AUDIT_ARCH_I386: other calls have these numbers.
+                    let found = verdict(&program, 0x4000_0003, number, *argument);
+                    assert_eq!(found, SECCOMP_RET_TRAP);
+                }
             }
         }
     }
@@ -258,7 +254,7 @@ mod tests {
     fn a_main_thread_that_opens_makes_no_file_and_empties_none() {
         let Call(number, When::Bits(2, mask, 0)) = rules::OPEN[0] else { panic!("open") };
         assert_eq!(number, libc::SYS_openat);
-        let allowed = |flags: i32| flags as u32 as u64 & mask == 0;
+        let allowed = |flags: i32| flags as u32 & mask == 0;
         assert!(
             allowed(libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK) && allowed(libc::O_RDONLY)
         );
@@ -272,7 +268,10 @@ mod tests {
     #[test]
     fn only_cpus_and_what_starts_them_run_guests() {
         for kind in ThreadKind::ALL {
-            let runs = rules::of(kind).iter().copied().flatten().any(|call| call.may_run_guests());
+            let runs = rules::of(kind).iter().copied().flatten().any(|Call(number, when)| {
+                *number == SYS_ioctl
+                    && matches!(when, When::Is(1, requests) if requests.contains(&rules::KVM_RUN))
+            });
             assert_eq!(runs, [ThreadKind::Vcpu, ThreadKind::Starter].contains(&kind), "{kind:?}");
         }
     }
