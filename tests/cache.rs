@@ -111,14 +111,26 @@ fn a_bzimage_unpacks_itself_where_that_is_asked_for_or_all_that_can_be() {
     let no_kernel = gzip(b"this is no kernel");
     let truncated = gzip(&elf[..elf.len() - 1]);
     let payloads = [&damaged, &longer, &unknown, &no_kernel, &truncated, &vec![0; 3], &vec![]];
-    let vmms = payloads.into_iter().map(|payload| vmm(&bzimage(payload), &cache.path("")));
-    for vmm in vmms.chain([asked]) {
-        vmm.run().exits(0).silently().prints(UNPACKED_ITSELF);
+    asked.run().exits(0).silently().prints(UNPACKED_ITSELF);
+    let told = ["the kernel is left to unpack itself, which may fail: "];
+    for payload in payloads {
+        let vmm = vmm(&bzimage(payload), &cache.path(""));
+        let outcome = vmm.run().exits(0).prints(UNPACKED_ITSELF);
+        if payload.is_empty() {
+            outcome.silently()
+        } else {
+            outcome.says(&told)
+        };
     }
     let elsewhere = |field: usize, value: u32| {
         let mut file = whole();
         file[field..field + 4].copy_from_slice(&value.to_le_bytes());
-        vmm(&file, &cache.path("")).run().exits(0).silently().prints(UNPACKED_ITSELF);
+        let outcome = vmm(&file, &cache.path("")).run().exits(0).prints(UNPACKED_ITSELF);
+        if value == 0 {
+            outcome.silently()
+        } else {
+            outcome.says(&told)
+        };
     };
     elsewhere(0x248, u32::MAX);
     elsewhere(0x24c, u32::MAX);

@@ -51,6 +51,24 @@ fn a_file_that_cannot_be_written_is_told() {
 }
 
 #[test]
+fn output_goes_to_none_of_the_machine_s_own_files() {
+    let kernel = guests::elf(&guests::hello());
+    // By another name, and by those that /dev/fd has for what is open.
+    let mut outputs = vec!["--console=kernel".into(), "--boot-report=./kernel".to_owned()];
+    outputs.push("--console=disk".into());
+    outputs.extend((3..20).map(|fd| format!("--console=/dev/fd/{fd}")));
+    for output in outputs {
+        let vmm = Vmm::new().kernel(&kernel).file("disk", [7; 512]).args(["--disk", "disk"]);
+        let outcome = vmm.args([&output]).run();
+        assert!(fs::read(outcome.dir().path("kernel")).unwrap() == kernel, "{output}");
+        assert_eq!(outcome.file("disk").as_bytes(), [7; 512], "{output}");
+        if !output.contains("/dev/fd") {
+            outcome.exits(3).says(&["the same file as", "name another"]);
+        }
+    }
+}
+
+#[test]
 fn a_console_that_is_off_goes_nowhere() {
     let vmm = Vmm::new().guest(guests::hello).args(["--console", "off"]);
     assert_eq!(vmm.run().exits(0).silently().leaves_nothing().stdout, b"");

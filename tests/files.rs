@@ -181,6 +181,13 @@ fn a_disk_is_for_one_writer_or_many_readers() {
 }
 
 #[test]
+fn a_temporary_overlay_needs_somewhere_to_be() {
+    let vmm = vmm().guest(guests::hello).sparse_file("disk", MIB);
+    let vmm = vmm.args(["--disk", "disk,overlay"]).env("TMPDIR", "/nowhere");
+    vmm.run().refuses(3, &["disk", "/nowhere", "set TMPDIR"]);
+}
+
+#[test]
 fn an_overlay_that_is_not_one_or_in_use() {
     let vmm = || vmm().sparse_file("disk", MIB).guest(guests::hello);
     let refused = |vmm: Vmm, words: &[&str]| {

@@ -89,5 +89,9 @@ fn a_command_needs_somewhere_to_run_and_room_on_the_command_line() {
     let with_initrd = || vmm().file("initrd", "x").args(["--initrd", "initrd"]);
     let whole = ["--cmdline=x", "--cmdline-only", "--", "true"];
     with_initrd().args(whole).run().refuses(125, &["--cmdline-only"]);
+    // It is not run again.
+    let resets = Vmm::new().guest(guests::acpi_reset).file("initrd", "x");
+    let resets = resets.args(["--initrd", "initrd", "--", "true"]);
+    resets.run().exits(125).says(&["the guest rebooted"]);
     with_initrd().args(["--", "a b", "c"]).run().exits(125).says(&["the guest powered off"]);
 }

@@ -2,8 +2,8 @@
 //!
 //! So nothing needs opening once a guest has run, and nobody can put another file in a file's place.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +34,26 @@ impl Files {
         let disks = config.disk.iter().map(DiskImage::open).collect::<Result<_>>()?;
         Ok(Self { kernel, initrd, disks })
     }
+}
+
+/// Makes an empty file at `path` for what the machine of `config` prints. One that the machine is made of is refused.
+///
+/// Looked at once it is open: a file can have several names, and /dev/fd has one for each of ours.
+pub fn create(path: &Path, config: &MachineConfig) -> Result<File> {
+    // O_NONBLOCK: a named pipe without a reader is to be refused, not to be waited for.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path)?;
+    let ours = file.metadata()?;
+    let is_ours = |theirs: fs::Metadata| (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino());
+    for input in config.inputs() {
+        let is_same = fs::metadata(input).is_ok_and(is_ours);
+        ensure!(!is_same, "the same file as {}: name another", input.display());
+    }
+    if ours.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(file)
 }
 
 /// A file to be loaded into guest memory.

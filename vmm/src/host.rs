@@ -74,8 +74,8 @@ fn explain_open(error: errno::Error) -> anyhow::Error {
             )
         }
         libc::EACCES => anyhow!(
-            "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER, then log in \
-             again); `tinyvmm doctor` knows more"
+            "no permission for /dev/kvm: if its group is kvm, join it (sudo usermod -aG kvm $USER, \
+             then log in again); `tinyvmm doctor` knows more"
         ),
         _ => anyhow!("cannot open /dev/kvm ({error}): see `tinyvmm doctor`"),
     }

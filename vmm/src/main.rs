@@ -46,6 +46,9 @@ fn main() -> ExitCode {
     }
     // Asked now: in its jail the process cannot look any more.
     let why_boots_fail = doctor::why_boots_fail_here();
+    if let Some(reason) = &why_boots_fail {
+        log::info!("{reason}");
+    }
     match run::run(&cli.machine, start) {
         Ok(halt @ Halt::Exited(_)) if in_guest => ExitCode::from(halt.exit_code()),
         Ok(halt) => end(&halt, ours(halt.exit_code()), why_boots_fail),

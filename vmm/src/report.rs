@@ -10,8 +10,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::config::MachineConfig;
 use crate::event::Halt;
 use crate::exits::ExitCounts;
+use crate::files;
 use crate::logger;
 use crate::memory::{self, GuestRam};
 use crate::timeline::{Reached, Timeline};
@@ -90,10 +92,11 @@ impl Usage {
 }
 
 impl<'a> Target<'a> {
-    /// Creates the file; `-` is stderr.
-    pub fn open(path: &'a Path) -> Result<Self> {
-        let create =
-            || File::create(path).with_context(|| format!("boot report {}", path.display()));
+    /// Creates the file, which is none of the machine's; `-` is stderr.
+    pub fn open(path: &'a Path, config: &MachineConfig) -> Result<Self> {
+        let create = || {
+            files::create(path, config).with_context(|| format!("boot report {}", path.display()))
+        };
         let file = if path == Path::new("-") { None } else { Some(create()?) };
         Ok(Self { path, file, usage: Usage::open()? })
     }

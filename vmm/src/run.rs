@@ -48,7 +48,8 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     let host = Host { jail, kvm, events, timeline };
     let mut control = Control::new(config, &host.timeline)?;
     let mut door = Door::open_if_wanted(config, host.events.sender())?;
-    let mut report = config.boot_report.as_deref().map(Target::open).transpose()?;
+    let report = config.boot_report.as_deref();
+    let mut report = report.map(|path| Target::open(path, config)).transpose()?;
     let (mut parts, machine, call) = match &mut door {
         Some(door) if !control.is_complete() => {
             door.serve(&host.jail, exit_code)?;
@@ -67,7 +68,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     }
     let opens = host.jail.close(exit_code, door.as_ref().map(Door::folder), &control.places()?)?;
     control.may_open(opens);
-    if opens && parts.config.no_reboot {
+    if opens && parts.config.ends_at_reset() {
         // Nobody builds a machine of them again: one that is exchanged is not to stay locked.
         parts.files.disks.clear();
     }
@@ -138,7 +139,7 @@ impl Host<'_> {
         let mut console = Console::new(config.console.clone(), !config.command.is_empty())?;
         if config.jail.is_some() {
             // Its file is opened as the others are: by the user who started us.
-            console.connect()?;
+            console.connect(&config)?;
         }
         self.jail.drop_privileges()?;
         let mut ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
@@ -154,7 +155,7 @@ impl Host<'_> {
         let deadline = config.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parts = Parts { config, files, ram, deadline };
         let mut machine = self.build(&parts, console)?;
-        machine.connect()?;
+        machine.connect(&parts.config)?;
         Ok((parts, machine))
     }
 
@@ -177,7 +178,7 @@ impl Host<'_> {
             let ended = machine.end()?;
             stopped(&ended);
             control.write_last_metrics(&ended);
-            if halt != Halt::Reset || parts.config.no_reboot {
+            if halt != Halt::Reset || parts.config.ends_at_reset() {
                 return Ok(halt);
             }
             log::info!("the guest rebooted: starting it again");

@@ -12,7 +12,7 @@ mod rate;
 mod size;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -225,9 +225,9 @@ pub struct MachineConfig {
 
     /// A command for the guest: its output is all that is printed, its exit status is tinyvmm's
     ///
-    /// It needs an initrd with sh, mount, stty and dd, such as one of guest-images; the kernel needs
-    /// /dev/port. What follows a `--` is the command: `tinyvmm --kernel K --initrd I -- uname -a`.
-    /// Exit code 125: the machine ended otherwise.
+    /// It needs an initrd with sh, mount and stty, such as one of guest-images; the kernel needs ioperm(2).
+    /// What follows a `--` is the command: `tinyvmm --kernel K --initrd I -- uname -a`. Its input is a terminal's,
+    /// lines of text. A reset ends the machine. Exit code 125: it ended otherwise.
     #[arg(last = true, value_name = "COMMAND")]
     #[serde(skip)]
     pub command: Vec<String>,
@@ -271,13 +271,14 @@ impl MachineConfig {
         );
         ensure!(!self.no_jail || self.jail.is_none(), "--jail and --no-jail: leave one out");
         let mem = self.mem.bytes();
-        ensure!(mem >= Self::MIN_MEM, "--mem {}: too little, the least is 16M", self.mem);
+        let hint = if mem < 4096 { " (bytes: say M or G)" } else { "" };
+        ensure!(mem >= Self::MIN_MEM, "--mem {}: too little{hint}, the least is 16M", self.mem);
         let page = if self.hugepages { 2 << 20 } else { 4096 };
         ensure!(
             mem.is_multiple_of(page),
-            "--mem {}: not a multiple of {} bytes, say a whole number of M",
+            "--mem {}: not a multiple of {}, the size of a page",
             self.mem,
-            page
+            Size::new(page)
         );
         self.mem.validate_room(self.hugepages)?;
         self.balloon.validate(self.mem.boot, self.hugepages)?;
@@ -290,6 +291,21 @@ impl MachineConfig {
             self.disk.len()
         );
         Ok(())
+    }
+
+    /// The files that the machine is made of.
+    pub fn inputs(&self) -> impl Iterator<Item = &Path> {
+        let layers = self.disk.iter().filter_map(|disk| match &disk.overlay {
+            Some(Overlay::Kept(path)) => Some(path),
+            _ => None,
+        });
+        let disks = self.disk.iter().map(|disk| &disk.path);
+        self.kernel.iter().chain(&self.initrd).chain(disks).chain(layers).map(PathBuf::as_path)
+    }
+
+    /// Whether a reset is its end: it is asked for, or a command ran that is not to run again.
+    pub fn ends_at_reset(&self) -> bool {
+        self.no_reboot || !self.command.is_empty()
     }
 
     /// How large the balloon is to be at first, in bytes; `None` for a machine without one.

@@ -2,10 +2,9 @@
 //!
 //! vCPUs put bytes into a bounded buffer; one thread writes it out and feeds input.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,8 +18,9 @@ use super::terminal::{HELP, Key, Keys, RawMode, in_background};
 use super::told::InitRuns;
 use crate::bus::BusDevice;
 use crate::coalesced::{self, CoalescedWrites};
-use crate::config::ConsoleConfig;
+use crate::config::{ConsoleConfig, MachineConfig};
 use crate::event::{Event, EventSender, Halt};
+use crate::files;
 use crate::jail::ThreadKind;
 use crate::vcpu::Buses;
 use crate::worker::{StopFlag, Work, borrow};
@@ -78,21 +78,15 @@ impl Console {
         })
     }
 
-    /// Opens what the console is to be connected to, once; a terminal becomes raw.
-    pub fn connect(&mut self) -> Result<()> {
+    /// Opens what the console of `machine` is to be connected to, once; a terminal becomes raw.
+    pub fn connect(&mut self, machine: &MachineConfig) -> Result<()> {
         if std::mem::replace(&mut self.connected, true) {
             return Ok(());
         }
         match &self.config {
             ConsoleConfig::Off => {}
             ConsoleConfig::File(path) => {
-                // O_NONBLOCK: a named pipe without a reader is to be refused, not to be waited for.
-                let created = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .custom_flags(libc::O_NONBLOCK)
-                    .open(path);
+                let created = files::create(path, machine);
                 self.sink = Some(created.with_context(|| format!("console {}", path.display()))?);
             }
             ConsoleConfig::Stdio => {

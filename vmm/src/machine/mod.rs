@@ -136,8 +136,8 @@ impl Machine {
     }
 
     /// Connects the console: the last thing to do before the start, when nothing else can go wrong.
-    pub fn connect(&mut self) -> Result<()> {
-        self.console.console.connect()
+    pub fn connect(&mut self, config: &MachineConfig) -> Result<()> {
+        self.console.console.connect(config)
     }
 
     /// Starts devices and CPUs.

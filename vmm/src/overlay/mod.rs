@@ -28,7 +28,7 @@ fn unnamed_file() -> Result<File> {
     match openat(CWD, std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(file.into()),
         // Not every file system has O_TMPFILE; this one has a name for an instant.
-        Err(_) => Ok(TempFile::new()?.into_file()),
+        Err(_) => Ok(TempFile::new_with_prefix(std::env::temp_dir().join("tinyvmm-"))?.into_file()),
     }
 }
 

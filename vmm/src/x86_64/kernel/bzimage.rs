@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, anyhow, ensure};
 use linux_loader::bootparam::{XLF_KERNEL_64, setup_header};
 use linux_loader::loader::{BzImage, KernelLoader};
+use log::Level;
 use rustix::fs::MemfdFlags;
 use vm_memory::{ByteValued, GuestAddress};
 
@@ -54,7 +55,11 @@ pub fn load(
                     ..kernel
                 });
             }
-            Err(error) => log::debug!("the kernel is left to unpack itself: {error:#}"),
+            Err(error) => {
+                // Without a payload it is a program of its own.
+                let level = if header.payload_length == 0 { Level::Debug } else { Level::Warn };
+                log::log!(level, "the kernel is left to unpack itself, which may fail: {error:#}");
+            }
         }
     }
     BzImage::load(ram, Some(GuestAddress(load)), &mut &*file, None)
