@@ -44,13 +44,13 @@ fn memory_that_cannot_be() {
     mem("5").refuses(2, &["--mem 5", "16M"]);
     mem("0").refuses(2, &["--mem 0", "16M"]);
     mem("15M").refuses(2, &["--mem 15M", "16M"]);
-    mem("100000001").refuses(2, &["--mem 100000001", "multiple of 4096"]);
+    mem("100000001").refuses(2, &["--mem 100000001", "multiple of 4K"]);
     mem("1P").refuses(3, &["--mem 1P", "at most"]);
     mem("16383P").refuses(3, &["--mem 16383P", "at most"]);
     for size in ["", "x", "1X", "-1", "-1M", "1e9", "99999999999999999999", "16384P"] {
         mem(size).refuses(2, &["--mem"]);
     }
-    vmm().args(["--mem", "33M", "--hugepages"]).run().refuses(2, &["multiple of 2097152"]);
+    vmm().args(["--mem", "33M", "--hugepages"]).run().refuses(2, &["multiple of 2M"]);
     vmm().args(["--mem", "60G", "--hugepages"]).run().refuses(3, &["30720", "nr_hugepages"]);
 }
 

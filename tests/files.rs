@@ -100,7 +100,7 @@ fn an_elf_that_is_damaged_or_for_another_machine() {
     refused(&whole[..whole.len() - 1], &["truncated"]);
     refused(&elf_with(54, &[55]), &["program headers of 55 bytes"]);
     refused(&elf_with(56, &[0, 0]), &["nothing to load"]);
-    refused(&elf_with(56, &[0xff; 2]), &["truncated"]);
+    refused(&elf_with(56, &[0xff; 2]), &["65535 program headers"]);
     refused(&elf_with(32, &[0xff; 8]), &["truncated"]);
     refused(&elf_with(PHDR + 8, &[0xff; 8]), &["truncated"]);
     refused(&elf_with(PHDR + 32, &[0xff; 8]), &["truncated"]);
@@ -219,4 +219,21 @@ fn a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for() {
     vmm().args(["--initrd", "fifo"]).run().refuses(3, &["initrd fifo", "not a regular file"]);
     vmm().args(["--disk", "fifo"]).run().refuses(3, &["disk fifo", "neither a file"]);
     vmm().args(["--disk", "fifo,readonly"]).run().refuses(3, &["disk fifo", "neither a file"]);
+}
+
+#[test]
+fn an_elf_with_more_than_any_kernel_has() {
+    let good = guests::elf(&guests::hello());
+    let with_headers = |count: u16| {
+        let mut file = good.clone();
+        let header = file[64..64 + 56].to_vec(); // the one that there is
+        let at = file.len() as u64;
+        file[32..40].copy_from_slice(&at.to_le_bytes()); // e_phoff
+        file[56..58].copy_from_slice(&count.to_le_bytes()); // e_phnum
+        file.extend(header.repeat(count.into()));
+        file
+    };
+    Vmm::new().kernel(&with_headers(1)).run().exits(0).prints("hello");
+    refused(&with_headers(2), &["segments that overlap", "damaged"]);
+    refused(&with_headers(257), &["257 program headers", "damaged"]);
 }

@@ -136,7 +136,7 @@ fn what_is_not_plugged_is_nowhere() {
     client.refuses("PATCH", "/hotplug/memory", whole, &["requested_size_mib: 65", "64 can be"]);
     client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":3}"#, &["blocks of 2 MiB"]);
     let ctl = |size: &str| client.ctl(&["memory", size]);
-    ctl("5G").refuses(1, &["64 can be plugged"]);
+    ctl("5G").refuses(1, &["memory 5G", "128M in all"]);
     ctl("32M").refuses(1, &["memory 32M", "balloon"]);
     ctl("66M").exits(0).silently();
     let running = running.prints("refused");

@@ -167,7 +167,7 @@ fn whatever_the_machine_it_starts_again() {
         &["--uart", "memory"],
         &["--cmdline", "no-kvmclock"],
         &["--cpus", "4", "--mem", "4G"],
-        &["--initrd", "initrd", "--", "true"],
+        &["--initrd", "initrd"],
     ];
     for args in variants {
         let vmm = Vmm::new().guest(guests::acpi_reset).file("initrd", "x").args(args);

@@ -136,6 +136,16 @@ fn a_guest_that_only_ever_reboots_can_be_stopped() {
 }
 
 #[test]
+fn a_guest_that_reboots_before_all_its_cpus_run_can_be_stopped() {
+    // The first CPU is done before the last has started: there always is a reset to be told of.
+    let vmm = || Vmm::new().guest(guests::i8042_reset).args(["--cpus", "64"]);
+    vmm().args(["--timeout", "1s"]).run().exits(7).says(&["--timeout is over"]);
+    let running = vmm().args(["--log-level", "info"]).start().says("starting it again");
+    running.signal(libc::SIGTERM);
+    running.wait().exits(8);
+}
+
+#[test]
 fn a_time_limit_counts_while_the_guest_is_asked_to_power_off() {
     let args = ["--timeout", "1s", "--log-level", "info"];
     let running = Vmm::new().guest(guests::idle).args(args).start().prints("idle");

@@ -228,6 +228,29 @@ fn a_start_that_fails_can_be_tried_again() {
 }
 
 #[test]
+fn starts_that_fail_leave_nothing_behind() {
+    let (running, client) = waiting(guests::hello);
+    client.does("PUT", "/boot-source", KERNEL);
+    client.does("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":512}"#);
+    client.does("PUT", "/serial", r#"{"serial_out_path":"nowhere/serial"}"#);
+    let holds = || {
+        let files = fs::read_dir(running.proc("fd")).unwrap().count();
+        let status = fs::read_to_string(running.proc("status")).unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+        let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+        (files, kib >> 10)
+    };
+    let fail = || client.refuses("PUT", "/actions", START, &["nowhere/serial"]);
+    fail();
+    let (files, mib) = holds();
+    (0..5).for_each(|_| fail());
+    let (files_after, mib_after) = holds();
+    // A connection that is about to be closed counts.
+    assert!(files_after < files + 3, "{files} files, then {files_after}");
+    assert!(mib_after < mib + 64, "{mib} MiB, then {mib_after}");
+}
+
+#[test]
 fn console_log_and_metrics_go_to_files() {
     let (running, client) = waiting(guests::obedient);
     client.does("PUT", "/boot-source", KERNEL);
@@ -366,6 +389,8 @@ fn a_file_describes_a_machine_in_the_same_terms() {
     refused("balloon", json!({"amount_mib": "1"}), &["line 1 column", "string \"1\""]);
     refused("legs", json!(2), &["unknown field `legs`"]);
     refused("machine-config", json!({"vcpu_count": 99, "mem_size_mib": 32}), &["vcpu_count 99"]);
+    let endless = crate::fixture::Vmm::new().args(["--config-file", "/dev/zero"]);
+    endless.run().refuses(3, &["/dev/zero", "larger than 1024 KiB"]);
     let both = with(&file, guests::hello).args(["--kernel", "vmlinux"]).run();
     both.refuses(2, &["--config-file", "--kernel"]);
 }

@@ -146,3 +146,32 @@ fn the_thread_that_may_open_drives_opens_nothing_else_and_the_others_nothing() {
         vmm.sparse_file("disks/first", MIB).run().exits(10).says(&["the jail", "openat"]);
     }
 }
+
+#[test]
+fn a_drive_is_found_by_its_whole_name() {
+    let vmm = Vmm::new()
+        .args(["--api-sock", SOCKET])
+        .file("vmlinux", guests::elf(&guests::idle()))
+        .sparse_file("flag", 1 << 20);
+    let vmm = vmm.sparse_file("disk", 1 << 20).args(["--disk", "flag,readonly"]);
+    let (running, client) = listening(vmm.start());
+    client.does("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
+    let drive = |id: &str, root: bool| {
+        json!({"drive_id": id, "is_root_device": root, "is_read_only": true, "path_on_host": "disk"}).to_string()
+    };
+    client.refuses("PUT", "/drives/disk0", &drive("disk0", false), &["a disk of flags has it"]);
+    // As the guest sees them, they are the same.
+    let (data, root) = ("x".repeat(20), "x".repeat(30));
+    for (id, is_root) in [(&data, false), (&root, true)] {
+        client.does("PUT", &format!("/drives/{id}"), &drive(id, is_root));
+    }
+    client.does("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    let _running = running.prints("idle");
+    for id in ["disk0", &data, &root] {
+        let limit = json!({"drive_id": id, "rate_limiter": {"ops": {"size": 5, "refill_time": 9}}});
+        client.does("PATCH", &format!("/drives/{id}"), &limit.to_string());
+    }
+    let disks = client.get("/tinyvmm/stats")["disks"].clone();
+    let names: Vec<_> = disks.as_array().unwrap().iter().map(|disk| disk["id"].clone()).collect();
+    assert_eq!(names, [json!(root), json!("disk0"), json!(data)]);
+}

@@ -33,7 +33,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
     0  the guest powered off
     1  internal error
-    2  the command line or configuration file is wrong
+    2  the command line or the file of --config is wrong
     3  the machine cannot start: a file is unfit or the host lacks something
     4  the guest rebooted, with --no-reboot
     5  triple fault in the guest
@@ -85,7 +85,12 @@ pub struct Cli {
 
     /// Which messages of tinyvmm's own go to stderr: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Program")]
+    #[arg(value_parser = log_level)]
     pub log_level: LevelFilter,
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
+    text.parse().map_err(|_| "say off, error, warn, info, debug or trace")
 }
 
 /// What else tinyvmm does.
@@ -146,7 +151,7 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Invocation::Shown(e.to_string()));
         }
-        Err(e) => return Err(unknown_word(&argv).unwrap_or_else(|| one_line(&e))),
+        Err(e) => return Err(of_sub_command(&argv, &e).unwrap_or_else(|| one_line(&e))),
     };
     let Some(file) = matches.get_one::<PathBuf>("config") else {
         return Ok(Invocation::Run(Box::new(cli(&matches)?)));
@@ -162,16 +167,27 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
     Ok(Invocation::Run(Box::new(cli(&matches)?)))
 }
 
-/// The error for a first word that is no sub-command, which clap takes for the start of a COMMAND.
-fn unknown_word(argv: &[OsString]) -> Option<anyhow::Error> {
+/// What to say of `error` if the first word is no flag: a sub-command, or what clap takes for the start of a COMMAND.
+fn of_sub_command(argv: &[OsString], error: &clap::Error) -> Option<anyhow::Error> {
     let word = argv.get(1)?.to_string_lossy();
     let command = Cli::command();
-    let mut names = command.get_subcommands().map(clap::Command::get_name);
-    if word.starts_with('-') || names.any(|name| name == word) {
+    if word.starts_with('-') {
         return None;
     }
-    let names = command.get_subcommands().map(clap::Command::get_name);
-    let nearest = nearest(&word, names);
+    if let Some(known) = command.find_subcommand(&*word) {
+        let more = format!("(see tinyvmm {word} --help)");
+        if error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return Some(anyhow!("{} {more}", message(error)));
+        }
+        let below: Vec<_> = known.get_subcommands().map(clap::Command::get_name).collect();
+        return Some(anyhow!("{word}: say what to do: {} {more}", below.join(", ")));
+    }
+    if Path::new(&*word).is_file() {
+        return Some(anyhow!("'{word}' is no sub-command: is it a kernel? Say --kernel {word}"));
+    }
+    let names = || command.get_subcommands().map(clap::Command::get_name);
+    let begun = names().find(|name| name.starts_with(&*word));
+    let nearest = begun.unwrap_or_else(|| nearest(&word, names()));
     Some(anyhow!("'{word}' is no sub-command, the nearest is '{nearest}' (see tinyvmm --help)"))
 }
 
@@ -266,7 +282,7 @@ pub(crate) fn message(error: &clap::Error) -> String {
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .map(|line| line.trim_start_matches("error: "))
         .collect();
-    told.join("; ")
+    told.join("; ").replace(":; ", ": ")
 }
 
 /// The completion script for `shell`.

@@ -92,6 +92,11 @@ pub fn main(options: &Options) -> Result<ExitCode> {
         {
             answer["memory"] = memory;
         }
+        if matches!(options.action, Action::Memory { .. }) && is_question {
+            let machine = ask(options, "GET", "/machine-config", None)?;
+            let (first, more) = (&machine["mem_size_mib"], &answer["plugged_size_mib"]);
+            answer["in_all_mib"] = json!(first.as_u64().zip(more.as_u64()).map(|(a, b)| a + b));
+        }
         let text = match (is_question, options.json) {
             (false, _) => String::new(),
             (true, true) => format!("{answer}\n"),
@@ -138,6 +143,9 @@ fn resize_memory(options: &Options, size: Size) -> Result<Asked> {
     let more = more.with_context(|| {
         format!("memory {size}: it has started with {first}M, which the balloon can make less")
     })?;
+    let room = ask(options, "GET", "/hotplug/memory", None)?;
+    let most = room["total_size_mib"].as_u64().context("it does not tell its room")?;
+    ensure!(more <= most, "memory {size}: it can have {}M in all", first + most);
     Ok(("PATCH", "/hotplug/memory", Some(json!({ "requested_size_mib": more }))))
 }
 

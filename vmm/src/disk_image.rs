@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget, statx};
@@ -31,6 +33,8 @@ pub struct DiskImage {
     block_size: u32,
     /// Takes the writes, if the file is only read.
     layer: Option<Layer>,
+    /// A flush failed: the host tells it once, and what it could not write is gone (fsync(2)).
+    flush_failed: Arc<AtomicBool>,
 }
 
 impl DiskImage {
@@ -73,7 +77,8 @@ impl DiskImage {
         );
         let (readonly, direct) = (config.readonly, config.direct);
         let path = config.path.clone();
-        Ok(Self { file, path, len, readonly, direct, block_size, layer: None })
+        let flush_failed = Arc::default();
+        Ok(Self { file, path, len, readonly, direct, block_size, layer: None, flush_failed })
     }
 
     /// Opens and locks what `config` names to take the place of this image, which may be of the same file: then its
@@ -106,7 +111,8 @@ impl DiskImage {
     pub fn again(&self) -> Result<Self> {
         let clone = || -> Result<Self> {
             let layer = self.layer.as_ref().map(Layer::again).transpose()?;
-            Ok(Self { file: self.file.try_clone()?, path: self.path.clone(), layer, ..*self })
+            let (path, flush_failed) = (self.path.clone(), self.flush_failed.clone());
+            Ok(Self { file: self.file.try_clone()?, path, layer, flush_failed, ..*self })
         };
         clone().with_context(|| format!("disk {}", self.path.display()))
     }
@@ -171,10 +177,17 @@ impl DiskImage {
 
     /// Makes what was written survive a crash of the host.
     pub fn sync(&mut self) -> io::Result<()> {
-        match &mut self.layer {
+        if self.flush_failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let result = match &mut self.layer {
             Some(layer) => layer.sync(),
             None => self.file.sync_data(),
+        };
+        if result.is_err() {
+            self.flush_failed.store(true, Ordering::SeqCst);
         }
+        result
     }
 
     /// Makes `len` bytes at `offset` read as zeroes. With `unmap` it gives their space back, else
@@ -251,5 +264,23 @@ fn lock(file: &File, shared: bool) -> Result<()> {
             }
         ),
         Err(TryLockError::Error(error)) => bail!("cannot lock it: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::tempfile::TempFile;
+
+    #[test]
+    fn what_a_flush_could_not_write_stays_lost_after_a_reset() {
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let image = DiskImage::open(&DiskConfig::new(file.as_path().into())).unwrap();
+        let mut first = image.again().unwrap();
+        first.sync().unwrap();
+        first.flush_failed.store(true, Ordering::SeqCst); // as a disk that breaks would
+        first.sync().unwrap_err();
+        image.again().unwrap().sync().unwrap_err();
     }
 }

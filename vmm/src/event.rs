@@ -163,24 +163,26 @@ impl Events {
         self.sender.clone()
     }
 
-    /// Forgets how the machine that has just stopped ended. Nothing else is forgotten.
+    /// Forgets how the guest that has just stopped ended. What the user wants is not forgotten.
     pub fn forget_halts(&self) {
+        let is_guests = |event: &Event| matches!(event, Event::Halt(halt) if *halt != Halt::Quit);
         let events: Vec<_> = self.receiver.try_iter().collect();
-        let others = events.into_iter().filter(|event| !matches!(event, Event::Halt(_)));
+        let others = events.into_iter().filter(|event| !is_guests(event));
         others.for_each(|event| self.sender.send(event));
     }
 
     /// The next event, or `None` when `deadline` has passed.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Event> {
         loop {
-            if let Ok(event) = self.receiver.try_recv() {
-                return Some(event);
-            }
+            // First: a guest can see to it that there always is an event.
             if PENDING
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
                 .is_ok()
             {
                 return Some(Event::StopRequest);
+            }
+            if let Ok(event) = self.receiver.try_recv() {
+                return Some(event);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tinyvmm::cli::{self, CacheCommand, Command, Invocation};
 use tinyvmm::event::Halt;
 use tinyvmm::x86_64::kernel::cache::Cache;
@@ -33,6 +33,10 @@ fn main() -> ExitCode {
         Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
         Some(Command::Man) => return show(&cli::man_page()),
         None => {}
+    }
+    if cli.print_config && !cli.machine.command.is_empty() {
+        let error = anyhow!("--print-config: a configuration file has no COMMAND, leave one out");
+        return fail(&error, cli::EXIT_USAGE);
     }
     if cli.print_config {
         let text = toml::to_string(&cli.machine).map_err(anyhow::Error::from);
@@ -69,7 +73,9 @@ fn end(halt: &Halt, code: u8, why_boots_fail: Option<String>) -> ExitCode {
 
 /// Kernels that are kept for the next time.
 fn cache(command: &CacheCommand) -> Result<ExitCode> {
-    let cache = Cache::open().context("kernel cache")?;
+    let Some(cache) = Cache::open_if_there().context("kernel cache")? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     match command {
         CacheCommand::Clear => cache.clear()?,
         CacheCommand::List => {
@@ -92,6 +98,10 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 /// A reader that has gone away (`tinyvmm --help | head -1`) is not an error.
 fn show(text: &str) -> ExitCode {
     use std::io::Write;
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(&anyhow::Error::new(error).context("standard output"), cli::EXIT_INTERNAL)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

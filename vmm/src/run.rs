@@ -126,7 +126,10 @@ impl Host<'_> {
             let Some(call) = call else { continue };
             match self.assemble(control.config()) {
                 Ok((parts, machine)) => return Ok((parts, machine, call)),
-                Err(error) => call.answer(Answer::Fault(format!("{error:#}"))),
+                Err(error) => {
+                    self.timeline.forget_exits();
+                    call.answer(Answer::Fault(format!("{error:#}")));
+                }
             }
         }
     }
@@ -180,6 +183,9 @@ impl Host<'_> {
             control.write_last_metrics(&ended);
             if halt != Halt::Reset || parts.config.ends_at_reset() {
                 return Ok(halt);
+            }
+            if parts.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Halt::Timeout);
             }
             log::info!("the guest rebooted: starting it again");
             memory::discard(&parts.ram, parts.config.hugepages)?;

@@ -99,8 +99,7 @@ impl Timeline {
             reached.push(Reached { name: mark, ms, exits, instructions });
         }
         if mark == Mark::End {
-            // They keep the virtual machine in the kernel.
-            *lock(&kept.counters) = KvmCounters::default();
+            self.forget_exits();
         }
     }
 
@@ -110,6 +109,13 @@ impl Timeline {
         match Instructions::count() {
             Ok(counter) => _ = kept.instructions.set(counter),
             Err(error) => log::debug!("instructions are not counted: {error}"),
+        }
+    }
+
+    /// No machine is counted any more: its counters keep it in the kernel.
+    pub fn forget_exits(&self) {
+        if let Some(kept) = &self.0 {
+            *lock(&kept.counters) = KvmCounters::default();
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -11,6 +11,7 @@ use super::bodies::{
     Balloon, BootSource, Drive, Entropy, Logger, Machine, MemoryHotplug, Metrics, Serial,
 };
 use super::routes::Configure;
+use crate::cli;
 
 /// The fields of a file. Others may be there with null: clients write names that Firecracker does not have.
 const FIELDS: [&str; 14] = [
@@ -56,9 +57,7 @@ struct File {
 
 /// What the file at `path` says, in the order in which it is to be done.
 pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
-    let len = std::fs::metadata(path).context("cannot read it")?.len();
-    ensure!(len <= MOST_BYTES, "it has {len} bytes, at most {MOST_BYTES} may be");
-    let text = std::fs::read_to_string(path).context("cannot read it")?;
+    let text = cli::read_text(path, MOST_BYTES)?;
     let file: File = serde_json::from_str(&text)?;
     for (name, is_there) in [
         ("cpu-config", file.cpu_config.is_some()),

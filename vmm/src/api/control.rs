@@ -164,7 +164,7 @@ impl Control {
 
     fn change_drive(&mut self, drive: &PartialDrive, machine: &mut Started) -> Result<()> {
         let id = &drive.drive_id;
-        let index = disk_ids(&self.config()).iter().position(|known| known == id);
+        let index = self.setup.drive_ids().iter().position(|known| known == id);
         let index = index.context("there is no such drive")?;
         let mut setup = self.setup.clone();
         if let Some(path) = &drive.path_on_host {
@@ -282,7 +282,7 @@ impl Control {
 
     fn stats(&mut self, machine: &Started, ram: &GuestRam) -> Result<Value> {
         let config = self.config();
-        let disks = disk_ids(&config);
+        let disks = self.setup.drive_ids();
         let disks = disks.iter().zip(machine.disks()).map(|(id, counts)| stats::disk(id, counts));
         let balloon = machine.balloon().map_or(0, BalloonHandle::actual);
         let memory = MemoryStats {
@@ -322,13 +322,6 @@ fn handle(machine: &Started) -> Result<&BalloonHandle> {
 /// Bytes of memory that the guest has plugged.
 fn plugged(machine: &Started) -> u64 {
     machine.memory().map_or(0, |memory| memory.status().plugged)
-}
-
-/// The disks' names, in their order.
-fn disk_ids(config: &MachineConfig) -> Vec<String> {
-    let name = |index: usize| format!("disk{index}");
-    let disks = config.disk.iter().enumerate();
-    disks.map(|(index, disk)| disk.id.clone().unwrap_or_else(|| name(index))).collect()
 }
 
 /// What the guest has told last; newer statistics are asked for, for the next time.

@@ -1,5 +1,6 @@
 //! The thread that serves the API's clients: many connections, one request at a time.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -67,10 +68,8 @@ impl Server {
                 }
                 self.clients.push(Connection::new(stream));
             }
-            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
-                // It stays readable: not to be looked at all the time.
-                thread::sleep(LOOK);
-            }
+            // For want of descriptors or memory: it stays readable, and is not to be looked at all the time.
+            Err(error) if error.kind() != ErrorKind::WouldBlock => thread::sleep(LOOK),
             _ => {}
         }
     }

@@ -135,6 +135,7 @@ impl Setup {
         drive.check()?;
         let id = drive.drive_id.clone();
         let disk = disk(&drive).context("path_on_host: it has to be said")?;
+        ensure!(self.ids_of_flags().all(|other| other != id), "drive_id: a disk of flags has it");
         let is_root = |other: &Drive| other.is_root_device && other.drive_id != id;
         if drive.is_root_device && self.drives.iter().any(is_root) {
             bail!("is_root_device: another drive has the root, there can be one");
@@ -173,6 +174,23 @@ impl Setup {
             }
         }
         Ok(places)
+    }
+
+    /// The names of disks of flags.
+    fn ids_of_flags(&self) -> impl Iterator<Item = String> {
+        let name = |(index, disk): (usize, &DiskConfig)| {
+            disk.id.clone().unwrap_or_else(|| format!("disk{index}"))
+        };
+        self.config.disk.iter().enumerate().map(name)
+    }
+
+    /// The names of all drives, in the order of the machine's disks.
+    pub(super) fn drive_ids(&self) -> Vec<String> {
+        let ids = |root| {
+            let drives = self.drives.iter().filter(move |drive| drive.is_root_device == root);
+            drives.map(|drive| drive.drive_id.clone())
+        };
+        ids(true).chain(self.ids_of_flags()).chain(ids(false)).collect()
     }
 
     /// PATCH /drives/{id}: the drive that clients have described by this name.
@@ -291,10 +309,8 @@ impl Setup {
 
     /// GET /vm/config.
     pub(super) fn all(&self) -> Result<Value> {
-        let of_flags = self.config.disk.iter().enumerate().map(|(index, disk)| {
-            let id = disk.id.clone().unwrap_or_else(|| format!("disk{index}"));
-            Drive::of_flags(id, disk)
-        });
+        let of_flags = self.ids_of_flags().zip(&self.config.disk);
+        let of_flags = of_flags.map(|(id, disk)| Drive::of_flags(id, disk));
         let drives: Vec<Drive> = of_flags.chain(self.drives.iter().cloned()).collect();
         let config = self.config();
         let entropy = match config.entropy_limit.is_limit() {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::text::ensure_once;
+
 /// A processor topology. `count() == sockets * cores * threads`, all at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpus {
@@ -51,6 +53,7 @@ impl FromStr for Cpus {
             _ => Err(format!("'{text}' is not a number of CPUs")),
         };
         let count = number(parts.next().unwrap_or_default())?;
+        ensure_once(parts.clone())?;
         let (mut sockets, mut cores, mut threads) = (None, None, None);
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
@@ -102,9 +105,18 @@ mod tests {
             assert_eq!(cpus, Cpus { sockets, cores, threads }, "{text}");
             assert_eq!(cpus.to_string().parse(), Ok(cpus));
         }
-        for text in
-            ["", "0", "x", "4,cores=3", "8,cores=2", "4,legs=2", "4,cores=0", "4,cores", "70000"]
-        {
+        for text in [
+            "",
+            "0",
+            "x",
+            "4,cores=3",
+            "8,cores=2",
+            "4,legs=2",
+            "4,cores=0",
+            "4,cores",
+            "2,cores=1,cores=2",
+            "70000",
+        ] {
             text.parse::<Cpus>().unwrap_err();
         }
     }

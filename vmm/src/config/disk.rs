@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::RateLimit;
+use super::text::ensure_once;
 
 /// A raw disk image or block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +64,7 @@ impl FromStr for DiskConfig {
         if path.is_empty() {
             return Err("say the disk's file first, then its options".into());
         }
+        ensure_once(parts.clone())?;
         let mut disk = Self::new(path.into());
         for part in parts {
             match part.split_once('=') {
@@ -126,8 +128,16 @@ mod tests {
         assert!(disk.readonly && disk.direct);
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert_eq!(disk.to_string().parse(), Ok(disk));
-        for text in ["", ",readonly", "a,ro", "a,id=", "a,id=123456789012345678901", "a,readonly=1"]
-        {
+        for text in [
+            "",
+            ",readonly",
+            "a,ro",
+            "a,id=b,id=c",
+            "a,overlay,overlay=b",
+            "a,id=",
+            "a,id=123456789012345678901",
+            "a,readonly=1",
+        ] {
             text.parse::<DiskConfig>().unwrap_err();
         }
     }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::text::ensure_once;
+
 /// Whom the process becomes, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JailConfig {
@@ -22,6 +24,7 @@ impl FromStr for JailConfig {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (mut user, mut group, mut chroot, mut netns) = (None, None, None, None);
+        ensure_once(text.split(','))?;
         for part in text.split(',') {
             match part.split_once('=') {
                 Some(("user", id)) => user = Some(number(id)?),

@@ -10,14 +10,14 @@ mod jail;
 mod mem;
 mod rate;
 mod size;
+mod text;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use clap::{ArgAction, Args, ValueEnum, ValueHint};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use uuid::Uuid;
 
 pub use balloon::{BalloonConfig, BalloonFeatures};
@@ -30,6 +30,7 @@ pub use jail::JailConfig;
 pub use mem::Mem;
 pub use rate::{Bucket, RateLimit};
 pub use size::Size;
+use text::{as_duration, as_text, duration, each_as_text, opt_as_text, uuid};
 
 use crate::{command, layout};
 
@@ -149,12 +150,12 @@ pub struct MachineConfig {
     pub uart: Uart,
 
     /// Identity of the machine, in its SMBIOS tables [default: random]
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "UUID", value_parser = uuid)]
     #[serde(serialize_with = "opt_as_text")]
     pub uuid: Option<Uuid>,
 
     /// Stop the machine after this time: `30s`, `5m`, `1h 30m`
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     #[serde(serialize_with = "as_duration")]
     pub timeout: Option<Duration>,
 
@@ -364,26 +365,4 @@ pub enum KernelEntry {
     Direct,
     /// The bzImage's own decompressor, in the guest.
     Decompress,
-}
-
-fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
-fn opt_as_text<S: Serializer>(
-    value: &Option<impl fmt::Display>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    value.as_ref().map(ToString::to_string).serialize(serializer)
-}
-
-fn each_as_text<S: Serializer>(
-    values: &[impl fmt::Display],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(values.iter().map(ToString::to_string))
-}
-
-fn as_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    value.map(|d| humantime::format_duration(d).to_string()).serialize(serializer)
 }

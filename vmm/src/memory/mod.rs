@@ -25,13 +25,13 @@ const PAGE: usize = 4096;
 /// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
 /// With `hugepages` they come from the hugetlb pool and are reserved at once.
 ///
-/// The mapping lives until the process ends: a machine that resets uses it again.
+/// It is given back with the last clone; a machine that resets uses it again.
 pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
     let mut regions = Vec::new();
     for range in layout::ram_ranges(size) {
-        let mapping = reserve(range.end - range.start, hugepages)
+        let (mapping, reserved) = reserve(range.end - range.start, hugepages)
             .with_context(|| explain_failure(size, hugepages))?;
-        regions.push(RamRegion::new(mapping, range.start, None)?);
+        regions.push(RamRegion::new(mapping, range.start, None)?.that_owns(reserved));
     }
     Ok(GuestRam::from_regions(regions)?)
 }
@@ -39,21 +39,39 @@ pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
 /// `ram`, and at `range` above it room for more that comes in blocks of `block` bytes, none of which is there yet.
 pub fn with_room(ram: &GuestRam, range: Range<u64>, block: u64) -> Result<GuestRam> {
     let len = range.end - range.start;
-    let mapping = reserve(len, false).with_context(|| {
+    let (mapping, reserved) = reserve(len, false).with_context(|| {
         format!("cannot reserve {} MiB of guest RAM: ask for a smaller max with --mem", len >> 20)
     })?;
-    Ok(ram.insert_region(Arc::new(RamRegion::new(mapping, range.start, Some(block))?))?)
+    let region = RamRegion::new(mapping, range.start, Some(block))?.that_owns(reserved);
+    Ok(ram.insert_region(Arc::new(region))?)
 }
 
-fn reserve(len: u64, hugepages: bool) -> Result<MmapRegion> {
+/// Addresses that were mapped for a region of RAM, which keeps this.
+#[derive(Debug)]
+struct Reserved {
+    start: usize,
+    len: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let start = ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: the mapping is ours alone, and its region, through which alone it is reached, is gone.
+        if let Err(error) = unsafe { rustix::mm::munmap(start, self.len) } {
+            log::error!("guest RAM: munmap: {error}");
+        }
+    }
+}
+
+fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
     let len = usize::try_from(len)?;
-    let host = map(len, hugepages)?;
+    let (host, reserved) = map(len, hugepages)?;
     // SAFETY: `map` returned `len` fresh bytes that nothing else refers to and that are
-    // never unmapped, as `build_raw` asks.
+    // mapped for as long as the region keeps `reserved`.
     let region = unsafe {
         MmapRegion::build_raw(host, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
     };
-    Ok(region?)
+    Ok((region?, reserved))
 }
 
 /// RAM at these addresses, with these lengths, that is unmapped once nobody has it.
@@ -93,7 +111,7 @@ fn explain_failure(size: u64, hugepages: bool) -> String {
 }
 
 /// Maps `len` anonymous bytes at a multiple of 2 MiB.
-fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
+fn map(len: usize, hugepages: bool) -> Result<(*mut u8, Reserved)> {
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     if hugepages {
         // All pages are reserved now (Documentation/admin-guide/mm/hugetlbpage.rst), so that a pool that is too
@@ -102,12 +120,13 @@ fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
         let rounded = len.next_multiple_of(HUGE_PAGE);
         // SAFETY: a new anonymous mapping wherever the kernel likes.
         let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), rounded, prot, flags) }?;
-        return Ok(host.cast());
+        return Ok((host.cast(), Reserved { start: host.expose_provenance(), len: rounded }));
     }
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: as above. The slack lets us choose an aligned start; untouched, it costs nothing.
     let host =
         unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len + HUGE_PAGE, prot, flags) }?;
+    let reserved = Reserved { start: host.expose_provenance(), len: len + HUGE_PAGE };
     let aligned = host.map_addr(|addr| addr.next_multiple_of(HUGE_PAGE));
     for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
         // SAFETY: advice on our own fresh mapping, which changes no contents.
@@ -115,7 +134,7 @@ fn map(len: usize, hugepages: bool) -> Result<*mut u8> {
             log::debug!("guest RAM: madvise {advice:?}: {error}");
         }
     }
-    Ok(aligned.cast())
+    Ok((aligned.cast(), reserved))
 }
 
 /// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.

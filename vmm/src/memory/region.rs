@@ -11,6 +11,8 @@ use vm_memory::{
     GuestRegionCollection, GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
+use super::Reserved;
+
 /// All RAM of a guest. Cloning shares it. It is touched through volatile accessors only.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
@@ -19,6 +21,8 @@ pub type GuestRam = GuestRegionCollection<RamRegion>;
 pub struct RamRegion {
     mapping: GuestRegionMmap<()>,
     blocks: Option<Arc<Blocks>>,
+    /// Dropped with it.
+    _reserved: Option<Reserved>,
 }
 
 impl RamRegion {
@@ -27,7 +31,12 @@ impl RamRegion {
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(start))
             .context("RAM does not fit the guest's address space")?;
         let blocks = block.map(|size| Arc::new(Blocks::new(start, mapping.len(), size)));
-        Ok(Self { mapping, blocks })
+        Ok(Self { mapping, blocks, _reserved: None })
+    }
+
+    /// The same, with what keeps it mapped.
+    pub(super) fn that_owns(self, reserved: Reserved) -> Self {
+        Self { _reserved: Some(reserved), ..self }
     }
 
     /// Where it is in our own memory.

@@ -13,6 +13,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, openat};
@@ -46,7 +48,7 @@ pub struct Layer {
     /// FLUSH has to make it survive a crash of the host.
     kept: bool,
     /// What was written may be lost: no bit may be set in the file any more.
-    failed: bool,
+    failed: Arc<AtomicBool>,
 }
 
 impl Layer {
@@ -89,7 +91,7 @@ impl Layer {
     pub fn again(&self) -> Result<Self> {
         let file = self.file.try_clone()?;
         let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
-        Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed: false })
+        Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed: self.failed.clone() })
     }
 
     fn of_file(file: File, base: &File, len: u64, kept: bool) -> Result<Self> {
@@ -104,7 +106,7 @@ impl Layer {
         }
         header.check(&file)?;
         let bitmap = Bitmap::load(&file, BITMAP, header.blocks())?;
-        Ok(Self { file, header, bitmap, kept, failed: false })
+        Ok(Self { file, header, bitmap, kept, failed: Arc::default() })
     }
 
     /// Reads into all of `data` from `offset` of the disk.
@@ -143,11 +145,11 @@ impl Layer {
         if !self.kept {
             return Ok(());
         }
-        if self.failed {
+        if self.failed.load(Ordering::SeqCst) {
             return Err(io::Error::other("an earlier flush failed"));
         }
         let result = self.commit();
-        self.failed = result.is_err();
+        self.failed.store(result.is_err(), Ordering::SeqCst);
         result
     }
 

@@ -72,8 +72,8 @@ impl Files {
 }
 
 /// Ends as if the process had been killed: what was not flushed is not known to the file.
-fn crash(mut layer: Layer) {
-    layer.failed = true;
+fn crash(layer: Layer) {
+    layer.failed.store(true, std::sync::atomic::Ordering::SeqCst);
 }
 
 #[test]

@@ -81,6 +81,10 @@ impl Block {
 
     /// Puts another image into its place. The driver sees its size; the block size stays, and whether it can be written.
     pub fn set_image(&mut self, image: DiskImage) {
+        // The driver's next flush reaches only the new one.
+        if let Err(error) = self.image.sync() {
+            log::error!("{}: what was written last may be lost: {error}", self.name);
+        }
         self.image = image;
         self.error_told = false;
     }

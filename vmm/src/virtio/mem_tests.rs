@@ -6,7 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_READY,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::contract::{BLOCK, BLOCKS, ROOM, with_room};
@@ -285,4 +288,27 @@ fn no_device_reaches_a_block_that_is_not_plugged() {
     // Nor are rings there.
     assert!(owner.ram.check_range(GuestAddress(block(1)), 16));
     assert!(!owner.ram.check_range(GuestAddress(block(5)), 16));
+}
+
+#[test]
+fn a_ring_that_is_unplugged_in_part_ends_in_a_reset_and_not_in_a_loop() {
+    let owner = guest(BLOCKS);
+    let hotplug = Hotplug::new(&owner.ram, Cpus::default()).unwrap();
+    for index in [0, 1] {
+        hotplug.plug(index).unwrap();
+    }
+    let mut driver = Driver::with_ram(Box::new(Rng::default()), owner.ram.clone());
+    driver.start_setup();
+    let all = driver.offered_features();
+    assert!(driver.accept_features(all));
+    driver.describe_queue(0);
+    // The index of what is available is in the first block, the ring in the second.
+    let available = ROOM + BLOCK - 4;
+    driver.set_address(VIRTIO_MMIO_QUEUE_AVAIL_LOW, available);
+    driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
+    driver.driver_ok();
+    hotplug.unplug(1).unwrap();
+    owner.ram.write_obj(1u16, GuestAddress(available + 2)).unwrap();
+    driver.set(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    driver.wait_until("a device that needs a reset", |driver| driver.status() & 64 != 0);
 }

@@ -1,6 +1,7 @@
 //! A virtqueue as a device sees it: requests, one after another.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -117,9 +118,13 @@ impl Virtqueue {
 /// Takes the next request from the ring, if there is one, and checks all of it.
 fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, Chain<'a>)>> {
     let size = usize::from(queue.size());
-    let Some(descriptors) = queue.iter(ram).context("available ring")?.next() else {
-        return Ok(None);
-    };
+    let mut next = queue.iter(ram).context("available ring")?.next();
+    if next.is_none() && queue.avail_idx(ram, Ordering::Acquire)?.0 != queue.next_avail() {
+        // One that has just come; or the ring is in memory that has been unplugged.
+        next = queue.iter(ram).context("available ring")?.next();
+        ensure!(next.is_some(), "an available ring that leaves RAM");
+    }
+    let Some(descriptors) = next else { return Ok(None) };
     let head = descriptors.head_index();
     let mut chain = Chain { readable: Buffers::default(), writable: Buffers::default() };
     let (mut count, mut ended) = (0, false);

@@ -9,11 +9,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use log::LevelFilter;
 
-use super::{Control, disk_ids};
+use super::super::setup::Setup;
+use super::Control;
 use crate::api::FIRECRACKER_VERSION;
 use crate::api::bodies::{self, Logger};
 use crate::api::metrics::{Measured, Metrics};
-use crate::config::{FirecrackerConfig, MachineConfig};
+use crate::config::FirecrackerConfig;
 use crate::logger;
 use crate::machine::Machine;
 use crate::machine::started::Started;
@@ -62,7 +63,7 @@ impl Control {
 
     /// PUT /actions, FlushMetrics.
     pub(super) fn flush_metrics(&mut self, machine: &Started) -> Result<()> {
-        let disks = named_disks(&self.setup.config(), machine.disks());
+        let disks = named_disks(&self.setup, machine.disks());
         let metrics = self.metrics.as_mut().context("metrics go nowhere: PUT /metrics first")?;
         metrics.write(&disks, &self.measured)
     }
@@ -74,20 +75,18 @@ impl Control {
 
     /// Writes the metrics that are due; false if none are.
     pub fn write_due_metrics(&mut self, machine: &Started) -> bool {
-        let config = self.setup.config();
         let Some(metrics) = &mut self.metrics else { return false };
         let is_due = metrics.take_due(Instant::now());
         if is_due {
-            metrics.write_unasked(&named_disks(&config, machine.disks()), &self.measured);
+            metrics.write_unasked(&named_disks(&self.setup, machine.disks()), &self.measured);
         }
         is_due
     }
 
     /// Writes the last metrics of a machine, which has ended or resets.
     pub fn write_last_metrics(&mut self, machine: &Machine) {
-        let config = self.setup.config();
         if let Some(metrics) = &mut self.metrics {
-            metrics.write_unasked(&named_disks(&config, machine.disks()), &self.measured);
+            metrics.write_unasked(&named_disks(&self.setup, machine.disks()), &self.measured);
             metrics.forget();
         }
     }
@@ -95,10 +94,10 @@ impl Control {
 
 /// What has gone through each disk, with its name.
 fn named_disks<'a>(
-    config: &MachineConfig,
+    setup: &Setup,
     disks: impl Iterator<Item = &'a Arc<DiskCounts>>,
 ) -> Vec<(String, &'a DiskCounts)> {
-    disk_ids(config).into_iter().zip(disks.map(|counts| &**counts)).collect()
+    setup.drive_ids().into_iter().zip(disks.map(|counts| &**counts)).collect()
 }
 
 /// A file or named pipe to add lines to.

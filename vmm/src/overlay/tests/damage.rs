@@ -105,7 +105,7 @@ fn after_a_failed_flush_nothing_more_is_claimed() {
     let files = used();
     let mut layer = files.open().unwrap();
     files.write(&mut layer, 0, &[1; BLOCK]);
-    layer.failed = true;
+    layer.failed.store(true, std::sync::atomic::Ordering::SeqCst);
     layer.sync().unwrap_err();
     layer.sync().unwrap_err();
     drop(layer);

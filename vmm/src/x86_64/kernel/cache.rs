@@ -71,6 +71,12 @@ impl Cache {
         Self::open_in(&base()?)
     }
 
+    /// The same, if there is one already.
+    pub fn open_if_there() -> Result<Option<Self>> {
+        let is_there = base()?.join("tinyvmm/kernels").try_exists()?;
+        is_there.then(Self::open).transpose()
+    }
+
     fn open_in(base: &PathBuf) -> Result<Self> {
         std::fs::create_dir_all(base).with_context(|| format!("{}", base.display()))?;
         let mut dir = open_dir(CWD, base, OFlags::empty())?;

@@ -57,6 +57,8 @@ struct Piece {
     sum: Option<u64>,
 }
 
+/// The most program headers; Linux has some five.
+const MAX_PHDRS: u16 = 256;
 const HUGE_PAGE: u64 = 2 << 20;
 /// The checksum of a piece that is all zero; others are less than 2^32. What a linker makes of .bss is read by nobody.
 const ZERO: u64 = u64::MAX;
@@ -112,6 +114,11 @@ impl Image {
             "an ELF with program headers of {} bytes: is it damaged?",
             ehdr.e_phentsize
         );
+        ensure!(
+            ehdr.e_phnum <= MAX_PHDRS,
+            "an ELF with {} program headers: is it damaged?",
+            ehdr.e_phnum
+        );
         let mut phdrs = vec![Elf64_Phdr::default(); ehdr.e_phnum.into()];
         for (phdr, index) in phdrs.iter_mut().zip(0u64..) {
             let at = index * size_of::<Elf64_Phdr>() as u64;
@@ -151,6 +158,11 @@ impl Image {
             });
         }
         ensure!(!segments.is_empty(), "an ELF with nothing to load: is it a kernel?");
+        // So that what is loaded is no more than RAM, into memory that is zero.
+        let mut sorted: Vec<_> = segments.iter().map(|s| (s.address, s.mem_len)).collect();
+        sorted.sort_unstable();
+        let overlap = sorted.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0);
+        ensure!(!overlap, "an ELF with segments that overlap: is it damaged?");
         Ok(segments)
     }
 

@@ -69,7 +69,7 @@ fn slots(layout: &Layout) -> Result<u64> {
 impl<'a> Table<'a> {
     /// Every site of the result is in the memory of `layout`.
     fn parse(words: &'a [Word], layout: &Layout) -> Result<Self> {
-        let lists: Vec<&[Word]> = words.split(|word| *word == [0; 4]).collect();
+        let lists: Vec<&[Word]> = words.splitn(5, |word| *word == [0; 4]).collect();
         let (add64, subtract32, add32) = match lists[..] {
             [[], add64, add32] => (add64, &[][..], add32),
             [[], add64, subtract32, add32] => (add64, subtract32, add32),
