@@ -122,7 +122,7 @@ fn names() {
 fn a_machine_as_a_whole() {
     refused("# none\n[[machine]]\nname = 'm'", 2, &["machine", "no kernel"]);
     let spec = "[[machine]]\nname = 'm'\nkernel = 'hello'\nmem = '5'";
-    refused(spec, 1, &["machine", "--mem 5", "16M"]);
+    refused(spec, 4, &["machine.mem: --mem 5", "16M"]);
     let spec = "[[machine]]\nname = 'm'\nkernel = 'hello'\nrun = 'true'";
     refused(spec, 1, &["machine", "a command needs --initrd"]);
 }

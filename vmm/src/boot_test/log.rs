@@ -1,6 +1,6 @@
 //! The console of a run, in a file of bounded size that is kept if the run fails.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -55,11 +55,6 @@ impl Log {
         let told = |error| format!("log {}: {error}", self.path.display());
         (self.path.clone(), self.error.map(told))
     }
-
-    /// Takes the file away.
-    pub(super) fn remove(self) {
-        let _ = fs::remove_file(&self.path);
-    }
 }
 
 /// `name` as part of a file's name, unlike that of any other test: `boot[cpus=2]` as `boot_cpus=2_`,
@@ -74,6 +69,7 @@ pub(super) fn file_name(name: &str, index: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_log_is_bounded_and_says_so_and_why_it_failed() {
@@ -93,8 +89,7 @@ mod tests {
         assert_eq!(text.find('\n'), Some(16 << 20));
         assert!(text.ends_with(notes) && text.len() == (16 << 20) + notes.len());
         let log = Log::create(&folder, "m").unwrap();
-        log.remove();
-        assert!(!path.exists());
+        fs::remove_file(log.keep().0).unwrap();
         fs::remove_dir(&folder).unwrap();
     }
 

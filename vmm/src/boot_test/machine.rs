@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{CommandFactory, FromArgMatches};
 
 use super::node::Node;
@@ -25,6 +25,8 @@ pub(super) struct Machine {
     pub(super) memory: u64,
     /// Files of disks and overlays, and whether other machines may have them too.
     pub(super) disks: Vec<(PathBuf, bool)>,
+    /// Where each key was set.
+    places: Vec<(String, String)>,
 }
 
 /// Whether tinyvmm has a flag `name` that a machine can have.
@@ -54,6 +56,7 @@ impl Machine {
         cli::push_flags(&mut flags, name, &node.plain()?, arg).map_err(|e| node.error(e))?;
         parse(&flags).map_err(|error| node.error(error))?;
         self.flags.append(&mut flags);
+        self.places.push((name.to_owned(), node.place()));
         Ok(())
     }
 
@@ -62,7 +65,13 @@ impl Machine {
     pub(super) fn finish(&mut self, node: &Node, command: &[String], folder: &Path) -> Result<()> {
         let mut config = parse(&self.flags).map_err(|error| node.error(error))?;
         config.command = command.to_vec();
-        config.validate().map_err(|error| node.error(error))?;
+        config.validate().map_err(|error| {
+            // It names the flag that it is about.
+            let text = error.to_string();
+            let flag = text.strip_prefix("--").and_then(|text| text.split([' ', ':']).next());
+            let place = self.places.iter().rev().find(|(name, _)| Some(&**name) == flag);
+            place.map_or_else(|| node.error(&text), |(_, place)| anyhow!("{place}: {text}"))
+        })?;
         self.cpus = config.cpus.count();
         self.memory = config.mem.bytes();
         let disks = config.disk.iter();

@@ -148,14 +148,19 @@ fn run_spec(spec: &Spec, baseline: Option<&Baseline>, options: &Options) -> Resu
     let json = options.json.as_deref().map(create).transpose()?;
     let junit = options.junit.as_deref().map(create).transpose()?;
     let start = Instant::now();
+    let existed = options.logs.exists();
     let (runs, interrupted) = run_tests(spec, options)?;
     let seconds = start.elapsed().as_secs_f64();
-    let outcomes: Vec<Outcome> = spec
+    let mut outcomes: Vec<Outcome> = spec
         .tests
         .iter()
         .zip(runs)
         .map(|(test, runs)| Outcome::judge(test, runs, baseline))
         .collect();
+    outcomes.iter_mut().for_each(Outcome::forget_logs);
+    if !existed {
+        let _ = fs::remove_dir(&options.logs); // unless a log was kept
+    }
     let mut written = Ok(());
     if let Some((path, file)) = json {
         let text = json::json(&options.spec, &outcomes, seconds, interrupted)?;
@@ -199,7 +204,6 @@ fn save_baseline(path: &Path, outcomes: &[Outcome]) -> Result<()> {
 fn run_tests(spec: &Spec, options: &Options) -> Result<(Vec<Vec<Run>>, bool)> {
     let events = Events::new()?;
     let interrupt = AtomicBool::new(false);
-    let existed = options.logs.exists();
     let logs = fs::create_dir_all(&options.logs).and_then(|()| options.logs.canonicalize());
     let logs = logs.with_context(|| format!("--logs {}", options.logs.display()))?;
     let mut jobs = Vec::new();
@@ -229,9 +233,6 @@ fn run_tests(spec: &Spec, options: &Options) -> Result<(Vec<Vec<Run>>, bool)> {
         }
     };
     schedule::run_all(jobs, budget_of_host(options), (&events, &interrupt), run, done);
-    if !existed {
-        let _ = fs::remove_dir(&options.logs); // unless a log was kept
-    }
     Ok((runs, interrupt.into_inner()))
 }
 

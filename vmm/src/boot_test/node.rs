@@ -31,11 +31,16 @@ impl<'a> Node<'a> {
 
     /// `line N: KEY: WHAT`.
     pub(super) fn error(&self, what: impl Display) -> anyhow::Error {
+        anyhow!("{}: {what}", self.place())
+    }
+
+    /// `line N: KEY`.
+    pub(super) fn place(&self) -> String {
         let before = self.text.as_bytes().get(..self.at).unwrap_or_default();
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         match self.path.as_str() {
-            "" => anyhow!("line {line}: {what}"),
-            path => anyhow!("line {line}: {path}: {what}"),
+            "" => format!("line {line}"),
+            path => format!("line {line}: {path}"),
         }
     }
 

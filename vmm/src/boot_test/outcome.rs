@@ -73,6 +73,18 @@ impl<'a> Outcome<'a> {
         Self { test, runs, status, reasons, notes, figures }
     }
 
+    /// Removes the logs of runs that did not fail, unless that is what the test did with all of them.
+    pub(super) fn forget_logs(&mut self) {
+        let any_failed = self.runs.iter().any(|run| run.failure.is_some());
+        if self.status == Status::Failed && !any_failed {
+            return; // it cost more than its budget
+        }
+        let logs = self.runs.iter_mut().filter(|run| run.failure.is_none());
+        for log in logs.filter_map(|run| run.log.take()) {
+            let _ = std::fs::remove_file(log);
+        }
+    }
+
     /// How long its runs took together.
     pub(super) fn seconds(&self) -> f64 {
         self.runs.iter().map(|run| run.seconds).sum()

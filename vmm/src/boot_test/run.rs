@@ -39,7 +39,7 @@ pub(super) struct Run {
     /// How the machine ended, in the boot report's words.
     pub(super) end: Option<String>,
     pub(super) figures: Figures,
-    /// Kept only of failures.
+    /// Kept of failures, and until it is known whether a run was within its budget.
     pub(super) log: Option<PathBuf>,
     /// The last lines of the console.
     pub(super) tail: Vec<String>,
@@ -77,7 +77,7 @@ pub(super) fn run(
     let mut run = Run { failure, interrupted, exit_code, end, figures, tail, ..Run::default() };
     run.seconds = start.elapsed().as_secs_f64();
     let Some(failure) = run.failure.take() else {
-        log.remove();
+        run.log = Some(log.keep().0);
         return Ok(run);
     };
     // The guest has its words in it, and a terminal will show it.
