@@ -1,4 +1,4 @@
-//! The console of a run, in a file of bounded size that is kept if the run fails.
+//! The console of a run, in a file of bounded size that is kept if its test fails.
 
 use std::fs::File;
 use std::io::Write;
