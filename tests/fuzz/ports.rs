@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use tinyvmm::bus::{Bus, BusDevice, lock};
+use tinyvmm::bus::{Bus, BusDevice};
 use tinyvmm::devices::output::Output;
 use tinyvmm::devices::power::PanicFlag;
 use tinyvmm::devices::rtc::Rtc;
 use tinyvmm::devices::serial::SerialPort;
 use tinyvmm::layout::{RTC_PORTS, SERIAL_PORTS};
+use tinyvmm::sync::lock;
 use tinyvmm::timeline::Timeline;
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

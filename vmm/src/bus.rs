@@ -1,10 +1,12 @@
 //! Which device answers at an address. Ports and MMIO use the same type.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+
+use crate::sync::lock;
 
 /// What a vCPU needs to know of a device.
 ///
@@ -32,11 +34,6 @@ pub trait BusDevice: Send {
 
 /// A device on a bus and, where it has one, with the thread that feeds it.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
-
-/// Locks `device`. A thread that panicked ends the process, so a poisoned lock is never seen.
-pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Devices by address. Does not change once the machine is built.
 #[derive(Default)]

@@ -15,7 +15,7 @@ use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
 
-use crate::bus::lock;
+use crate::sync::lock;
 
 const PAGE: usize = 4096;
 const HEADER: usize = size_of::<kvm_coalesced_mmio_ring>();

@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget
 use rustix::io::retry_on_intr;
 
 use crate::config::{DiskConfig, Overlay};
+use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
-use crate::virtio::buffers::Buffers;
 
 /// The unit of virtio-blk's addresses, in bytes.
 pub const SECTOR: u64 = 512;

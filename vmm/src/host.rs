@@ -8,7 +8,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::errno;
 
 use crate::config::{MachineConfig, Mem, Size};
-use crate::{layout, memory};
+use crate::layout;
 
 /// How KVM runs guest code here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn check_room(kvm: &Kvm, mem: Mem, end: u64) -> Result<()> {
     }
     let (slots, blocks) = (kvm.get_nr_memslots() as u64, mem.more.bytes() / mem.block());
     ensure!(
-        blocks + memory::OTHER_SLOTS <= slots,
+        blocks + u64::from(layout::FIRST_BLOCK_SLOT) <= slots,
         "--mem {mem}: this host's KVM has {slots} memory slots, one for {} MiB: choose a smaller max or update its kernel",
         mem.block() >> 20
     );

@@ -87,6 +87,15 @@ pub const IOAPIC_PINS: u32 = 24;
 /// How many virtio devices there can be: a GSI for each.
 pub const MAX_VIRTIO: usize = (IOAPIC_PINS - VIRTIO_GSI) as usize;
 
+/// Numbers of KVM's memory slots after those of RAM, of which there are at most two: the serial port's page,
+pub const SERIAL_SLOT: u32 = 2;
+/// the pages of virtio devices,
+pub const VIRTIO_SLOT: u32 = 3;
+/// and memory that can be plugged, a slot for each block.
+pub const FIRST_BLOCK_SLOT: u32 = 4;
+/// Most blocks: KVM_USER_MEM_SLOTS of x86 (include/linux/kvm_host.h, since Linux 5.12), without the other slots.
+pub const MAX_BLOCKS: u64 = 32764 - FIRST_BLOCK_SLOT as u64;
+
 const _: () = {
     assert!(GDT + 0x100 <= PVH_START_INFO);
     assert!(PVH_START_INFO + 0x1000 <= ZERO_PAGE);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use log::{LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::bus::lock;
+use crate::sync::lock;
 
 struct Messages;
 

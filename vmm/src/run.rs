@@ -21,7 +21,7 @@ use crate::memory::{self, GuestRam};
 use crate::report::Target;
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
-use crate::{host, logger};
+use crate::{host, logger, process};
 
 /// A second signal this soon is the same request: timeout(1) signals a child and then its group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
@@ -34,7 +34,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
     let timed = config.boot_report.is_some() || config.trace_exits || config.api_sock.is_some();
     let timeline = if timed { Timeline::since(start) } else { Timeline::default() };
     timeline.reach(Mark::Configured);
-    memory::share_heap();
+    process::share_heap();
     let jail = Jail::begin(!config.no_jail, config.jail.as_ref())?;
     if config.boot_report.is_some() {
         timeline.count_instructions();
@@ -73,7 +73,7 @@ pub fn run(config: &MachineConfig, start: Instant) -> Result<Halt> {
         parts.files.disks.clear();
     }
     let machine = Started::Running(machine.start()?);
-    memory::trim_code();
+    process::trim_code();
     if let Some(call) = call {
         call.answer(Answer::Done);
     }

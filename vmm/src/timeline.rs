@@ -7,9 +7,9 @@ use kvm_ioctls::VcpuFd;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
-use crate::bus::lock;
 use crate::exits::{ExitCounts, KvmCounters};
 use crate::instructions::Instructions;
+use crate::sync::lock;
 
 /// What a boot passes on its way, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

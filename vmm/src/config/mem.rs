@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 
 use super::Size;
-use crate::{layout, memory};
+use crate::layout;
 
 /// How much memory a machine has, and how much more can be plugged into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Mem {
     /// Bytes of a block: so many that KVM has a slot for each block.
     pub fn block(&self) -> u64 {
         let smallest = || {
-            let least = self.more.bytes().div_ceil(memory::MAX_BLOCKS);
+            let least = self.more.bytes().div_ceil(layout::MAX_BLOCKS);
             least.next_power_of_two().max(Self::MIN_BLOCK)
         };
         self.block.unwrap_or_else(smallest)
@@ -72,9 +72,9 @@ impl Mem {
             "--mem {self}: memory is added in blocks of {mib} MiB, choose a max that is whole blocks above it"
         );
         ensure!(
-            more / block <= memory::MAX_BLOCKS,
+            more / block <= layout::MAX_BLOCKS,
             "blocks of {mib} MiB: there can be {} of them, choose larger ones",
-            memory::MAX_BLOCKS
+            layout::MAX_BLOCKS
         );
         Ok(())
     }
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(mem("512M,max=8G").block(), 2 * layout::MIB);
         assert_eq!(mem("1G,max=101G").block(), 4 * layout::MIB);
         assert!(
-            mem("1G,max=17000G").more.bytes() / mem("1G,max=17000G").block() <= memory::MAX_BLOCKS
+            mem("1G,max=17000G").more.bytes() / mem("1G,max=17000G").block() <= layout::MAX_BLOCKS
         );
         assert_eq!(mem("512M").room(), None);
         let room = mem("3G,max=4G").room().unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::bus::lock;
+use crate::sync::lock;
 
 /// Most bytes that wait to be written out.
 const CAPACITY: usize = 64 << 10;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
-use crate::bus::lock;
+use crate::sync::lock;
 
 /// The terminal's settings before ours; `None` while they are in force.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);

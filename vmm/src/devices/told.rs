@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bus::BusDevice;
 use crate::event::{Event, EventSender, Halt};
-use crate::memory;
+use crate::process;
 use crate::timeline::{Mark, Timeline};
 
 /// Whether init has said that it runs. Clones share it.
@@ -41,7 +41,7 @@ impl BusDevice for Told {
         match (offset, data) {
             (0, [_]) => {
                 if !self.init_runs.0.swap(true, Ordering::Relaxed) {
-                    memory::trim_code(); // of what a boot needs, a running guest needs little
+                    process::trim_code(); // of what a boot needs, a running guest needs little
                 }
                 self.timeline.reach(Mark::InitMark);
             }

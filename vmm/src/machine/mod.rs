@@ -12,13 +12,14 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::devices::{Devices, coalesce_output, irqfd, without_kvmclock};
-use crate::bus::{SharedDevice, lock};
+use crate::bus::SharedDevice;
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::power::PanicFlag;
 use crate::event::EventSender;
 use crate::files::Files;
 use crate::memory::{self, GuestRam};
+use crate::sync::lock;
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
@@ -31,7 +32,7 @@ use crate::worker::{self, Worker};
 use crate::x86_64::acpi::{self, Hardware};
 use crate::x86_64::cpuid::CpuidTemplate;
 use crate::x86_64::{boot, regs, smbios};
-use crate::{host, layout};
+use crate::{host, layout, process};
 
 /// A machine that does not run.
 pub struct Machine {
@@ -83,7 +84,7 @@ impl Machine {
             || Self::build_without_kernel(config, files, kvm, ram, console, events, &timeline);
         let (entry, machine) = worker::at_once(load, rest)?;
         regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
-        memory::trim_heap();
+        process::trim_heap();
         Ok(machine)
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Board, Machine, RunningMachine};
-use crate::bus::lock;
 use crate::event::Halt;
+use crate::sync::lock;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mem_handle::MemHandle;

@@ -1,5 +1,6 @@
 //! Guest RAM: anonymous host memory, mapped into the guest and given back.
 
+pub mod buffers;
 pub mod hotplug;
 mod region;
 mod slots;
@@ -16,7 +17,7 @@ use vm_memory::{
 };
 
 pub use self::region::{Blocks, GuestRam, RamRegion};
-pub use self::slots::{MAX_BLOCKS, OTHER_SLOTS, map_into_guest, serial_page, virtio_pages};
+pub use self::slots::{map_into_guest, serial_page, virtio_pages};
 use crate::layout;
 
 const HUGE_PAGE: usize = 2 << 20;
@@ -199,51 +200,6 @@ pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
     // accessors; they may find it zero at any time.
     unsafe { rustix::mm::madvise(pages, last - first, Advice::LinuxDontNeed) }
         .context("cannot give guest RAM back")
-}
-
-/// Gives back to the host what the allocator keeps of what was freed: unpacking a kernel takes megabytes,
-/// running a machine does not.
-pub fn trim_heap() {
-    // SAFETY: it may be called at any time, by any thread (malloc_trim(3)).
-    unsafe { libc::malloc_trim(0) };
-}
-
-/// Unmaps tinyvmm's own code and constants: most of it was for the start, or for another sub-command. What is used
-/// again is mapped again from the page cache, where it stays.
-pub fn trim_code() {
-    // SAFETY: the callback has the type that is asked for, and no data.
-    unsafe { libc::dl_iterate_phdr(Some(unmap_constant_segments), ptr::null_mut()) };
-}
-
-extern "C" fn unmap_constant_segments(
-    info: *mut libc::dl_phdr_info,
-    _: libc::size_t,
-    _: *mut libc::c_void,
-) -> libc::c_int {
-    const PAGE: u64 = 4096;
-    // SAFETY: the C library gives a valid one for the length of this call.
-    let info = unsafe { &*info };
-    // SAFETY: so many program headers are there, for as long as the program.
-    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-    let is_constant = |header: &&libc::Elf64_Phdr| {
-        header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0
-    };
-    for header in headers.iter().filter(is_constant) {
-        let address = info.dlpi_addr + header.p_vaddr;
-        let start = address - address % PAGE;
-        let len = (address + header.p_memsz - start) as usize;
-        let start = ptr::with_exposed_provenance_mut(start as usize);
-        // SAFETY: nothing ever writes there, so all of it is as in the file, from which it comes back.
-        let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) };
-    }
-    0
-}
-
-/// Has all threads share one heap, from now on. One of a thread's own grows and shrinks apart from the others, and to
-/// shrink one the C library opens a file (/proc/sys/vm/overcommit_memory), which is forbidden in the jail.
-pub fn share_heap() {
-    // SAFETY: it changes a number of the allocator's, before there are other threads (mallopt(3)).
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// How much of `ram` has host pages behind it, in KiB, as `maps` (/proc/PID/smaps, proc(5)) tells.

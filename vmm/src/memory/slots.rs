@@ -11,15 +11,6 @@ use super::hotplug::Slots;
 use super::{GuestRam, RamRegion};
 use crate::layout;
 
-/// Slots by their numbers: regions of RAM (at most two, layout.rs), read-only pages, blocks.
-const SERIAL_PAGE: u32 = 2;
-const VIRTIO_PAGES: u32 = 3;
-const FIRST_BLOCK: u32 = 4;
-/// Most blocks that can be had: KVM_USER_MEM_SLOTS of x86 (include/linux/kvm_host.h, since Linux 5.12), without those.
-pub const MAX_BLOCKS: u64 = 32764 - OTHER_SLOTS;
-/// Slots that are not for blocks.
-pub const OTHER_SLOTS: u64 = FIRST_BLOCK as u64;
-
 /// Makes `ram` the guest's memory, one KVM slot for each region but that which comes in blocks.
 pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
     for (slot, region) in ram.iter().filter(|region| region.blocks().is_none()).enumerate() {
@@ -40,12 +31,12 @@ pub fn map_into_guest(vm: &VmFd, ram: &GuestRam) -> Result<()> {
 
 /// Shows the guest a page for the serial port. See [`read_only_pages`].
 pub fn serial_page(vm: &VmFd) -> Result<MmapRegion> {
-    read_only_pages(vm, SERIAL_PAGE, layout::SERIAL_PAGE, 1)
+    read_only_pages(vm, layout::SERIAL_SLOT, layout::SERIAL_PAGE, 1)
 }
 
 /// Shows the guest a page for each of its first `count` virtio devices. See [`read_only_pages`].
 pub fn virtio_pages(vm: &VmFd, count: usize) -> Result<MmapRegion> {
-    read_only_pages(vm, VIRTIO_PAGES, layout::VIRTIO_MMIO, count)
+    read_only_pages(vm, layout::VIRTIO_SLOT, layout::VIRTIO_MMIO, count)
 }
 
 /// Pages at `address` that only we write: the guest's reads are no exits, its writes are. It must not run any more
@@ -79,7 +70,7 @@ fn set_block(vm: &VmFd, region: &RamRegion, index: usize, is_there: bool) -> Res
     let bytes = blocks.bytes(index);
     let slice = region.any_slice(bytes.clone())?;
     let slot = kvm_userspace_memory_region {
-        slot: FIRST_BLOCK + u32::try_from(index)?,
+        slot: layout::FIRST_BLOCK_SLOT + u32::try_from(index)?,
         flags: 0,
         guest_phys_addr: region.start_addr().0 + bytes.start,
         // Zero takes the slot away (Documentation/virt/kvm/api.rst, 4.35).

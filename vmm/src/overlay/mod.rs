@@ -23,7 +23,7 @@ use vmm_sys_util::tempfile::TempFile;
 
 use self::bitmap::Bitmap;
 use self::header::{BITMAP, Header};
-use crate::virtio::buffers::Buffers;
+use crate::memory::buffers::Buffers;
 
 fn unnamed_file() -> Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;

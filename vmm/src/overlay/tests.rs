@@ -9,8 +9,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::tempfile::TempFile;
 
 use super::{BITMAP, Layer};
+use crate::memory::buffers::Buffers;
 use crate::memory::{self, GuestRam};
-use crate::virtio::buffers::Buffers;
 
 const BLOCK: usize = 4096;
 /// The tests' disk: its last block is cut short.

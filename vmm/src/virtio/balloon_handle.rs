@@ -1,15 +1,16 @@
 //! What the balloon and its owner, on another thread, have in common.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Result, ensure};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ConfigSpace;
 use super::balloon::PAGE;
-use super::buffers::Buffers;
 use super::queue::Interrupt;
+use crate::memory::buffers::Buffers;
+use crate::sync::lock;
 
 /// Names of a guest's statistics, by their tag (5.5.6.4; from 10 on include/uapi/linux/virtio_balloon.h).
 const NAMES: [&str; 16] = [
@@ -49,11 +50,6 @@ impl Statistics {
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
         NAMES.into_iter().zip(self.values).filter_map(|(name, value)| Some((name, value?)))
     }
-}
-
-/// Locks `value`. A thread that panicked ends the process, so a poisoned lock is never seen.
-fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The configuration space, and what belongs to it.

@@ -8,13 +8,13 @@ use anyhow::{Result, ensure};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::buffers::Buffers;
 use super::disk_counts::DiskCounts;
 use super::queue::{Chain, Virtqueue};
 use super::rate::Limiter;
 use super::{ConfigSpace, Ready, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, SECTOR};
+use crate::memory::buffers::Buffers;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;

@@ -8,11 +8,11 @@ use anyhow::Result;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::buffers::Buffers;
 use super::mem_handle::{MemHandle, State};
 use super::queue::{Chain, Virtqueue};
 use super::{ConfigSpace, Ready, VirtioDevice};
 use crate::jail::ThreadKind;
+use crate::memory::buffers::Buffers;
 use crate::memory::hotplug::Hotplug;
 
 /// Feature bit (5.15.3): the driver keeps away from what is unplugged. One that does not know it may read there,

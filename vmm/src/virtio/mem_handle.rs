@@ -7,9 +7,9 @@ use anyhow::{Result, ensure};
 
 use super::ConfigSpace;
 use super::queue::Interrupt;
-use crate::bus::lock;
 use crate::layout;
 use crate::memory::Blocks;
+use crate::sync::lock;
 
 /// The configuration space (virtio 1.2, 5.15.4), and how a driver that is ready is told that it changed.
 pub(super) struct State {

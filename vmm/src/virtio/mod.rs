@@ -6,7 +6,6 @@
 pub mod balloon;
 pub mod balloon_handle;
 pub mod block;
-pub mod buffers;
 pub mod disk_counts;
 pub mod mem;
 pub mod mem_handle;

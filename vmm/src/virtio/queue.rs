@@ -10,9 +10,9 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::buffers::Buffers;
 use super::registers::Registers;
 use crate::memory::GuestRam;
+use crate::memory::buffers::Buffers;
 
 /// InterruptStatus bit: a buffer was used (virtio 1.2, 4.2.2).
 const USED_BUFFER: u32 = 1 << 0;

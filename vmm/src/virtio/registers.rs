@@ -11,8 +11,8 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use super::ConfigSpace;
-use crate::bus::lock;
 use crate::layout::VIRTIO_MMIO_SIZE;
+use crate::sync::lock;
 
 const SIZE: usize = VIRTIO_MMIO_SIZE as usize;
 /// Words of the page that the configuration space can have.

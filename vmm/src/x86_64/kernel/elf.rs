@@ -12,7 +12,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, VolatileSli
 use super::{Entry, Kernel, Options, SETUP_MAGIC, kaslr, needs_ram, truncated};
 use crate::layout;
 use crate::memory::GuestRam;
-use crate::virtio::buffers::Buffers;
+use crate::memory::buffers::Buffers;
 use crate::worker;
 
 /// A file that has an ELF kernel from its start, and what follows one in a bzImage's payload:
