@@ -8,7 +8,7 @@ use std::process::Command;
 
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
-const MAX_PRODUCTION_LINES: usize = 17_700;
+const MAX_PRODUCTION_LINES: usize = 17_800;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 /// What is before an item that no user gets.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];

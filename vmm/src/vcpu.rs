@@ -9,9 +9,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::event::{Event, EventSender, Halt};
-use crate::jail::ThreadKind;
 use crate::trace::{Access, ExitTrace};
-use crate::worker::{StopFlag, Work};
+use crate::worker::{StopFlag, ThreadKind, Work};
 
 /// The address spaces that all CPUs of a machine share.
 #[derive(Clone)]

@@ -13,7 +13,37 @@ use rustix::time::{ClockId, clock_gettime};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::jail::{self, ThreadKind};
+/// What a thread does. The program decides what a thread of a kind may do: [`on_thread_start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// Starts the others, once threads may not do that themselves.
+    Starter,
+    /// Runs a vCPU; makes port and MMIO accesses of the guest.
+    Vcpu,
+    /// Serves a virtio device.
+    Device,
+    /// Serves the virtio device that plugs memory.
+    Memory,
+    /// Serves the console.
+    Console,
+    /// Serves something of the program's, with this name.
+    Program(&'static str),
+}
+
+type Hook = fn(ThreadKind);
+
+static ON_START: OnceLock<Hook> = OnceLock::new();
+
+/// Has each worker's thread call `hook` first of all, from now on. Only the first call counts.
+pub fn on_thread_start(hook: Hook) {
+    ON_START.get_or_init(|| hook);
+}
+
+fn thread_starts(kind: ThreadKind) {
+    if let Some(hook) = ON_START.get() {
+        hook(kind);
+    }
+}
 
 /// Something that runs on a thread of its own until it is asked to stop, or is done.
 pub trait Work: Send + 'static {
@@ -22,7 +52,7 @@ pub trait Work: Send + 'static {
     /// Returns soon after `stop` is set: it is readable then, and system calls that wait
     /// return EINTR.
     fn run(&mut self, stop: &StopFlag);
-    /// What the thread may do, in a jail.
+    /// What it does on its thread.
     fn kind(&self) -> ThreadKind;
     /// Where it keeps the processor time that its threads have used, until the next one runs.
     fn cpu_time(&mut self) -> Option<&mut Duration> {
@@ -101,7 +131,7 @@ impl<W: Work> Worker<W> {
             let stop = StopFlag::new()?;
             let flag = stop.clone();
             let thread = builder.spawn(move || {
-                jail::enter_thread(kind);
+                thread_starts(kind);
                 work.run(&flag);
                 if let Some(time) = work.cpu_time() {
                     let own = clock_gettime(ClockId::ThreadCPUTime);
@@ -171,11 +201,11 @@ type Start = Box<dyn FnOnce() + Send>;
 static STARTER: OnceLock<mpsc::Sender<Start>> = OnceLock::new();
 
 /// From now on workers are started by a thread that does nothing else: a CPU, whose guest gets a device going, has no right to.
-pub fn start_threads_aside() -> Result<()> {
+pub fn spawn_starter_thread() -> Result<()> {
     let (sender, receiver) = mpsc::channel::<Start>();
     let (ready, is_ready) = mpsc::sync_channel(1);
     thread::Builder::new().stack_size(STACK).name("starter".into()).spawn(move || {
-        jail::enter_thread(ThreadKind::Starter);
+        thread_starts(ThreadKind::Starter);
         let _ = ready.send(());
         receiver.iter().for_each(|start| start());
     })?;
@@ -202,7 +232,10 @@ fn cpus() -> u32 {
 }
 
 /// Does `work` with each of `items` on a few threads; returns when all is done, or one has failed.
-pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+pub fn parallel_for_each<T: Sync>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     let run = || {
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -225,7 +258,7 @@ pub fn share_out<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -
 }
 
 /// Does `aside` on a thread of its own and `here` at the same time.
-pub fn at_once<A: Send, B>(
+pub fn join_concurrently<A: Send, B>(
     aside: impl FnOnce() -> Result<A> + Send,
     here: impl FnOnce() -> Result<B>,
 ) -> Result<(A, B)> {

@@ -14,8 +14,8 @@ use super::http::{self, Head};
 use super::routes;
 use super::{Answer, Call};
 use crate::event::{Event, EventSender};
-use crate::jail::ThreadKind;
-use crate::worker::{StopFlag, Work};
+use crate::jail;
+use crate::worker::{StopFlag, ThreadKind, Work};
 
 /// Most clients at a time. One more, and the one that has done nothing for longest has to go.
 const MAX_CLIENTS: usize = 16;
@@ -122,7 +122,7 @@ impl Work for Server {
     }
 
     fn kind(&self) -> ThreadKind {
-        ThreadKind::Api
+        jail::API
     }
 
     fn run(&mut self, stop: &StopFlag) {

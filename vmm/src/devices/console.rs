@@ -21,9 +21,8 @@ use crate::coalesced::{self, CoalescedWrites};
 use crate::config::{ConsoleConfig, MachineConfig};
 use crate::event::{Event, EventSender, Halt};
 use crate::files;
-use crate::jail::ThreadKind;
 use crate::vcpu::Buses;
-use crate::worker::{StopFlag, Work, borrow};
+use crate::worker::{StopFlag, ThreadKind, Work, borrow};
 
 /// Most bytes a write: what a pipe that polls writable takes without blocking (pipe(7)).
 const CHUNK: usize = 4096;

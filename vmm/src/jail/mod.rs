@@ -1,7 +1,7 @@
 //! What the process takes away from itself, so that a guest which breaks out of its machine has nothing.
 //!
 //! In this order: [`Jail::begin`] before anything is opened; [`Jail::drop_privileges`] when all files are;
-//! [`Jail::close`] when the machine is about to run. Threads that start later get their filter in [`enter_thread`].
+//! [`Jail::close`] when the machine is about to run. Threads that start later get their filter as they start.
 
 mod confine;
 pub mod landlock;
@@ -19,39 +19,33 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use self::landlock::Place;
 use crate::config::JailConfig;
-use crate::{logger, worker};
+use crate::logger;
+use crate::worker::{self, ThreadKind};
 
-/// Kinds of threads: each has its own list of system calls.
+/// Whose list of system calls a thread has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ThreadKind {
-    /// Owns the machine, and builds it again after a reset.
+enum Role {
+    /// The main thread: owns the machine, and builds it again after a reset.
     Main,
-    /// Starts the others.
-    Starter,
-    /// Runs the guest.
-    Vcpu,
-    /// Serves a virtio device.
-    Device,
-    /// Serves the virtio device that plugs memory.
-    Memory,
-    /// Serves the console.
-    Console,
-    /// Serves clients of the API.
-    Api,
+    /// A thread that the machine has started, or the API.
+    Worker(ThreadKind),
 }
 
 #[cfg(test)]
-impl ThreadKind {
+impl Role {
     const ALL: [Self; 7] = [
         Self::Main,
-        Self::Starter,
-        Self::Vcpu,
-        Self::Device,
-        Self::Memory,
-        Self::Console,
-        Self::Api,
+        Self::Worker(ThreadKind::Starter),
+        Self::Worker(ThreadKind::Vcpu),
+        Self::Worker(ThreadKind::Device),
+        Self::Worker(ThreadKind::Memory),
+        Self::Worker(ThreadKind::Console),
+        Self::Worker(API),
     ];
 }
+
+/// The thread that serves clients of the API.
+pub const API: ThreadKind = ThreadKind::Program("Api");
 
 /// Set once new threads get a filter.
 static FILTERS: AtomicBool = AtomicBool::new(false);
@@ -103,6 +97,7 @@ impl<'a> Jail<'a> {
     /// One that makes another call ends the process with `exit_code`. The main thread may remove files of `folder`.
     pub fn prepare(&self, exit_code: u8, folder: Option<&File>) -> Result<()> {
         if self.on && has_seccomp() && !FILTERS.load(Ordering::SeqCst) {
+            worker::on_thread_start(enter_thread);
             violation::watch(exit_code)?;
             rules::keep_folder(folder);
             FILTERS.store(true, Ordering::SeqCst);
@@ -135,22 +130,22 @@ impl<'a> Jail<'a> {
         self.prepare(exit_code, folder)?;
         let opens = landlock.is_some() && !places.is_empty();
         MAIN_OPENS.store(opens, Ordering::SeqCst);
-        worker::start_threads_aside().context("cannot start threads")?;
+        worker::spawn_starter_thread().context("cannot start threads")?;
         if opens {
             seccomp::apply_to_main_that_opens().context("cannot filter system calls")?;
-            hook::break_out(ThreadKind::Main);
+            hook::break_out(Role::Main);
         } else {
-            restrict(ThreadKind::Main)?;
+            restrict(Role::Main)?;
         }
         Ok(opens)
     }
 }
 
 /// Gives this thread the filter of its kind. Before [`Jail::close`], and without a jail, there is none.
-pub fn enter_thread(kind: ThreadKind) {
+fn enter_thread(kind: ThreadKind) {
     // The starter's is that of all that it starts.
     let is_alone = match kind {
-        ThreadKind::Api => true,
+        API => true,
         ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
         _ => false,
     };
@@ -158,19 +153,19 @@ pub fn enter_thread(kind: ThreadKind) {
         true => landlock::forbid_opening(None, &[]).map(drop),
         false => Ok(()),
     };
-    if let Err(error) = own_landlock().and_then(|()| restrict(kind)) {
+    if let Err(error) = own_landlock().and_then(|()| restrict(Role::Worker(kind))) {
         // Rather no machine than one outside of its jail.
         logger::tell(format_args!("the jail of a {kind:?} thread: {error:#}"));
         std::process::exit(crate::cli::EXIT_INTERNAL.into());
     }
 }
 
-fn restrict(kind: ThreadKind) -> Result<()> {
+fn restrict(role: Role) -> Result<()> {
     if !FILTERS.load(Ordering::SeqCst) {
         return Ok(());
     }
-    seccomp::apply(kind).context("cannot filter system calls")?;
-    hook::break_out(kind);
+    seccomp::apply(role).context("cannot filter system calls")?;
+    hook::break_out(role);
     Ok(())
 }
 
@@ -179,7 +174,7 @@ fn restrict(kind: ThreadKind) -> Result<()> {
 mod hook {
     use std::fs::File;
 
-    use super::ThreadKind;
+    use super::{Role, ThreadKind};
     use crate::logger;
 
     /// Where only Landlock stands in the way: says what happened.
@@ -191,13 +186,17 @@ mod hook {
     }
 
     /// Where a filter does: the process ends.
-    pub(super) fn break_out(kind: ThreadKind) {
-        try_to_open(&format!("{kind:?}"));
+    pub(super) fn break_out(role: Role) {
+        match role {
+            Role::Worker(ThreadKind::Program(name)) => try_to_open(name),
+            Role::Worker(kind) => try_to_open(&format!("{kind:?}")),
+            Role::Main => try_to_open("Main"),
+        }
     }
 }
 
 #[cfg(not(debug_assertions))]
 mod hook {
     pub(super) fn try_to_open(_: &str) {}
-    pub(super) fn break_out(_: super::ThreadKind) {}
+    pub(super) fn break_out(_: super::Role) {}
 }

@@ -4,10 +4,12 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use anyhow::{Result, bail};
 use kvm_bindings::KVMIO;
 use libc::*;
 
-use super::ThreadKind;
+use super::{API, Role};
+use crate::worker::ThreadKind;
 
 /// A system call, and when it is allowed.
 #[derive(Clone, Copy)]
@@ -43,19 +45,23 @@ pub(super) fn folder() -> u32 {
 
 use When::{Always, Bits, Folder, Is, Ourselves};
 
-/// The lists for a thread of this kind; what is made most often is compared first.
-pub(super) fn of(kind: ThreadKind) -> Vec<&'static [Call]> {
-    match kind {
+/// The lists for a thread with this role; what is made most often is compared first. An error: it has none.
+pub(super) fn of(role: Role) -> Result<Vec<&'static [Call]>> {
+    let kind = match role {
+        // At a reset it takes devices apart, which may finish what they do.
+        Role::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE]),
+        Role::Worker(kind) => kind,
+    };
+    Ok(match kind {
         ThreadKind::Vcpu => vec![VCPU, ANY],
         ThreadKind::Device => vec![ANY, DEVICE],
         ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
         // What it starts has to be within its own limits.
         ThreadKind::Starter => vec![ANY, VCPU, DEVICE, MEMORY, CONSOLE, START],
-        // At a reset it takes devices apart, which may finish what they do.
-        ThreadKind::Main => vec![ANY, DEVICE, START, BUILD, LEAVE],
-        ThreadKind::Api => vec![ANY, API],
-    }
+        API => vec![ANY, CLIENTS],
+        ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
+    })
 }
 
 const fn always(number: i64) -> Call {
@@ -142,7 +148,7 @@ const CONSOLE: &[Call] =
     &[Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED]))];
 
 /// Clients of the API. They come to a socket that is there; none is made.
-const API: &[Call] = &[
+const CLIENTS: &[Call] = &[
     always(SYS_accept4),
     always(SYS_recvfrom),
     always(SYS_sendto),

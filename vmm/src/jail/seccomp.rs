@@ -17,21 +17,21 @@ use rustix::process::getpid;
 
 use super::program::{ARCHITECTURE, NUMBER, Place, Program};
 use super::rules::{self, Call, When};
-use super::{ThreadKind, raw};
+use super::{Role, raw};
 
 /// AUDIT_ARCH_X86_64 (include/uapi/linux/audit.h).
 const X86_64: u32 = 0xc000_003e;
 /// Numbers that are compared one after another.
 const GROUP: usize = 12;
 
-/// Adds the filter of `kind` to this thread, for good.
-pub(super) fn apply(kind: ThreadKind) -> Result<()> {
-    Ok(raw::add_filter(&compile(&rules::of(kind))?)?)
+/// Adds the filter of `role` to this thread, for good.
+pub(super) fn apply(role: Role) -> Result<()> {
+    Ok(raw::add_filter(&compile(&rules::of(role)?)?)?)
 }
 
 /// Gives the main thread, which this is, its filter with [`rules::OPEN`] added.
 pub(super) fn apply_to_main_that_opens() -> Result<()> {
-    let mut calls = rules::of(ThreadKind::Main);
+    let mut calls = rules::of(Role::Main)?;
     calls.push(rules::OPEN);
     Ok(raw::add_filter(&compile(&calls)?)?)
 }
@@ -130,6 +130,7 @@ fn call(
 mod tests {
     use super::*;
     use crate::jail::program::{AND, IF_EQUAL, IF_NOT_LESS, LOAD, RETURN};
+    use crate::worker::ThreadKind;
 
     #[test]
     fn no_thread_may_open_connect_run_or_trace_anything() {
@@ -166,12 +167,12 @@ mod tests {
             libc::SYS_pidfd_getfd,
             libc::SYS_sendmsg,
         ];
-        for kind in ThreadKind::ALL {
-            let allowed = rules::of(kind);
+        for role in Role::ALL {
+            let allowed = rules::of(role).unwrap();
             for Call(number, when) in allowed.iter().copied().flatten() {
                 // The API's socket is removed at the end.
-                let own = kind == ThreadKind::Main && matches!(when, When::Folder(0));
-                assert!(own || !never.contains(number), "{kind:?} may make system call {number}");
+                let own = role == Role::Main && matches!(when, When::Folder(0));
+                assert!(own || !never.contains(number), "{role:?} may make system call {number}");
             }
         }
     }
@@ -213,7 +214,9 @@ mod tests {
     fn a_program_allows_what_its_list_has_and_nothing_else() {
         let mut arguments = vec![0, 1, 7, u64::MAX, 1 << 32, std::process::id().into()];
         arguments.extend((0..32).map(|bit| 1 << bit));
-        for Call(_, when) in ThreadKind::ALL.into_iter().flat_map(rules::of).flatten() {
+        for Call(_, when) in
+            Role::ALL.into_iter().flat_map(|role| rules::of(role).unwrap()).flatten()
+        {
             match *when {
                 When::Is(_, values) => arguments.extend(values.iter().map(|v| u64::from(*v))),
                 When::Bits(_, mask, value) => {
@@ -222,13 +225,13 @@ mod tests {
                 _ => {}
             }
         }
-        for kind in ThreadKind::ALL {
-            let mut calls = rules::of(kind);
-            if kind == ThreadKind::Main {
+        for role in Role::ALL {
+            let mut calls = rules::of(role).unwrap();
+            if role == Role::Main {
                 calls.push(rules::OPEN); // no list is longer
             }
             let program = compile(&calls).unwrap();
-            assert!(program.len() < 200, "{kind:?}: {}", program.len());
+            assert!(program.len() < 200, "{role:?}: {}", program.len());
             for number in (0..500).chain([1 << 30, u32::MAX >> 1, u32::MAX]) {
                 let listed = calls.iter().copied().flatten();
                 let cases: Vec<_> = listed.filter(|call| call.0 == i64::from(number)).collect();
@@ -241,7 +244,7 @@ mod tests {
                         _ => SECCOMP_RET_TRAP,
                     };
                     let found = verdict(&program, X86_64, number, *argument);
-                    assert_eq!(found, expected, "{kind:?}, call {number} with {argument:#x}");
+                    assert_eq!(found, expected, "{role:?}, call {number} with {argument:#x}");
                     // AUDIT_ARCH_I386: other calls have these numbers.
                     let found = verdict(&program, 0x4000_0003, number, *argument);
                     assert_eq!(found, SECCOMP_RET_TRAP);
@@ -267,12 +270,16 @@ mod tests {
 
     #[test]
     fn only_cpus_and_what_starts_them_run_guests() {
-        for kind in ThreadKind::ALL {
-            let runs = rules::of(kind).iter().copied().flatten().any(|Call(number, when)| {
+        for role in Role::ALL {
+            let runs = rules::of(role).unwrap().iter().copied().flatten().any(|Call(number, when)| {
                 *number == SYS_ioctl
                     && matches!(when, When::Is(1, requests) if requests.contains(&rules::KVM_RUN))
             });
-            assert_eq!(runs, [ThreadKind::Vcpu, ThreadKind::Starter].contains(&kind), "{kind:?}");
+            assert_eq!(
+                runs,
+                [ThreadKind::Vcpu, ThreadKind::Starter].map(Role::Worker).contains(&role),
+                "{role:?}"
+            );
         }
     }
 }

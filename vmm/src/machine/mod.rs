@@ -82,7 +82,7 @@ impl Machine {
         // Making a VM is mostly waiting for the host's kernel.
         let rest =
             || Self::build_without_kernel(config, files, kvm, ram, console, events, &timeline);
-        let (entry, machine) = worker::at_once(load, rest)?;
+        let (entry, machine) = worker::join_concurrently(load, rest)?;
         regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
         process::trim_heap();
         Ok(machine)

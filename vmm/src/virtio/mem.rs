@@ -11,9 +11,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mem_handle::{MemHandle, State};
 use super::queue::{Chain, Virtqueue};
 use super::{ConfigSpace, Ready, VirtioDevice};
-use crate::jail::ThreadKind;
 use crate::memory::buffers::Buffers;
 use crate::memory::hotplug::Hotplug;
+use crate::worker::ThreadKind;
 
 /// Feature bit (5.15.3): the driver keeps away from what is unplugged. One that does not know it may read there,
 /// by its CPUs, and finds ones.

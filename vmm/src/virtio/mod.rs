@@ -38,7 +38,7 @@ use std::time::Instant;
 use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::jail::ThreadKind;
+use crate::worker::ThreadKind;
 use queue::{Interrupt, Virtqueue};
 
 /// What a device has to tell and do.

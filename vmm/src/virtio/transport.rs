@@ -17,9 +17,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::queue::{Interrupt, Virtqueue};
 use super::registers::Registers;
 use super::{Ready, VirtioDevice};
-use crate::jail::ThreadKind;
 use crate::memory::GuestRam;
-use crate::worker::{StopFlag, Work, Worker, borrow};
+use crate::worker::{StopFlag, ThreadKind, Work, Worker, borrow};
 
 const COMMON_FEATURES: u64 =
     1 << conf::VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;

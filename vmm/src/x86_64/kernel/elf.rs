@@ -280,7 +280,7 @@ fn load_layout(
         pieces.iter_mut().zip(&sums[1..]).for_each(|(piece, sum)| piece.sum = Some(*sum));
         table_sum = sums.last();
     }
-    worker::share_out(&pieces, |piece| image.load(piece, ram))?;
+    worker::parallel_for_each(&pieces, |piece| image.load(piece, ram))?;
     let mut header = header();
     if options.kaslr && matches!(layout.entry, Entry::Linux64(_)) {
         let table = image.relocations(layout)?;
