@@ -1,4 +1,4 @@
-# tell: what a guest tells tinyvmm of itself, through an I/O port (vmm/src/devices/told.rs).
+# tell: what a guest reports of itself, through an I/O port (vmm/src/devices/guest_report.rs).
 #
 #   printf '\001' | tell          init runs: the mark of --boot-report
 #   printf '\007' | tell status   ends the machine with exit status 7

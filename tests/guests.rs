@@ -62,7 +62,7 @@ macro_rules! guest {
                     reset = const layout::POWER_PORTS.start + 2,
                     i8042 = const layout::I8042_PORTS.start,
                     pvpanic = const layout::PVPANIC_PORTS.start,
-                    told = const layout::TOLD_PORTS.start,
+                    told = const layout::REPORT_PORTS.start,
                     zero_page = const layout::ZERO_PAGE,
                 );
                 unsafe extern "C" {

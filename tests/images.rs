@@ -9,7 +9,7 @@ use std::sync::Mutex;
 pub fn image(recipe: &str) -> PathBuf {
     static IMAGES: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let build = || {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images/build");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-images/build");
         let built = Command::new(script).arg(recipe).output().expect("guest-images/build runs");
         let said = String::from_utf8_lossy(&built.stderr);
         assert!(built.status.success(), "guest-images/build {recipe}: {said}");

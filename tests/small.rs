@@ -1,12 +1,12 @@
 //! What a guest finds: memory, boot parameters, CPUs, and nothing where nothing is.
 
-use tinyvmm::config::MachineConfig;
+use tinyvmm::arch::cmdline;
 use tinyvmm::layout::{self, GIB, MIB};
 
 use crate::fixture::Vmm;
 use crate::guests;
 
-const DEFAULT: &str = MachineConfig::DEFAULT_CMDLINE;
+const DEFAULT: &str = cmdline::DEFAULT;
 const RAM: u32 = 1;
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {

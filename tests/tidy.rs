@@ -1,5 +1,7 @@
 //! Style rules, as tests: a limit that nothing checks is soon passed.
 
+mod walls;
+
 use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,21 +10,22 @@ use std::process::Command;
 
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
-const MAX_PRODUCTION_LINES: usize = 17_800;
 const MAX_ARCHITECTURE_LINES: usize = 150;
+/// The crates, from below.
+const CRATES: [&str; 3] = ["vmm/unpack/src", "vmm/src", "vmm/cli/src"];
 /// What is before an item that no user gets.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 
 /// The only files that may contain `unsafe`.
 const UNSAFE_FILES: [&str; 17] = [
     "vmm/src/coalesced.rs",
-    "vmm/src/command.rs",
+    "vmm/cli/src/command.rs",
     "vmm/src/exits.rs",
     "vmm/src/instructions.rs",
-    "vmm/src/jail/raw.rs",
+    "vmm/cli/src/jail/raw.rs",
     "vmm/src/memory/mod.rs",
     "vmm/src/memory/slots.rs",
-    "vmm/src/process.rs",
+    "vmm/cli/src/process.rs",
     "vmm/src/vcpu.rs",
     "vmm/src/worker.rs",
     "vmm/src/memory/buffers.rs",
@@ -35,7 +38,7 @@ const UNSAFE_FILES: [&str; 17] = [
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 fn read(name: &str) -> String {
@@ -57,7 +60,10 @@ fn files() -> Vec<String> {
 
 fn rust_files() -> Vec<String> {
     let files: Vec<_> = files().into_iter().filter(|name| name.ends_with(".rs")).collect();
-    assert!(files.iter().any(|name| name == "vmm/src/main.rs"), "the sources are found: {files:?}");
+    assert!(
+        files.iter().any(|name| name == "vmm/cli/src/main.rs"),
+        "the sources are found: {files:?}"
+    );
     files
 }
 
@@ -112,10 +118,10 @@ fn test_modules(files: &[String]) -> HashSet<String> {
     modules
 }
 
-/// Lines of production code in each file of vmm/.
-fn production_lines() -> Vec<(String, usize)> {
+/// Lines of each file of vmm/ that are for production: all of them, and those that are neither blank nor comments.
+fn production_lines() -> Vec<(String, usize, usize)> {
     let mut files = rust_files();
-    files.retain(|name| name.starts_with("vmm/"));
+    files.retain(|name| name.starts_with("vmm/") && !name.contains("/examples/"));
     let modules = test_modules(&files);
     let in_tests = |name: &str| {
         modules.iter().any(|module| {
@@ -124,8 +130,19 @@ fn production_lines() -> Vec<(String, usize)> {
         })
     };
     files.retain(|name| !in_tests(name));
-    let count = |name: &String| test_lines(&read(name)).iter().filter(|is_test| !**is_test).count();
-    files.iter().map(|name| (name.clone(), count(name))).collect()
+    let count = |name: &String| {
+        let text = read(name);
+        let tests = test_lines(&text);
+        let lines: Vec<_> = text
+            .lines()
+            .zip(tests)
+            .filter(|(_, test)| !test)
+            .map(|(line, _)| line.trim())
+            .collect();
+        let code = lines.iter().filter(|line| !line.is_empty() && !line.starts_with("//")).count();
+        (name.clone(), lines.len(), code)
+    };
+    files.iter().map(count).collect()
 }
 
 /// The line without its comment.
@@ -139,7 +156,7 @@ fn has_word(line: &str, word: &str) -> bool {
 
 #[test]
 fn no_file_is_long() {
-    for (name, lines) in production_lines() {
+    for (name, lines, _) in production_lines() {
         assert!(lines <= MAX_FILE_LINES, "{name} has {lines} lines without its tests");
     }
     for name in rust_files() {
@@ -168,13 +185,6 @@ fn no_function_is_long() {
         }
     }
     assert!(functions > 200, "only {functions} functions are found: is this test blind?");
-}
-
-#[test]
-fn production_code_is_small() {
-    let lines: usize = production_lines().iter().map(|(_, lines)| lines).sum();
-    assert!(lines > 2000, "only {lines} lines are found: is this test blind?");
-    assert!(lines < MAX_PRODUCTION_LINES, "{lines} lines, at most {MAX_PRODUCTION_LINES} may be");
 }
 
 #[test]
@@ -210,11 +220,16 @@ fn the_architecture_is_told_in_short_and_whole() {
     let text = read("ARCHITECTURE.md");
     let lines = text.lines().count();
     assert!(lines <= MAX_ARCHITECTURE_LINES, "ARCHITECTURE.md has {lines} lines");
-    for entry in fs::read_dir(root().join("vmm/src")).unwrap() {
-        let entry = entry.unwrap();
-        let slash = if entry.path().is_dir() { "/" } else { "" };
-        let name = format!("{}{slash}", entry.file_name().into_string().unwrap());
-        assert!(text.contains(&name), "ARCHITECTURE.md does not tell what {name} is for");
+    let long = text.lines().find(|line| line.chars().count() > 120);
+    assert_eq!(long, None, "ARCHITECTURE.md has lines of more than 120 columns");
+    for folder in &CRATES[1..] {
+        for entry in fs::read_dir(root().join(folder)).unwrap() {
+            let entry = entry.unwrap();
+            let slash = if entry.path().is_dir() { "/" } else { "" };
+            let name = format!("{}{slash}", entry.file_name().into_string().unwrap());
+            let is_there = text.contains(&name) || name == "lib.rs" || name.contains("test");
+            assert!(is_there, "ARCHITECTURE.md does not tell what {folder}/{name} is for");
+        }
     }
     let sources = rust_files();
     let is_part = |c: char| !c.is_alphanumeric() && !"_./".contains(c);
@@ -237,7 +252,10 @@ fn nothing_gets_around_the_rules_for_unsafe() {
             assert!(text.contains(&format!("{lint} = \"deny\"")), "{name} does not deny {lint}");
         }
     }
-    assert!(read("vmm/Cargo.toml").contains("[lints]\nworkspace = true"));
+    for folder in CRATES {
+        let manifest = format!("{}/Cargo.toml", folder.trim_end_matches("/src"));
+        assert!(read(&manifest).contains("[lints]\nworkspace = true"), "{manifest}");
+    }
     for name in rust_files().iter().filter(|name| *name != "tests/tidy.rs") {
         for (index, line) in read(name).lines().enumerate() {
             let line = code(line);
@@ -254,7 +272,7 @@ fn nothing_gets_around_the_rules_for_unsafe() {
 fn dependencies_are_from_the_registry_and_locked() {
     const REGISTRY: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
     let locks: [(&str, &[&str]); 3] = [
-        ("Cargo.lock", &["tinyvmm", "tinyvmm-fuzz", "unpack"]),
+        ("Cargo.lock", &["tinyvmm", "tinyvmm-cli", "tinyvmm-fuzz", "unpack"]),
         ("guest-images/hostile/Cargo.lock", &["hostile"]),
         ("tests/client/Cargo.lock", &["client"]),
     ];

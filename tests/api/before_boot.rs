@@ -274,7 +274,7 @@ fn console_log_and_metrics_go_to_files() {
     assert!(outcome.file("serial.txt").contains("button"));
     let log = outcome.file("log.txt");
     assert!(
-        log.contains("[anonymous-instance:") && log.contains(":INFO:vmm/src/main.rs:"),
+        log.contains("[anonymous-instance:") && log.contains(":INFO:vmm/cli/src/main.rs:"),
         "{log}"
     );
     let metrics = outcome.file("metrics.txt");

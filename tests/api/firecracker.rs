@@ -102,7 +102,7 @@ fn messages_go_to_the_log_and_say_what_they_are_to() {
     let line = text.lines().last().unwrap();
     let (time, rest) = line.split_once(' ').unwrap();
     assert_eq!((time.len(), &time[10..11], &time[19..20]), (29, "T", "."), "{line}");
-    assert!(rest.starts_with("[anonymous-instance:main:vmm/src/firecracker.rs:"), "{line}");
+    assert!(rest.starts_with("[anonymous-instance:main:vmm/cli/src/firecracker.rs:"), "{line}");
     assert!(rest.ends_with("] the guest powered off"), "{line}");
     assert!(!String::from_utf8_lossy(&outcome.stdout).contains("powered off"));
     let quiet = from_file(guests::hello).args(["--no-api", "--level", "Warning"]).run().exits(0);

@@ -1,17 +1,17 @@
 //! Kernel files: bzImage, ELF, and each way in which a payload can be compressed.
 
+use std::fs::File;
 use std::io::Cursor;
 use std::sync::LazyLock;
 
 use linux_loader::bootparam::{XLF_KERNEL_64, setup_header};
 use linux_loader::elf::{EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
-use tinyvmm::cli::{self, Invocation};
-use tinyvmm::config::{KernelEntry, MachineConfig};
-use tinyvmm::files::Files;
+use tinyvmm::arch::kernel::{Entry, KernelFile};
+use tinyvmm::arch::{boot, cmdline};
+use tinyvmm::config::{KernelEntry, MachineConfig, Mem, Size};
 use tinyvmm::layout;
+use tinyvmm::memory::loadable::Loadable;
 use tinyvmm::memory::{self, GuestRam};
-use tinyvmm::x86_64::boot;
-use tinyvmm::x86_64::kernel::Entry;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::files::MemoryFile;
@@ -23,13 +23,6 @@ const RAM: u64 = 16 << 20;
 const START: u64 = 2 << 20;
 const MAP: u64 = 0xffff_ffff_8000_0000;
 
-static CONFIG: LazyLock<MachineConfig> = LazyLock::new(|| {
-    let words = ["tinyvmm", "--mem=16M", "--no-kernel-cache"].map(Into::into);
-    match cli::parse(words.into()).unwrap() {
-        Invocation::Run(cli) => cli.machine,
-        Invocation::Shown(text) => panic!("{text}"),
-    }
-});
 static MEMORY: LazyLock<GuestRam> = LazyLock::new(|| memory::of_ranges(&[(0, RAM)]));
 
 /// A byte of options, then a kernel, bzImage or ELF.
@@ -37,15 +30,17 @@ pub fn boot(data: &[u8]) {
     let mut input = Input(data);
     let Some(options) = input.u8() else { return };
     let file = MemoryFile::new(input.0);
-    let mut config = CONFIG.clone();
-    config.kernel = Some(file.path());
-    config.initrd = (options & 1 != 0).then(|| file.path());
+    let mem = Mem::fixed(Size::new(RAM));
+    let mut config = MachineConfig { mem, ..MachineConfig::default() };
+    let open = || Loadable::new(File::open(file.path()).unwrap(), file.path()).unwrap();
+    let kernel = KernelFile::new(open(), None);
+    let initrd =
+        (options & 1 != 0).then(|| boot::Initrd { file: open(), appendix: b"behind it".into() });
     config.cmdline = (options & 2 != 0).then(|| "nokaslr".into());
     if options & 4 != 0 {
         config.kernel_entry = KernelEntry::Decompress;
     }
-    let Ok(files) = Files::open(&config) else { return };
-    let booted = boot::load(&config, &files, &MEMORY);
+    let booted = boot::load(&config, &kernel, initrd.as_ref(), &MEMORY);
     if let Ok(entry) = booted {
         if let Entry::Linux64(at) = entry {
             assert!((layout::KERNEL_MIN..RAM + 0x200).contains(&at), "entry at {at:#x}");
@@ -53,7 +48,7 @@ pub fn boot(data: &[u8]) {
         // What is below 1 MiB is not the kernel's: the machine's own tables are there.
         let below: u64 = MEMORY.read_obj(GuestAddress(layout::RESET_VECTOR + 8)).unwrap();
         assert_eq!(below, 0);
-        let line = config.kernel_cmdline();
+        let line = cmdline::of(&config);
         let mut found = vec![0; line.len()];
         MEMORY.read_slice(&mut found, GuestAddress(layout::CMDLINE)).unwrap();
         assert_eq!(found, line.as_bytes());

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use tinyvmm::api::control::Control;
-use tinyvmm::api::routes::{Configure, Request};
-use tinyvmm::api::{Answer, Call, http, routes};
-use tinyvmm::boot_test;
-use tinyvmm::cli::{self, Invocation};
-use tinyvmm::config::MachineConfig;
 use tinyvmm::timeline::Timeline;
+use tinyvmm_cli::api::control::Control;
+use tinyvmm_cli::api::routes::{Configure, Request};
+use tinyvmm_cli::api::{Answer, Call, http, routes};
+use tinyvmm_cli::boot_test;
+use tinyvmm_cli::cli::{self, Invocation};
+use tinyvmm_cli::config::Config;
 
 use crate::files::MemoryFile;
 
@@ -64,11 +64,11 @@ exit-status = 3
 matrix = { uart = ["ports", "memory"] }
 "#;
 
-fn read(text: &[u8]) -> Option<MachineConfig> {
+fn read(text: &[u8]) -> Option<Config> {
     let file = MemoryFile::new(text);
     let config = format!("--config={}", file.path().display());
     match cli::parse(vec!["tinyvmm".into(), config.into()]) {
-        Ok(Invocation::Run(cli)) => Some(cli.machine),
+        Ok(Invocation::Run(cli)) => Some(cli.config),
         Ok(Invocation::Shown(text)) => panic!("a file is no cry for help: {text}"),
         Err(error) => {
             let line = format!("{error:#}");
@@ -124,7 +124,7 @@ pub fn setup(mut data: &[u8]) {
     let Ok(Invocation::Run(cli)) = cli::parse(vec!["tinyvmm".into(), "--api-sock=s".into()]) else {
         panic!("flags that are as they should be")
     };
-    let mut control = Control::new(&cli.machine, &Timeline::default()).expect("nothing is opened");
+    let mut control = Control::new(&cli.config, &Timeline::default()).expect("nothing is opened");
     for _ in 0..20 {
         let Ok(Some(head)) = http::parse(data, 1000) else { return };
         let (body, rest) = data[head.len..].split_at(head.body.min(data.len() - head.len));
@@ -135,7 +135,7 @@ pub fn setup(mut data: &[u8]) {
         }
         let before = format!("{:?}", control.config());
         let (reply, answer) = sync_channel(1);
-        if let Some(Err(_)) = control.serve_before(Call { request, reply }) {
+        if let Some(Err(_)) = control.serve_before_start(Call { request, reply }) {
             return;
         }
         match answer.try_recv() {

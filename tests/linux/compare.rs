@@ -11,7 +11,7 @@ const ROWS: usize = 25;
 const SIDES: [&str; 3] = ["process", "container", "machine"];
 
 fn compare(dir: &Dir, args: &[&str]) -> Command {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/compare");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/compare");
     let mut command = Command::new(script);
     command.args(args).current_dir(&dir.0).env("TINYVMM", TINYVMM);
     command

@@ -1,18 +1,18 @@
 //! A disk's file or block device on the host: opened, locked, read, written, punched.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget, statx};
 
 use rustix::io::retry_on_intr;
 
-use crate::config::{DiskConfig, Overlay};
+use crate::config::DiskConfig;
 use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
 
@@ -38,26 +38,19 @@ pub struct DiskImage {
 }
 
 impl DiskImage {
-    /// Opens and locks what `config` names: for one writer, or for any number of readers.
-    pub fn open(config: &DiskConfig) -> Result<Self> {
-        let open = || -> Result<Self> {
-            let mut image = Self::open_file(config)?;
-            image.layer = match &config.overlay {
-                None => None,
-                Some(Overlay::Temporary) => Some(Layer::temporary(&image.file, image.len)?),
-                Some(Overlay::Kept(path)) => Some(Layer::open(path, &image.file, image.len)?),
-            };
-            Ok(image)
-        };
-        open().with_context(|| format!("disk {}", config.path.display()))
-    }
-
-    fn open_file(config: &DiskConfig) -> Result<Self> {
-        let file = open_path(config).map_err(|error| explain_open(&error, config))?;
+    /// Locks `file`, a file or block device that is open as `config` says: for one writer, or for any number of
+    /// readers. The writes of a disk with an overlay go to `layer`.
+    pub fn new(file: File, config: &DiskConfig) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
         lock(&file, config.is_shared())?;
         Self::of_file(file, config)
+    }
+
+    /// Has `layer` take the writes.
+    pub fn set_layer(&mut self, layer: impl FnOnce(&File, u64) -> Result<Layer>) -> Result<()> {
+        self.layer = Some(layer(&self.file, self.len)?);
+        Ok(())
     }
 
     /// `file` is locked.
@@ -81,36 +74,23 @@ impl DiskImage {
         Ok(Self { file, path, len, readonly, direct, block_size, layer: None, flush_failed })
     }
 
-    /// Opens and locks what `config` names to take the place of this image, which may be of the same file: then its
-    /// size is looked at again.
-    pub fn replacement(&self, config: &DiskConfig) -> Result<Self> {
-        let open = || -> Result<Self> {
-            ensure!(self.layer.is_none(), "it has an overlay, which belongs to its file");
-            let file = open_path(config).map_err(|error| match error.raw_os_error() {
-                Some(libc::EACCES) => anyhow!(
-                    "cannot open it ({error}): it has to be in a folder that a drive of the same kind was in when \
-                     the machine started"
-                ),
-                _ => explain_open(&error, config),
-            })?;
-            let (old, new) = (self.file.metadata()?, file.metadata()?);
-            if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
-                // The lock is that of the file as it was opened first.
-                return Self::of_file(self.file.try_clone()?, config);
-            }
-            let kind = new.file_type();
-            ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
-            lock(&file, config.is_shared())?;
-            Self::of_file(file, config)
-        };
-        open().with_context(|| format!("disk {}", config.path.display()))
+    /// An image of `file`, open as `config` says, to take the place of this one. It may be the same file: then its size
+    /// is looked at again.
+    pub fn replacement(&self, file: File, config: &DiskConfig) -> Result<Self> {
+        ensure!(self.layer.is_none(), "it has an overlay, which belongs to its file");
+        let (old, new) = (self.file.metadata()?, file.metadata()?);
+        if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
+            // The lock is that of the file as it was opened first.
+            return Self::of_file(self.file.try_clone()?, config);
+        }
+        Self::new(file, config)
     }
 
     /// The same image for another life of the machine, after the last one has let go of it; the lock is held by
     /// all of them together.
-    pub fn again(&self) -> Result<Self> {
+    pub fn try_clone(&self) -> Result<Self> {
         let clone = || -> Result<Self> {
-            let layer = self.layer.as_ref().map(Layer::again).transpose()?;
+            let layer = self.layer.as_ref().map(Layer::try_clone).transpose()?;
             let (path, flush_failed) = (self.path.clone(), self.flush_failed.clone());
             Ok(Self { file: self.file.try_clone()?, path, layer, flush_failed, ..*self })
         };
@@ -205,6 +185,17 @@ impl DiskImage {
     }
 }
 
+/// Opens what `config` names.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub fn open(config: &DiskConfig) -> Result<DiskImage> {
+    let mut options = File::options();
+    let flags = if config.direct { libc::O_DIRECT } else { 0 };
+    let options = options.read(true).write(!config.is_shared());
+    let options = std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags);
+    DiskImage::new(options.open(&config.path)?, config)
+}
+
 /// Does I/O in aligned pieces: `io` gets a piece, its offset and its part of `data`.
 fn bounce(
     data: &mut Buffers,
@@ -227,28 +218,6 @@ fn direct_unit(file: &File) -> u32 {
     let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     let unit = told.map_or(0, |told| told.stx_dio_offset_align);
     if unit >= SECTOR as u32 { unit } else { DIRECT_ALIGN as u32 }
-}
-
-fn open_path(config: &DiskConfig) -> io::Result<File> {
-    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
-    let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
-    let mut options = OpenOptions::new();
-    options.read(true).write(!config.is_shared()).custom_flags(flags).open(&config.path)
-}
-
-fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
-    match error.raw_os_error() {
-        Some(libc::EACCES | libc::EROFS | libc::EPERM) if !config.is_shared() => {
-            anyhow!(
-                "cannot open it for writing ({error}): add ,readonly or ,overlay, or change its \
-                 permissions"
-            )
-        }
-        Some(libc::EINVAL) if config.direct => {
-            anyhow!("its file system has no direct I/O: leave ,direct out")
-        }
-        _ => anyhow!("cannot open it: {error}"),
-    }
 }
 
 fn lock(file: &File, shared: bool) -> Result<()> {
@@ -276,11 +245,12 @@ mod tests {
     fn what_a_flush_could_not_write_stays_lost_after_a_reset() {
         let file = TempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let image = DiskImage::open(&DiskConfig::new(file.as_path().into())).unwrap();
-        let mut first = image.again().unwrap();
+        let config = DiskConfig::new(file.as_path().into());
+        let image = DiskImage::new(file.as_file().try_clone().unwrap(), &config).unwrap();
+        let mut first = image.try_clone().unwrap();
         first.sync().unwrap();
         first.flush_failed.store(true, Ordering::SeqCst); // as a disk that breaks would
         first.sync().unwrap_err();
-        image.again().unwrap().sync().unwrap_err();
+        image.try_clone().unwrap().sync().unwrap_err();
     }
 }

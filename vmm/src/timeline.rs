@@ -31,7 +31,7 @@ pub enum Mark {
     FirstOutput,
     /// The kernel says that it starts init; a kernel with `quiet` does not say so.
     InitStarted,
-    /// Init says so itself, through [`crate::devices::told`].
+    /// Init says so itself, through [`crate::devices::guest_report`].
     InitMark,
     /// The machine's end, or its first reset.
     End,

@@ -25,7 +25,7 @@ pub struct Buses {
 
 impl Buses {
     /// Carries out what KVM has collected.
-    pub fn carry_out_coalesced(&self) {
+    pub fn flush_coalesced_writes(&self) {
         if let Some(coalesced) = &self.coalesced {
             coalesced.drain(|write| {
                 let bus = if write.is_port { &self.ports } else { &self.mmio };
@@ -78,7 +78,7 @@ impl Vcpu {
     fn run_once(&mut self) -> Option<Halt> {
         let internal = |what: String| Some(Halt::Internal(what));
         let exit = self.fd.run();
-        self.buses.carry_out_coalesced();
+        self.buses.flush_coalesced_writes();
         match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(&mut self.trace, Access::Out(port));

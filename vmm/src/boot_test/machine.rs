@@ -8,7 +8,8 @@ use clap::{CommandFactory, FromArgMatches};
 
 use super::node::Node;
 use crate::cli::{self, Cli};
-use crate::config::{DiskConfig, MachineConfig, Overlay};
+use crate::config::Config;
+use tinyvmm::config::{DiskConfig, Overlay};
 
 /// Keys that the runner sets itself, and why nobody else can.
 const RUNNERS_OWN: [(&str, &str); 2] = [
@@ -64,7 +65,7 @@ impl Machine {
     /// `folder` what its files' names are relative to.
     pub(super) fn finish(&mut self, node: &Node, command: &[String], folder: &Path) -> Result<()> {
         let mut config = parse(&self.flags).map_err(|error| node.error(error))?;
-        config.command = command.to_vec();
+        config.process.command = command.to_vec();
         config.validate().map_err(|error| {
             // It names the flag that it is about.
             let text = error.to_string();
@@ -72,6 +73,7 @@ impl Machine {
             let place = self.places.iter().rev().find(|(name, _)| Some(&**name) == flag);
             place.map_or_else(|| node.error(&text), |(_, place)| anyhow!("{place}: {text}"))
         })?;
+        let config = config.machine.0;
         self.cpus = config.cpus.count();
         self.memory = config.mem.bytes();
         let disks = config.disk.iter();
@@ -92,9 +94,9 @@ impl Machine {
     }
 }
 
-fn parse(flags: &[OsString]) -> Result<MachineConfig> {
+fn parse(flags: &[OsString]) -> Result<Config> {
     let name = OsString::from("tinyvmm");
     let matches = Cli::command().try_get_matches_from(std::iter::once(&name).chain(flags));
     let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-    Ok(cli.map_err(|error| cli::one_line(&error))?.machine)
+    Ok(cli.map_err(|error| cli::one_line(&error))?.config)
 }

@@ -34,7 +34,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
 
-use crate::event::Events;
+use crate::inbox::Inbox as Events;
 use crate::{cli, doctor, host, logger};
 use budget::Baseline;
 pub use child::die_with_runner;

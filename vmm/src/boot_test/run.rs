@@ -17,7 +17,7 @@ use super::matcher::{Matcher, Place, shown};
 use super::tail::Tail;
 use super::test::{Test, Wanted};
 use crate::command::EXIT_NO_STATUS;
-use crate::event::Halt;
+use crate::inbox::End as Halt;
 
 /// A console that says nothing for so long may be waiting at a prompt: the line is looked at unfinished.
 const QUIET: Duration = Duration::from_millis(50);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::run::Run;
 use super::test::Test;
-use crate::event::Events;
+use crate::inbox::Inbox as Events;
 
 /// What a machine takes besides its RAM, in bytes: a generous guess.
 const OVERHEAD: u64 = 16 << 20;

@@ -12,7 +12,8 @@ use super::machine::Machine;
 use super::node::Node;
 use super::spec::Entries;
 use crate::command::EXIT_NO_STATUS;
-use crate::event::Halt;
+use crate::inbox::End as Halt;
+use tinyvmm::event::Halt as Guest;
 
 /// Keys of a machine in a spec that are not the machine's but the test's.
 pub(super) const KEYS: [&str; 11] = [
@@ -38,8 +39,13 @@ const FAILURES: [&str; 3] = ["Kernel panic", r"\bBUG:", r"\bOops\b"];
 const WARNING: &str = r"^(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? ?WARNING: ";
 
 /// The ends that a machine can be wanted to have; a spec has their names.
-const ENDS: [Halt; 5] =
-    [Halt::PowerOff, Halt::Reset, Halt::TripleFault, Halt::Panic, Halt::Timeout];
+const ENDS: [Halt; 5] = [
+    Halt::Guest(Guest::PowerOff),
+    Halt::Guest(Guest::Reset),
+    Halt::Guest(Guest::TripleFault),
+    Halt::Guest(Guest::Panic),
+    Halt::Timeout,
+];
 
 /// A machine, and what it must do to pass.
 #[derive(Clone, Debug)]
@@ -174,7 +180,7 @@ fn read_end(keys: &Entries, command: bool, expect: bool) -> Result<Wanted> {
         return Ok(match (command, expect) {
             (true, _) => Wanted::Status(0),
             (false, true) => Wanted::Shown,
-            (false, false) => Wanted::End(Halt::PowerOff),
+            (false, false) => Wanted::End(Halt::Guest(Guest::PowerOff)),
         });
     };
     match u8::try_from(node.integer(0..=255)?) {
@@ -202,7 +208,7 @@ fn read_fail_on(keys: &Entries, end: &Wanted) -> Result<Vec<Regex>> {
             let items = node.items("a list of patterns")?;
             items.iter().map(Node::regex).collect::<Result<_>>()?
         }
-        None if *end == Wanted::End(Halt::Panic) => Vec::new(),
+        None if *end == Wanted::End(Halt::Guest(Guest::Panic)) => Vec::new(),
         None => FAILURES.iter().map(|text| built_in(text)).collect::<Result<_>>()?,
     };
     if keys.get("fail-on-warning").map(Node::bool).transpose()? == Some(true) {

@@ -4,11 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::Size;
 
 /// What a balloon offers to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonFeatures {
     /// The guest may take memory out before it runs out of it.
     pub deflate_on_oom: bool,
@@ -21,6 +22,12 @@ pub struct BalloonFeatures {
 impl Default for BalloonFeatures {
     fn default() -> Self {
         Self { deflate_on_oom: true, statistics: true, reporting: true }
+    }
+}
+
+impl BalloonFeatures {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

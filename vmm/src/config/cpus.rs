@@ -21,25 +21,6 @@ impl Cpus {
     pub const fn count(self) -> u32 {
         self.sockets * self.cores * self.threads
     }
-
-    /// Bits of an APIC id that number the threads of a core.
-    pub const fn thread_bits(self) -> u32 {
-        self.threads.next_power_of_two().trailing_zeros()
-    }
-
-    /// Bits of an APIC id below the socket's number.
-    pub const fn socket_shift(self) -> u32 {
-        self.thread_bits() + self.cores.next_power_of_two().trailing_zeros()
-    }
-
-    /// APIC id of the `index`-th CPU: each level has a bit field of its own (Intel SDM volume 3,
-    /// 9.9.1), so that ids have gaps where a level is not a power of two.
-    pub const fn apic_id(self, index: u32) -> u32 {
-        let thread = index % self.threads;
-        let core = index / self.threads % self.cores;
-        let socket = index / self.threads / self.cores;
-        socket << self.socket_shift() | core << self.thread_bits() | thread
-    }
 }
 
 impl FromStr for Cpus {
@@ -119,16 +100,5 @@ mod tests {
         ] {
             text.parse::<Cpus>().unwrap_err();
         }
-    }
-
-    #[test]
-    fn apic_ids_number_each_level_in_its_own_bits() {
-        let ids = |text: &str| {
-            let cpus: Cpus = text.parse().unwrap();
-            (0..cpus.count()).map(|i| cpus.apic_id(i)).collect::<Vec<_>>()
-        };
-        assert_eq!(ids("4"), [0, 1, 2, 3]);
-        assert_eq!(ids("6,sockets=2,cores=3"), [0, 1, 2, 4, 5, 6]);
-        assert_eq!(ids("8,sockets=2,cores=2,threads=2"), [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 }

@@ -4,11 +4,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::RateLimit;
 use super::text::ensure_once;
 
 /// A raw disk image or block device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Form", into = "Form")]
 pub struct DiskConfig {
     /// The image file or block device.
     pub path: PathBuf,
@@ -52,6 +55,34 @@ impl DiskConfig {
     /// Whether other machines may have its file open at the same time.
     pub fn is_shared(&self) -> bool {
         self.readonly || self.overlay.is_some()
+    }
+}
+
+/// A disk as it is serialized: as its flag has it, with what only clients of the API say beside that.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Form {
+    Flag(String),
+    Limited { disk: String, limit: RateLimit },
+}
+
+impl From<DiskConfig> for Form {
+    fn from(disk: DiskConfig) -> Self {
+        match (disk.to_string(), disk.limit) {
+            (flag, limit) if limit.is_default() => Self::Flag(flag),
+            (disk, limit) => Self::Limited { disk, limit },
+        }
+    }
+}
+
+impl TryFrom<Form> for DiskConfig {
+    type Error = String;
+
+    fn try_from(form: Form) -> Result<Self, String> {
+        match form {
+            Form::Flag(flag) => flag.parse(),
+            Form::Limited { disk, limit } => Ok(Self { limit, ..disk.parse()? }),
+        }
     }
 }
 

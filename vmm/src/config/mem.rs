@@ -87,11 +87,13 @@ impl FromStr for Mem {
         let (boot, rest) = text.split_once(',').map_or((text, None), |(a, b)| (a, Some(b)));
         let boot: Size = boot.parse()?;
         let Some(rest) = rest else { return Ok(Self::fixed(boot)) };
-        let max = rest.strip_prefix("max=").ok_or("say SIZE,max=SIZE, as in 512M,max=8G")?;
+        let (max, block) = rest.split_once(",block=").map_or((rest, None), |(a, b)| (a, Some(b)));
+        let max = max.strip_prefix("max=").ok_or("say SIZE,max=SIZE, as in 512M,max=8G")?;
         let max: Size = max.parse()?;
+        let block = block.map(|size| Ok::<_, String>(size.parse::<Size>()?.bytes())).transpose()?;
         let more = max.bytes().checked_sub(boot.bytes());
         let more = more.ok_or_else(|| format!("max={max} is less than {boot}"))?;
-        Ok(Self { more: Size::new(more), ..Self::fixed(boot) })
+        Ok(Self { more: Size::new(more), block, ..Self::fixed(boot) })
     }
 }
 
@@ -101,6 +103,10 @@ impl fmt::Display for Mem {
         match self.more.bytes() {
             0 => Ok(()),
             more => write!(f, ",max={}", Size::new(self.bytes().saturating_add(more))),
+        }?;
+        match self.block {
+            Some(bytes) => write!(f, ",block={}", Size::new(bytes)),
+            None => Ok(()),
         }
     }
 }
@@ -111,7 +117,7 @@ mod tests {
 
     #[test]
     fn memory_that_can_grow_is_read_and_shown() {
-        for text in ["512M", "512M,max=8G", "3G,max=100G", "256M,max=1T"] {
+        for text in ["512M", "512M,max=8G", "3G,max=100G", "256M,max=1T", "1G,max=2G,block=4M"] {
             let mem: Mem = text.parse().unwrap();
             assert_eq!(mem.to_string(), text);
             mem.validate_room(false).unwrap();

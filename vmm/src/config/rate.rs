@@ -42,6 +42,10 @@ impl Bucket {
 }
 
 impl RateLimit {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether it limits anything.
     pub fn is_limit(&self) -> bool {
         [self.bandwidth, self.ops].iter().flatten().any(Bucket::is_limit)

@@ -9,18 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::guest_report::InitRuns;
 use super::output::Output;
 use super::serial::SerialPort;
-use super::terminal::{HELP, Key, Keys, RawMode, in_background};
-use super::told::InitRuns;
 use crate::bus::BusDevice;
 use crate::coalesced::{self, CoalescedWrites};
-use crate::config::{ConsoleConfig, MachineConfig};
-use crate::event::{Event, EventSender, Halt};
-use crate::files;
 use crate::vcpu::Buses;
 use crate::worker::{StopFlag, ThreadKind, Work, borrow};
 
@@ -39,20 +35,32 @@ const SOON: Duration = Duration::from_millis(5);
 /// How long output that is left may take at the machine's end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// What becomes of a byte of input.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The guest gets this byte.
+    Guest(u8),
+    /// The console shows this text, which is not the guest's.
+    Show(&'static str),
+    /// Nothing: it was for somebody else.
+    Taken,
+}
+
+/// Looks at each byte of input before the guest gets it: for keys that are the program's.
+pub type InputFilter = Box<dyn FnMut(u8) -> Input + Send>;
+
 /// What a console is connected to; outlives resets of the machine.
 pub struct Console {
-    config: ConsoleConfig,
-    connected: bool,
     output: Output,
     /// Where output goes; `None` once that place is gone.
     sink: Option<File>,
     /// Where input comes from; `None` at its end.
     source: Option<File>,
-    raw: Option<RawMode>,
-    keys: Keys,
+    /// With one, input is read also while the guest has no room for it.
+    filter: Option<InputFilter>,
     /// Input that the guest's FIFO has no room for yet.
     typed: Vec<u8>,
-    /// Input is for a command: its end is told to the guest.
+    /// Input is for a command: it waits until init runs, and its end is a Ctrl-D.
     for_command: bool,
 }
 
@@ -60,44 +68,32 @@ pub struct Console {
 const END_OF_INPUT: u8 = 4;
 
 impl Console {
-    /// A console that is not connected yet.
-    ///
-    /// With `for_command`, input waits until the guest's init runs, and its end is a Ctrl-D.
-    pub fn new(config: ConsoleConfig, for_command: bool) -> Result<Self> {
+    /// A console that is not connected yet. With `discard` it never will be: what the guest prints is dropped.
+    pub fn new(discard: bool) -> Result<Self> {
         Ok(Self {
-            output: Output::new(config == ConsoleConfig::Off)?,
-            config,
-            connected: false,
+            output: Output::new(discard)?,
             sink: None,
             source: None,
-            raw: None,
-            keys: Keys::default(),
+            filter: None,
             typed: Vec::new(),
-            for_command,
+            for_command: false,
         })
     }
 
-    /// Opens what the console of `machine` is to be connected to, once; a terminal becomes raw.
-    pub fn connect(&mut self, machine: &MachineConfig) -> Result<()> {
-        if std::mem::replace(&mut self.connected, true) {
-            return Ok(());
-        }
-        match &self.config {
-            ConsoleConfig::Off => {}
-            ConsoleConfig::File(path) => {
-                let created = files::create(path, machine);
-                self.sink = Some(created.with_context(|| format!("console {}", path.display()))?);
-            }
-            ConsoleConfig::Stdio => {
-                // Copies, so that std's buffers stay out of the way.
-                self.sink = Some(File::from(io::stdout().as_fd().try_clone_to_owned()?));
-                if !in_background() {
-                    self.source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
-                }
-                self.raw = RawMode::enter().context("cannot set up the terminal")?;
-            }
-        }
-        Ok(())
+    /// Connects it: output goes to `sink`, input comes from `source`, if that is there.
+    pub fn connect(&mut self, sink: File, source: Option<File>) {
+        self.sink = Some(sink);
+        self.source = source;
+    }
+
+    /// Has each byte of input go through `filter`.
+    pub fn set_filter(&mut self, filter: InputFilter) {
+        self.filter = Some(filter);
+    }
+
+    /// Has input wait until the guest's init runs; its end is a Ctrl-D.
+    pub fn feed_command(&mut self) {
+        self.for_command = true;
     }
 
     /// The guest's end.
@@ -123,8 +119,8 @@ impl Console {
         self.sink.is_some() && !self.output.is_empty()
     }
 
-    /// Reads what the user typed. The keys that are ours are for a terminal only.
-    fn read_in(&mut self, events: &EventSender) {
+    /// Reads input.
+    fn read_in(&mut self) {
         let mut bytes = [0; 64];
         let Some(source) = &mut self.source else { return };
         let bytes = match source.read(&mut bytes) {
@@ -144,16 +140,15 @@ impl Console {
                 return;
             }
         };
-        if self.raw.is_none() {
+        let Some(filter) = &mut self.filter else {
             self.typed.extend(bytes);
             return;
-        }
-        for key in bytes.iter().filter_map(|byte| self.keys.feed(*byte)) {
-            match key {
-                Key::Guest(byte) if self.typed.len() < CHUNK => self.typed.push(byte),
-                Key::Guest(_) => {} // the guest does not read: typed in vain
-                Key::Quit => events.send(Event::Halt(Halt::Quit)),
-                Key::Help => HELP.bytes().for_each(|byte| self.output.push(byte)),
+        };
+        for byte in bytes {
+            match filter(*byte) {
+                Input::Guest(byte) if self.typed.len() < CHUNK => self.typed.push(byte),
+                Input::Guest(_) | Input::Taken => {} // the guest does not read: typed in vain
+                Input::Show(text) => text.bytes().for_each(|byte| self.output.push(byte)),
             }
         }
     }
@@ -184,8 +179,6 @@ pub struct ConsoleWork {
     buses: Buses,
     /// Told by the guest.
     init_runs: InitRuns,
-    /// Told when the user wants to quit.
-    events: EventSender,
     /// When the guest last sent something.
     sent: Instant,
     /// That its threads have used, but for the one that runs.
@@ -227,10 +220,9 @@ impl ConsoleWork {
         serial: Arc<Mutex<SerialPort>>,
         buses: Buses,
         init_runs: InitRuns,
-        events: EventSender,
     ) -> Self {
         let cpu_time = Duration::ZERO;
-        Self { console, serial, buses, init_runs, events, sent: Instant::now(), cpu_time }
+        Self { console, serial, buses, init_runs, sent: Instant::now(), cpu_time }
     }
 
     /// Carries out writes that wait, and has KVM collect them while there are many.
@@ -267,7 +259,7 @@ impl ConsoleWork {
         let nothing = stop.as_fd();
         let sink = console.sink.as_ref().filter(|_| pending).map(File::as_fd);
         // A pipe waits until the guest has room; a terminal is read always, for the keys that are ours.
-        let listen = fed || console.raw.is_some();
+        let listen = fed || console.filter.is_some();
         let source = console.source.as_ref().filter(|_| listen).map(File::as_fd);
         let watch = |fd: Option<_>, flags| match fd {
             Some(fd) => PollFd::from_borrowed_fd(fd, flags),
@@ -295,7 +287,7 @@ impl ConsoleWork {
             self.console.write_out();
         }
         if ready[3] && listen {
-            self.console.read_in(&self.events);
+            self.console.read_in();
         }
     }
 }

@@ -2,9 +2,8 @@
 
 pub mod boot_timer;
 pub mod console;
+pub mod guest_report;
 pub mod output;
 pub mod power;
 pub mod rtc;
 pub mod serial;
-pub mod terminal;
-pub mod told;

@@ -8,26 +8,25 @@ use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::{Disk, Files, Handles, Owner};
+use crate::arch::cmdline;
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::config::{MachineConfig, Uart};
 use crate::devices::boot_timer::BootTimer;
+use crate::devices::guest_report::{GuestReport, InitRuns};
 use crate::devices::output::Output;
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::SerialPort;
-use crate::devices::told::{InitRuns, Told};
-use crate::event::EventSender;
-use crate::files::Files;
 use crate::layout;
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, GuestRam};
-use crate::timeline::Timeline;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
-use crate::virtio::disk_counts::DiskCounts;
+use crate::virtio::disk_handle::DiskHandle;
 use crate::virtio::mem::Mem;
 use crate::virtio::mem_handle::MemHandle;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
@@ -41,20 +40,14 @@ pub(super) struct Devices {
     pub ports: Bus,
     /// Those in memory.
     pub mmio: Bus,
-    /// The one that the console is connected to.
+    /// The port that the console is connected to.
     pub serial: Arc<Mutex<SerialPort>>,
-    /// What the guest has told by them.
-    pub panicked: PanicFlag,
-    /// The same.
+    /// Whether the guest's init has reported that it runs.
     pub init_runs: InitRuns,
-    /// Sets how much memory the guest does without, if the machine has a balloon.
-    pub balloon: Option<BalloonHandle>,
-    /// Has memory plugged, if the machine has room for more.
-    pub memory: Option<MemHandle>,
-    /// What goes through each disk.
-    pub disks: Vec<Arc<DiskCounts>>,
-    /// The virtio devices, disks first.
-    pub virtio: Vec<Arc<Mutex<Mmio>>>,
+    /// What the machine's owner reaches them by.
+    pub handles: Handles,
+    /// How many of them are virtio devices.
+    pub virtio: usize,
 }
 
 impl Devices {
@@ -65,61 +58,33 @@ impl Devices {
         vm: &Arc<VmFd>,
         ram: &GuestRam,
         output: Output,
-        events: &EventSender,
-        timeline: &Timeline,
+        owner: &Owner,
     ) -> Result<Self> {
         let panicked = PanicFlag::default();
-        let page = match config.uart {
-            Uart::Ports => None,
-            Uart::Memory => Some(memory::serial_page(vm)?),
-        };
-        let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
-        let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline.clone(), page);
-        let serial = Arc::new(Mutex::new(serial));
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        ports.insert(layout::SERIAL_PORTS, serial.clone())?;
-        if config.uart == Uart::Memory {
-            mmio.insert(layout::SERIAL_MMIO, serial.clone())?;
-        }
-        add_pc_devices(&mut ports, config, &panicked, events)?;
-        if config.firecracker.as_ref().is_some_and(|flags| flags.boot_timer) {
+        let serial = add_serial(&mut ports, &mut mmio, config, vm, output, &panicked, owner)?;
+        add_pc_devices(&mut ports, config, &panicked, owner)?;
+        if config.boot_timer {
             mmio.insert(layout::BOOT_TIMER, Arc::new(Mutex::new(BootTimer::start())))?;
         }
         let init_runs = InitRuns::default();
-        let told = Told {
-            init_runs: init_runs.clone(),
-            timeline: timeline.clone(),
-            events: events.clone(),
-        };
-        ports.insert(layout::TOLD_PORTS, Arc::new(Mutex::new(told)))?;
-        let (mut devices, disks) = virtio_devices(config, files)?;
-        let mut features = config.balloon_features;
-        features.statistics &= config.api_sock.is_some(); // without it nobody can ask for them
-        let balloon = config
-            .balloon_target()
-            .map(|target| Balloon::new(config.mem.bytes(), target, features));
-        let balloon = balloon.transpose()?;
-        let handle = balloon.as_ref().map(Balloon::handle);
-        devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
-        let memory = Hotplug::new(ram, vm.clone()).map(Mem::new);
-        let mem_handle = memory.as_ref().map(Mem::handle);
-        devices.extend(memory.map(|memory| Box::new(memory) as Box<dyn VirtioDevice>));
+        let (timeline, events) = (owner.timeline.clone(), owner.events.clone());
+        let report = GuestReport { init_runs: init_runs.clone(), timeline, events };
+        ports.insert(layout::REPORT_PORTS, Arc::new(Mutex::new(report)))?;
+
+        let Virtio { devices, disks, balloon, memory } =
+            virtio_devices(config, files, Hotplug::new(ram, vm.clone()))?;
         let pages = Arc::new(memory::virtio_pages(vm, devices.len())?);
-        let mut virtio = Vec::new();
+        let mut registers = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
-            virtio.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
+            registers.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
         }
-        Ok(Self {
-            ports,
-            mmio,
-            serial,
-            panicked,
-            init_runs,
-            balloon: handle,
-            memory: mem_handle,
-            disks,
-            virtio,
-        })
+        let virtio = registers.len();
+        let disks = disks.into_iter().zip(registers);
+        let disks = disks.map(|(handle, registers)| Disk { handle, registers }).collect();
+        let power_button = irqfd(vm, layout::EVENT_GSI)?;
+        let handles = Handles { balloon, memory, disks, panicked, power_button };
+        Ok(Self { ports, mmio, serial, init_runs, handles, virtio })
     }
 }
 
@@ -148,20 +113,38 @@ pub(super) fn coalesce_output(
     CoalescedWrites::new(vm.clone(), data, cpu).map(Some)
 }
 
-/// A guest that does without kvmclock measures its TSC against the PIT and asks the CMOS clock for the
-/// time. To all others they would only cost exits.
-pub(super) fn without_kvmclock(cmdline: &str) -> bool {
-    cmdline.split_ascii_whitespace().any(|word| ["no-kvmclock", "nopv"].contains(&word))
+fn add_serial(
+    ports: &mut Bus,
+    mmio: &mut Bus,
+    config: &MachineConfig,
+    vm: &VmFd,
+    output: Output,
+    panicked: &PanicFlag,
+    owner: &Owner,
+) -> Result<Arc<Mutex<SerialPort>>> {
+    let page = match config.uart {
+        Uart::Ports => None,
+        Uart::Memory => Some(memory::serial_page(vm)?),
+    };
+    let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
+    let timeline = owner.timeline.clone();
+    let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline, page);
+    let serial = Arc::new(Mutex::new(serial));
+    ports.insert(layout::SERIAL_PORTS, serial.clone())?;
+    if config.uart == Uart::Memory {
+        mmio.insert(layout::SERIAL_MMIO, serial.clone())?;
+    }
+    Ok(serial)
 }
 
 fn add_pc_devices(
     ports: &mut Bus,
     config: &MachineConfig,
     panicked: &PanicFlag,
-    events: &EventSender,
+    owner: &Owner,
 ) -> Result<()> {
-    let events = || events.clone();
-    if without_kvmclock(&config.kernel_cmdline()) {
+    let events = || owner.events.clone();
+    if cmdline::without_kvmclock(config) {
         ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
     }
     ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;
@@ -170,24 +153,42 @@ fn add_pc_devices(
     ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
 }
 
-type BoxedDevice = Box<dyn VirtioDevice>;
+/// The virtio devices of a machine, disks first, and the handles of those that have one.
+struct Virtio {
+    devices: Vec<Box<dyn VirtioDevice>>,
+    disks: Vec<DiskHandle>,
+    balloon: Option<BalloonHandle>,
+    memory: Option<MemHandle>,
+}
 
-/// The one list of virtio devices but those that are about memory: disks first, so that the first is /dev/vda.
+/// The one list of virtio devices: disks first, so that the first is /dev/vda.
 fn virtio_devices(
     config: &MachineConfig,
     files: &Files,
-) -> Result<(Vec<BoxedDevice>, Vec<Arc<DiskCounts>>)> {
-    let mut devices: Vec<BoxedDevice> = Vec::new();
-    let mut counts = Vec::new();
+    hotplug: Option<Hotplug>,
+) -> Result<Virtio> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut disks = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
-        let mut block = Block::new(image.again()?, index, disk.id.as_deref(), config.cpus.count());
+        let image = image.try_clone()?;
+        let mut block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
         block.limiter = Limiter::new(&disk.limit, Instant::now());
-        counts.push(block.counts());
+        disks.push(block.handle());
         devices.push(Box::new(block));
     }
-    let limiter = Limiter::new(&config.entropy_limit, Instant::now());
-    devices.push(Box::new(Rng { limiter }));
-    Ok((devices, counts))
+    devices.push(Box::new(Rng { limiter: Limiter::new(&config.entropy_limit, Instant::now()) }));
+    let mut handle = None;
+    if let Some(target) = config.balloon_target() {
+        let balloon = Balloon::new(config.mem.bytes(), target, config.balloon_features)?;
+        handle = Some(balloon.handle());
+        devices.push(Box::new(balloon));
+    }
+    let mut memory = None;
+    if let Some(mem) = hotplug.map(Mem::new) {
+        memory = Some(mem.handle());
+        devices.push(Box::new(mem));
+    }
+    Ok(Virtio { devices, disks, balloon: handle, memory })
 }
 
 fn add_virtio(

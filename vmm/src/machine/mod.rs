@@ -1,38 +1,70 @@
-//! A machine, stopped or running. Only `Machine::build` reads a `MachineConfig`.
+//! A machine, stopped or running.
 
 mod devices;
-pub mod started;
+mod handles;
+mod live;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vmm_sys_util::eventfd::EventFd;
+use anyhow::{Context, Result};
+use kvm_ioctls::{Kvm, VmFd};
 
-use self::devices::{Devices, coalesce_output, irqfd, without_kvmclock};
+use self::devices::{Devices, coalesce_output};
+pub use self::handles::{Disk, Handles};
+pub use self::live::LiveMachine;
+use crate::arch::boot::{self, Initrd};
+use crate::arch::kernel::KernelFile;
+use crate::arch::vm;
 use crate::bus::SharedDevice;
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
-use crate::devices::power::PanicFlag;
-use crate::event::EventSender;
-use crate::files::Files;
+use crate::disk_image::DiskImage;
+use crate::event::{EventSender, Halt};
 use crate::memory::{self, GuestRam};
 use crate::sync::lock;
 use crate::timeline::{Mark, Timeline};
 use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
-use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
-use crate::virtio::disk_counts::DiskCounts;
-use crate::virtio::mem_handle::MemHandle;
-use crate::virtio::mmio::Mmio;
 use crate::worker::{self, Worker};
-use crate::x86_64::acpi::{self, Hardware};
-use crate::x86_64::cpuid::CpuidTemplate;
-use crate::x86_64::{boot, regs, smbios};
-use crate::{host, layout, process};
+
+/// What a machine is made of on the host, all of it open. A machine that resets is built again of the same.
+pub struct Files {
+    /// The kernel.
+    pub kernel: KernelFile,
+    /// The initial RAM disk, if there is one.
+    pub initrd: Option<Initrd>,
+    /// The disks, locked, in the order of the configuration.
+    pub disks: Vec<DiskImage>,
+}
+
+/// Where a machine reports to.
+#[derive(Clone)]
+pub struct Owner {
+    /// Gets what the machine's owner has to act on.
+    pub events: EventSender,
+    /// Notes when a boot passed what.
+    pub timeline: Timeline,
+    /// Whether vCPUs count their exits by address.
+    pub trace_exits: bool,
+}
+
+impl Owner {
+    /// One who gets `events` and measures nothing.
+    pub fn new(events: EventSender) -> Self {
+        Self { events, timeline: Timeline::default(), trace_exits: false }
+    }
+}
+
+/// Reserves the memory that `config` describes: what the guest starts with, and room for what can be plugged.
+pub fn allocate_ram(config: &MachineConfig) -> Result<GuestRam> {
+    let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
+    match config.mem.room() {
+        Some(range) => memory::with_hotplug_region(&ram, range, config.mem.block()),
+        None => Ok(ram),
+    }
+}
 
 /// A machine that does not run.
 pub struct Machine {
@@ -41,7 +73,7 @@ pub struct Machine {
     board: Board,
 }
 
-/// A machine whose CPUs run.
+/// A machine whose vCPUs run.
 pub struct RunningMachine {
     vcpus: Vec<Worker<Vcpu>>,
     console: Worker<ConsoleWork>,
@@ -51,13 +83,7 @@ pub struct RunningMachine {
 /// What is the same in a machine that runs and one that does not.
 struct Board {
     buses: Buses,
-    power_button: EventFd,
-    balloon: Option<BalloonHandle>,
-    memory: Option<MemHandle>,
-    disks: Vec<Arc<DiskCounts>>,
-    /// The disks, and other virtio devices behind them.
-    virtio: Vec<Arc<Mutex<Mmio>>>,
-    panicked: PanicFlag,
+    handles: Handles,
     timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
     _vm: Arc<VmFd>,
@@ -66,82 +92,65 @@ struct Board {
 impl Machine {
     /// Builds what `config` describes of `files` in `ram`, which is zero, with the kernel loaded.
     pub fn build(
+        kvm: &Kvm,
         config: &MachineConfig,
         files: &Files,
-        kvm: &Kvm,
         ram: &GuestRam,
         console: Console,
-        events: EventSender,
-        timeline: Timeline,
+        owner: &Owner,
     ) -> Result<Self> {
         let load = || {
-            let entry = boot::load(config, files, ram)?;
-            timeline.reach(Mark::KernelLoaded);
+            let entry = boot::load(config, &files.kernel, files.initrd.as_ref(), ram)?;
+            owner.timeline.reach(Mark::KernelLoaded);
             Ok(entry)
         };
         // Making a VM is mostly waiting for the host's kernel.
-        let rest =
-            || Self::build_without_kernel(config, files, kvm, ram, console, events, &timeline);
+        let rest = || Self::build_without_kernel(kvm, config, files, ram, console, owner);
         let (entry, machine) = worker::join_concurrently(load, rest)?;
-        regs::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
-        process::trim_heap();
+        vm::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
         Ok(machine)
     }
 
     fn build_without_kernel(
+        kvm: &Kvm,
         config: &MachineConfig,
         files: &Files,
-        kvm: &Kvm,
         ram: &GuestRam,
         console: Console,
-        events: EventSender,
-        timeline: &Timeline,
+        owner: &Owner,
     ) -> Result<Self> {
-        let vm = Arc::new(create_vm(kvm, config)?);
+        let timeline = &owner.timeline;
+        let vm = Arc::new(vm::create_vm(kvm, config)?);
         timeline.reach(Mark::VmCreated);
         memory::map_into_guest(&vm, ram)?;
         timeline.reach(Mark::MemoryReady);
-
-        let cpus = create_cpus(&vm, kvm, config, timeline)?;
-
-        let devices = Devices::build(config, files, &vm, ram, console.output(), &events, timeline)?;
-        let Devices { ports, mmio, serial, panicked, init_runs, balloon, memory, disks, virtio } =
-            devices;
-        write_tables(config, ram, virtio.len())?;
-        let coalesced = coalesce_output(&vm, config, &cpus[0])?.map(Arc::new);
-        let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced };
+        let fds = vm::create_vcpus(&vm, kvm, config)?;
+        fds.iter().for_each(|fd| timeline.count_exits_of(fd));
+        let devices = Devices::build(config, files, &vm, ram, console.output(), owner)?;
+        vm::write_tables(config, ram, devices.virtio)?;
+        let coalesced = coalesce_output(&vm, config, &fds[0])?.map(Arc::new);
+        let (ports, mmio) = (Arc::new(devices.ports), Arc::new(devices.mmio));
+        let buses = Buses { ports, mmio, coalesced };
         let vcpu = |(index, fd)| Vcpu {
             fd,
             index,
             buses: buses.clone(),
-            events: events.clone(),
-            trace: config.trace_exits.then(ExitTrace::default),
+            events: owner.events.clone(),
+            trace: owner.trace_exits.then(ExitTrace::default),
             cpu_time: Duration::ZERO,
         };
-        let vcpus = (0..).zip(cpus).map(vcpu).collect();
-        let power_button = irqfd(&vm, layout::EVENT_GSI)?;
-        let console = ConsoleWork::new(console, serial, buses.clone(), init_runs, events.clone());
-        let timeline = timeline.clone();
-        let board = Board {
-            buses,
-            power_button,
-            balloon,
-            memory,
-            disks,
-            virtio,
-            panicked,
-            timeline,
-            _vm: vm,
-        };
-        Ok(Self { vcpus, console, board })
+        let vcpus = (0..).zip(fds).map(vcpu).collect();
+        let console = ConsoleWork::new(console, devices.serial, buses.clone(), devices.init_runs);
+        let (handles, timeline) = (devices.handles, timeline.clone());
+        Ok(Self { vcpus, console, board: Board { buses, handles, timeline, _vm: vm } })
     }
 
-    /// Connects the console: the last thing to do before the start, when nothing else can go wrong.
-    pub fn connect(&mut self, config: &MachineConfig) -> Result<()> {
-        self.console.console.connect(config)
+    /// What the console is connected to.
+    pub fn console(&mut self) -> &mut Console {
+        &mut self.console.console
     }
 
-    /// Starts devices and CPUs.
+    /// Starts devices and vCPUs.
     pub fn start(self) -> Result<RunningMachine> {
         for device in self.board.devices() {
             lock(device).resume()?;
@@ -172,26 +181,19 @@ impl Machine {
         self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
     }
 
-    /// What has gone through each disk since the guest's last reset.
-    pub fn disks(&self) -> impl Iterator<Item = &Arc<DiskCounts>> {
-        self.board.disks.iter()
+    /// What reaches its devices.
+    pub fn handles(&self) -> &Handles {
+        &self.board.handles
     }
 
-    /// Lets `change` at the disk with this index; its driver is told what has become of it.
-    pub fn change_disk(&mut self, index: usize, change: impl FnOnce(&mut Block)) -> Result<()> {
-        let device = self.board.virtio.get(index).context("there is no such disk")?;
-        ensure!(lock(device).change(change), "the disk's thread is lost");
-        Ok(())
-    }
-
-    /// What sets the guest's balloon, if the machine has one.
-    pub fn balloon(&self) -> Option<&BalloonHandle> {
-        self.board.balloon.as_ref()
-    }
-
-    /// What has memory plugged, if the machine has room for more.
-    pub fn memory(&self) -> Option<&MemHandle> {
-        self.board.memory.as_ref()
+    /// Makes `change` to the disk with this index. Its driver gets an interrupt if the disk is another one then.
+    pub fn change_disk(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut Block) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let disk = self.board.handles.disks.get(index).context("there is no such disk")?;
+        disk.handle.change(&mut lock(&disk.registers), change)
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.
@@ -215,7 +217,7 @@ impl RunningMachine {
     fn stop_and(self, then: impl FnOnce(&Timeline)) -> Result<Machine> {
         self.vcpus.iter().for_each(Worker::ask_to_stop);
         let vcpus: Option<Vec<_>> = self.vcpus.into_iter().map(Worker::stop).collect();
-        self.board.buses.carry_out_coalesced();
+        self.board.buses.flush_coalesced_writes();
         then(&self.board.timeline);
         self.console.ask_to_stop();
         self.board.devices().for_each(|device| lock(device).ask_to_pause());
@@ -227,52 +229,12 @@ impl RunningMachine {
 }
 
 impl Board {
+    /// What `halt` was, with what the guest's kernel has printed in mind.
+    fn explain(&self, halt: Halt) -> Halt {
+        self.handles.panicked.explain(halt)
+    }
+
     fn devices(&self) -> impl Iterator<Item = &SharedDevice> {
         self.buses.mmio.devices().chain(self.buses.ports.devices())
     }
-}
-
-fn create_vm(kvm: &Kvm, config: &MachineConfig) -> Result<VmFd> {
-    let vm = kvm.create_vm().context("KVM cannot make a virtual machine")?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
-    vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
-    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
-    if without_kvmclock(&config.kernel_cmdline()) {
-        // With port 0x61, through which Linux gates the PIT's channel 2 to calibrate.
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).context("KVM_CREATE_PIT2")?;
-    }
-    Ok(vm)
-}
-
-/// The CPUs, each with its CPUID and MSRs, and counted.
-fn create_cpus(
-    vm: &VmFd,
-    kvm: &Kvm,
-    config: &MachineConfig,
-    timeline: &Timeline,
-) -> Result<Vec<VcpuFd>> {
-    let cpuid = CpuidTemplate::new(kvm, config.cpus)?;
-    let create = |index| {
-        let fd = vm
-            .create_vcpu(config.cpus.apic_id(index).into())
-            .with_context(|| format!("KVM cannot make CPU {index}"))?;
-        fd.set_cpuid2(&cpuid.for_cpu(index)?).context("KVM_SET_CPUID2")?;
-        if cpuid.xcr0() != 0 {
-            regs::set_xcr0(&fd, cpuid.xcr0())?;
-        }
-        regs::set_msrs(&fd)?;
-        timeline.count_exits_of(&fd);
-        Ok(fd)
-    };
-    (0..config.cpus.count()).map(create).collect()
-}
-
-fn write_tables(config: &MachineConfig, ram: &GuestRam, virtio_devices: usize) -> Result<()> {
-    let rtc = without_kvmclock(&config.kernel_cmdline());
-    let hardware = Hardware { cpus: config.cpus, virtio_devices, rtc, uart: config.uart };
-    acpi::write(ram, hardware)?;
-    let random = uuid::Builder::from_random_bytes(host::random()?).into_uuid();
-    let uuid = config.uuid.unwrap_or(random);
-    smbios::write(ram, config.cpus, config.mem.bytes(), uuid)
 }

@@ -2,6 +2,7 @@
 
 pub mod buffers;
 pub mod hotplug;
+pub mod loadable;
 mod region;
 mod slots;
 
@@ -31,18 +32,17 @@ pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
     let mut regions = Vec::new();
     for range in layout::ram_ranges(size) {
         let (mapping, reserved) = reserve(range.end - range.start, hugepages)
-            .with_context(|| explain_failure(size, hugepages))?;
+            .with_context(|| format!("cannot reserve {} MiB of guest RAM", size >> 20))?;
         regions.push(RamRegion::new(mapping, range.start, None)?.that_owns(reserved));
     }
     Ok(GuestRam::from_regions(regions)?)
 }
 
 /// `ram`, and at `range` above it room for more that comes in blocks of `block` bytes, none of which is there yet.
-pub fn with_room(ram: &GuestRam, range: Range<u64>, block: u64) -> Result<GuestRam> {
+pub fn with_hotplug_region(ram: &GuestRam, range: Range<u64>, block: u64) -> Result<GuestRam> {
     let len = range.end - range.start;
-    let (mapping, reserved) = reserve(len, false).with_context(|| {
-        format!("cannot reserve {} MiB of guest RAM: ask for a smaller max with --mem", len >> 20)
-    })?;
+    let (mapping, reserved) = reserve(len, false)
+        .with_context(|| format!("cannot reserve {} MiB for memory to be plugged", len >> 20))?;
     let region = RamRegion::new(mapping, range.start, Some(block))?.that_owns(reserved);
     Ok(ram.insert_region(Arc::new(region))?)
 }
@@ -90,25 +90,10 @@ pub fn of_ranges(ranges: &[(u64, u64)]) -> GuestRam {
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
-pub fn with_room_in(ram: &GuestRam, start: u64, len: u64, block: u64) -> GuestRam {
+pub fn with_hotplug_region_in(ram: &GuestRam, start: u64, len: u64, block: u64) -> GuestRam {
     let mapping = MmapRegion::new(len as usize).unwrap();
     let region = RamRegion::new(mapping, start, Some(block)).unwrap();
     ram.insert_region(Arc::new(region)).unwrap()
-}
-
-fn explain_failure(size: u64, hugepages: bool) -> String {
-    let mib = size >> 20;
-    if !hugepages {
-        return format!("cannot reserve {mib} MiB of guest RAM: ask for less with --mem");
-    }
-    let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
-    let free = std::fs::read_to_string(pool).unwrap_or_else(|_| "0".into());
-    format!(
-        "--hugepages needs {} free 2 MiB pages and there are {}: write more to \
-         /proc/sys/vm/nr_hugepages or leave --hugepages out",
-        size.div_ceil(HUGE_PAGE as u64),
-        free.trim()
-    )
 }
 
 /// Maps `len` anonymous bytes at a multiple of 2 MiB.

@@ -8,37 +8,20 @@ mod sector;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, openat};
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::retry_on_intr;
-use vmm_sys_util::tempfile::TempFile;
 
 use self::bitmap::Bitmap;
 use self::header::{BITMAP, Header};
 use crate::memory::buffers::Buffers;
-
-fn unnamed_file() -> Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match openat(CWD, std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR) {
-        Ok(file) => Ok(file.into()),
-        // Not every file system has O_TMPFILE; this one has a name for an instant.
-        Err(_) => Ok(TempFile::new_with_prefix(std::env::temp_dir().join("tinyvmm-"))?.into_file()),
-    }
-}
-
-/// Makes the name of a new file survive a crash of the host.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-}
 
 /// What the guest wrote to a disk. It belongs to a base, a file that is only read.
 pub struct Layer {
@@ -52,16 +35,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The layer in the file at `path`, made if it is not there, over `base`, which has `len` bytes.
-    pub fn open(path: &Path, base: &File, len: u64) -> Result<Self> {
-        Self::open_unnamed(path, base, len).with_context(|| format!("overlay {}", path.display()))
-    }
-
-    fn open_unnamed(path: &Path, base: &File, len: u64) -> Result<Self> {
-        let mut options = OpenOptions::new();
-        // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
-        options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
-        let file = options.open(path).context("cannot open it for writing")?;
+    /// The layer in `file`, made if that is empty, over `base`, which has `len` bytes. Locks the file.
+    pub fn kept(file: File, base: &File, len: u64) -> Result<Self> {
         let (ours, theirs) = (file.metadata()?, base.metadata()?);
         ensure!(ours.is_file(), "not a regular file");
         let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
@@ -69,26 +44,17 @@ impl Layer {
         if file.try_lock().is_err() {
             bail!("in use by another machine: stop that one, or use another overlay");
         }
-        let layer = Self::of_file(file, base, len, true)?;
-        if ours.len() == 0 {
-            sync_folder_of(path).context("cannot sync its folder")?;
-        }
-        Ok(layer)
+        Self::of_file(file, base, len, true)
     }
 
-    /// A layer over `base`, which has `len` bytes, that is lost with its last clone.
-    pub fn temporary(base: &File, len: u64) -> Result<Self> {
-        let layer = || {
-            let file = unnamed_file().with_context(|| {
-                format!("cannot make a file in {}: set TMPDIR", std::env::temp_dir().display())
-            })?;
-            Self::of_file(file, base, len, false)
-        };
-        layer().context("temporary overlay")
+    /// A layer in `file`, which is empty and without a name, over `base`, which has `len` bytes. It is lost with its last
+    /// clone.
+    pub fn temporary(file: File, base: &File, len: u64) -> Result<Self> {
+        Self::of_file(file, base, len, false)
     }
 
     /// The layer as it is in its file: complete once all that wrote to it are gone.
-    pub fn again(&self) -> Result<Self> {
+    pub fn try_clone(&self) -> Result<Self> {
         let file = self.file.try_clone()?;
         let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
         Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed: self.failed.clone() })

@@ -40,7 +40,8 @@ impl Files {
     }
 
     fn open(&self) -> anyhow::Result<Layer> {
-        Layer::open(self.layer.as_path(), self.base.as_file(), self.len())
+        let file = File::options().read(true).write(true).open(self.layer.as_path())?;
+        Layer::kept(file, self.base.as_file(), self.len())
     }
 
     /// Buffers of `len` bytes, in two pieces.
@@ -79,13 +80,16 @@ fn crash(layer: Layer) {
 #[test]
 fn a_temporary_layer_lives_as_long_as_its_process_and_is_its_disks_own() {
     let files = Files::new(LEN);
-    let open = || Layer::temporary(files.base.as_file(), LEN as u64).unwrap();
+    let open = || {
+        let file = TempFile::new().unwrap().into_file();
+        Layer::temporary(file, files.base.as_file(), LEN as u64).unwrap()
+    };
     let first = open();
-    let mut life = first.again().unwrap();
+    let mut life = first.try_clone().unwrap();
     files.write(&mut life, 700, b"new");
     life.sync().unwrap();
     drop(life);
-    assert_eq!(files.read(&first.again().unwrap(), 700, 3), b"new", "after a reset");
+    assert_eq!(files.read(&first.try_clone().unwrap(), 700, 3), b"new", "after a reset");
     assert_eq!(files.read(&open(), 0, LEN), pattern(LEN, 0), "another disk's");
 }
 
@@ -109,7 +113,11 @@ fn a_layer_takes_the_space_of_what_was_written_to_it() {
     let zeroes = files.read(&layer, 1 << 39, 512 << 10);
     assert!(zeroes.iter().all(|byte| *byte == 0));
     drop(layer);
-    let large = Layer::open(files.layer.as_path(), files.base.as_file(), (32 << 40) + 512);
+    let large = Layer::kept(
+        files.layer.as_file().try_clone().unwrap(),
+        files.base.as_file(),
+        (32 << 40) + 512,
+    );
     let refused = format!("{:#}", large.err().unwrap());
     assert!(refused.contains("32 TiB"), "{refused}");
 }

@@ -11,7 +11,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::balloon_handle::{BalloonHandle, State};
 use super::queue::{Chain, Virtqueue};
-use super::{ConfigSpace, Ready, VirtioDevice};
+use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::BalloonFeatures;
 use crate::memory::{self, GuestRam};
 
@@ -115,19 +115,19 @@ impl VirtioDevice for Balloon {
     }
 
     /// Queues that are not negotiated are left out, and later ones move up, as Linux does.
-    fn activate(&mut self, ready: &Ready) {
+    fn activate(&mut self, driver: &Driver) {
         let mut roles = vec![Role::Inflate, Role::Deflate];
         let mut kick = None;
-        if ready.features & STATS_VQ != 0 {
-            kick = ready.kicks.get(roles.len()).cloned();
+        if driver.features & STATS_VQ != 0 {
+            kick = driver.kicks.get(roles.len()).cloned();
             roles.push(Role::Statistics);
         }
-        if ready.features & REPORTING != 0 {
+        if driver.features & REPORTING != 0 {
             roles.push(Role::Reporting);
         }
         self.roles = roles;
-        let poisons = ready.features & PAGE_POISON != 0;
-        self.state.connect(ready.interrupt, kick, poisons);
+        let poisons = driver.features & PAGE_POISON != 0;
+        self.state.connect(driver.interrupt, kick, poisons);
     }
 
     fn reset(&mut self) {

@@ -8,10 +8,10 @@ use anyhow::{Result, ensure};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::disk_counts::DiskCounts;
+use super::disk_handle::{DiskHandle, Shared};
 use super::queue::{Chain, Virtqueue};
 use super::rate::Limiter;
-use super::{ConfigSpace, Ready, VirtioDevice};
+use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, SECTOR};
 use crate::memory::buffers::Buffers;
@@ -53,7 +53,7 @@ pub struct Block {
     write_through: bool,
     /// An I/O error has been told; the guest sees all of them.
     error_told: bool,
-    counts: Arc<DiskCounts>,
+    shared: Arc<Shared>,
     /// What limits it, in requests and in bytes of their data.
     pub limiter: Option<Limiter>,
 }
@@ -66,7 +66,6 @@ impl Block {
         let id = id.unwrap_or(&name).bytes();
         padded.iter_mut().zip(id).for_each(|(to, from)| *to = from);
         let queues = u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
-        let counts = Arc::default();
         Self {
             image,
             name,
@@ -74,7 +73,7 @@ impl Block {
             queues,
             write_through: true,
             error_told: false,
-            counts,
+            shared: Arc::default(),
             limiter: None,
         }
     }
@@ -94,9 +93,9 @@ impl Block {
         &self.image
     }
 
-    /// What has gone through it.
-    pub fn counts(&self) -> Arc<DiskCounts> {
-        self.counts.clone()
+    /// What its owner changes it by.
+    pub fn handle(&self) -> DiskHandle {
+        DiskHandle::new(self.shared.clone())
     }
 
     /// Whether the limit lets `chain` be served now.
@@ -107,7 +106,7 @@ impl Block {
             chain.readable.len().saturating_sub(16) + chain.writable.len().saturating_sub(1);
         let admitted = limiter.admit(bytes as u64, Instant::now());
         if !admitted {
-            self.counts.throttled.add(1);
+            self.shared.counts.throttled.add(1);
         }
         admitted
     }
@@ -128,7 +127,7 @@ impl Block {
             }
         };
         if code != blk::VIRTIO_BLK_S_OK {
-            self.counts.errors.add(1);
+            self.shared.counts.errors.add(1);
         }
         if let Some(status) = status {
             status.copy_from(&[code as u8]);
@@ -145,8 +144,8 @@ impl Block {
                 let data = chain.writable.take(usize::MAX);
                 let (offset, len) = (self.data_offset(sector, &data)?, data.len() as u64);
                 self.image.read(data, offset)?;
-                self.counts.reads.add(1);
-                self.counts.read_bytes.add(len);
+                self.shared.counts.reads.add(1);
+                self.shared.counts.read_bytes.add(len);
                 Ok(())
             }
             blk::VIRTIO_BLK_T_OUT => {
@@ -154,13 +153,13 @@ impl Block {
                 let data = chain.readable.take(usize::MAX);
                 let (offset, len) = (self.data_offset(sector, &data)?, data.len() as u64);
                 self.image.write(data, offset)?;
-                self.counts.writes.add(1);
-                self.counts.write_bytes.add(len);
+                self.shared.counts.writes.add(1);
+                self.shared.counts.write_bytes.add(len);
                 self.sync_if_write_through()
             }
             blk::VIRTIO_BLK_T_FLUSH => {
                 self.image.sync()?;
-                self.counts.flushes.add(1);
+                self.shared.counts.flushes.add(1);
                 Ok(())
             }
             blk::VIRTIO_BLK_T_GET_ID => {
@@ -198,7 +197,7 @@ impl Block {
         if ranges.len() > MAX_RANGES as usize * 16 {
             return Err(Refusal::Invalid);
         }
-        self.counts.discards.add(1);
+        self.shared.counts.discards.add(1);
         while !ranges.is_empty() {
             let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
             let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
@@ -281,8 +280,8 @@ impl VirtioDevice for Block {
         Arc::new(config)
     }
 
-    fn activate(&mut self, ready: &Ready) {
-        self.write_through = ready.features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+    fn activate(&mut self, driver: &Driver) {
+        self.write_through = driver.features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
     }
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
@@ -290,6 +289,11 @@ impl VirtioDevice for Block {
             true => self.serve(chain).map(Some),
             false => Ok(None),
         })
+    }
+
+    fn update(&mut self) {
+        let shared = self.shared.clone();
+        shared.apply_to(self);
     }
 
     fn resume_at(&mut self) -> Option<Instant> {

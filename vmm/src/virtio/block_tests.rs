@@ -12,7 +12,8 @@ use vmm_sys_util::tempfile::TempFile;
 use super::block::Block;
 use super::test_driver::{Buffer, DATA, Driver};
 use crate::config::DiskConfig;
-use crate::disk_image::DiskImage;
+use crate::disk_image;
+use crate::virtio::disk_handle::DiskHandle;
 
 /// Size of the tests' disks.
 const SECTORS: u64 = 128;
@@ -21,6 +22,7 @@ const LEN: usize = SECTORS as usize * 512;
 /// A disk whose driver is ready. Its file is dirty all over, and each sector is different.
 struct Disk {
     driver: Driver,
+    handle: DiskHandle,
     file: TempFile,
 }
 
@@ -61,13 +63,15 @@ impl Disk {
         file.as_file().set_len(len).unwrap();
         let path = file.as_path().into();
         let config = DiskConfig { readonly, direct, ..DiskConfig::new(path) };
-        let image = match DiskImage::open(&config) {
+        let image = match disk_image::open(&config) {
             Err(error) if direct && error.to_string().contains("direct I/O") => return None,
             image => image.unwrap(),
         };
-        let mut driver = Driver::new(Box::new(Block::new(image, 7, Some("serial"), 1)));
+        let block = Block::new(image, 7, Some("serial"), 1);
+        let handle = block.handle();
+        let mut driver = Driver::new(Box::new(block));
         driver.init();
-        Some(Self { driver, file })
+        Some(Self { driver, handle, file })
     }
 
     fn contents(&self) -> Vec<u8> {

@@ -27,7 +27,7 @@ use super::mem::Mem;
 use super::rng::Rng;
 use super::test_driver::{DATA, Driver, RAM_SIZE};
 use crate::config::DiskConfig;
-use crate::disk_image::DiskImage;
+use crate::disk_image;
 use crate::memory::hotplug::{Hotplug, Slots};
 use crate::memory::{self, GuestRam, RamRegion, of_ranges};
 
@@ -82,7 +82,7 @@ pub const BLOCK: u64 = 1 << 17;
 
 /// A machine's RAM with that room.
 pub fn with_room(ram: &GuestRam) -> GuestRam {
-    memory::with_room_in(ram, ROOM, BLOCKS * BLOCK, BLOCK)
+    memory::with_hotplug_region_in(ram, ROOM, BLOCKS * BLOCK, BLOCK)
 }
 
 /// The device that plugs them, all of which it is to plug, into a machine without CPUs.
@@ -109,7 +109,7 @@ fn disk(options: &str) -> Box<dyn VirtioDevice> {
     let file = TempFile::new().unwrap();
     file.as_file().set_len(64 << 10).unwrap();
     let config: DiskConfig = format!("{}{options}", file.as_path().display()).parse().unwrap();
-    let image = DiskImage::open(&config);
+    let image = disk_image::open(&config);
     Box::new(Block::new(image.unwrap(), 0, None, 2))
 }
 

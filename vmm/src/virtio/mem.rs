@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::mem_handle::{MemHandle, State};
 use super::queue::{Chain, Virtqueue};
-use super::{ConfigSpace, Ready, VirtioDevice};
+use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::memory::buffers::Buffers;
 use crate::memory::hotplug::Hotplug;
 use crate::worker::ThreadKind;
@@ -208,9 +208,9 @@ impl VirtioDevice for Mem {
         self.state.clone()
     }
 
-    fn activate(&mut self, ready: &Ready) {
-        self.kick = ready.kicks.first().cloned();
-        self.state.connect(Arc::downgrade(ready.interrupt));
+    fn activate(&mut self, driver: &Driver) {
+        self.kick = driver.kicks.first().cloned();
+        self.state.connect(Arc::downgrade(driver.interrupt));
     }
 
     /// What is plugged stays so (5.15.5.2).

@@ -7,7 +7,6 @@ use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEA
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::QueueT;
 
-use super::VirtioDevice;
 use super::transport::Transport;
 use crate::bus::BusDevice;
 
@@ -41,9 +40,9 @@ impl Mmio {
         mmio
     }
 
-    /// Lets `change` at the device, while the machine is stopped. False if it is another device.
-    pub fn change<D: VirtioDevice>(&mut self, change: impl FnOnce(&mut D)) -> bool {
-        self.transport.change(change)
+    /// Has the device, which is stopped, take over what its owner has put into its handle.
+    pub(super) fn update(&mut self) {
+        self.transport.update();
     }
 
     /// Shows the driver what depends on what it has selected.

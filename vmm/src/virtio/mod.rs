@@ -6,7 +6,7 @@
 pub mod balloon;
 pub mod balloon_handle;
 pub mod block;
-pub mod disk_counts;
+pub mod disk_handle;
 pub mod mem;
 pub mod mem_handle;
 pub mod mmio;
@@ -31,27 +31,31 @@ mod mem_tests;
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
 pub mod test_driver;
 
-use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use rustix::event::PollFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::worker::ThreadKind;
 use queue::{Interrupt, Virtqueue};
 
-/// What a device has to tell and do.
+/// A virtio device.
 ///
-/// All calls but [`VirtioDevice::handle`] and the one after it come from a vCPU's thread while the device is stopped.
-pub trait VirtioDevice: Any + Send {
+/// Until the driver is ready, and after its reset, the device is stopped: a vCPU's thread, or the machine's owner, calls
+/// it then. In between it is on a thread of its own, which calls [`VirtioDevice::handle`],
+/// [`VirtioDevice::descriptors`], [`VirtioDevice::descriptor_ready`] and [`VirtioDevice::resume_at`], and nobody else
+/// calls anything. A pause of the machine stops the thread between two of these calls.
+pub trait VirtioDevice: Send {
     /// Device ID (virtio 1.2, chapter 5).
     fn id(&self) -> u32;
-    /// For threads and messages.
+    /// A name for threads, at most 15 bytes, and messages.
     fn name(&self) -> &str;
     /// The most entries that each queue can have: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
-    /// What its thread may do, in a jail.
+    /// What its thread does: the program decides what a thread of this kind may do.
     fn thread_kind(&self) -> ThreadKind {
         ThreadKind::Device
     }
@@ -63,26 +67,37 @@ pub trait VirtioDevice: Any + Send {
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(Vec::new())
     }
-    /// The driver is ready.
-    fn activate(&mut self, _ready: &Ready) {}
-    /// The driver has reset the device.
+    /// The driver is ready: the device goes to its thread next.
+    fn activate(&mut self, _driver: &Driver) {}
+    /// The driver has reset the device, or the device's thread was stopped for that. No request is in flight.
     fn reset(&mut self) {}
-    /// Serves queue `index`, which has been kicked. Runs on the device's own thread and may
-    /// block. A request that is wrong is answered; an error means that the queue itself cannot
-    /// be understood, and sets DEVICE_NEEDS_RESET.
+    /// Takes over what the owner of the machine has put into the device's handle. The device is stopped; its
+    /// configuration space is asked for again afterwards.
+    fn update(&mut self) {}
+    /// Serves queue `index`, which has been kicked. May block for as long as one request takes. A request that is wrong
+    /// is answered; an error means that the queue itself cannot be followed, and sets DEVICE_NEEDS_RESET.
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()>;
-    /// When all queues are to be served again without a kick, for requests that were left in them. Asked
-    /// after each `handle`, on the same thread.
+    /// The descriptors that the thread waits for besides the queues (a tap, a socket), and for what. Asked before each
+    /// wait: one that has nothing to do now, for want of buffers, is left with empty flags.
+    fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        Vec::new()
+    }
+    /// Serves the descriptor with this index, which is ready, or has failed. An error as for [`VirtioDevice::handle`].
+    fn descriptor_ready(&mut self, _index: usize, _queues: &mut [Virtqueue]) -> Result<()> {
+        Ok(())
+    }
+    /// When all queues are to be served again without a kick, for requests that were left in them. Asked after each
+    /// queue or descriptor that was served.
     fn resume_at(&mut self) -> Option<Instant> {
         None
     }
 }
 
-/// What a device gets when its driver is ready.
-pub struct Ready<'a> {
+/// A driver that is ready, as its device sees it.
+pub struct Driver<'a> {
     /// The features that the driver has accepted.
     pub features: u64,
-    /// Tells the driver that the configuration space has changed.
+    /// Raised when the configuration space has changed.
     pub interrupt: &'a Arc<Interrupt>,
     /// One for each queue: written to, it makes the device serve it.
     pub kicks: &'a [Arc<EventFd>],

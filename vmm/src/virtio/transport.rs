@@ -1,6 +1,5 @@
 //! A device between two lives: stopped, while the driver sets it up, and running on its thread.
 
-use std::any::Any;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::{Interrupt, Virtqueue};
 use super::registers::Registers;
-use super::{Ready, VirtioDevice};
+use super::{Driver, VirtioDevice};
 use crate::memory::GuestRam;
 use crate::worker::{StopFlag, ThreadKind, Work, Worker, borrow};
 
@@ -44,14 +43,14 @@ pub struct Transport {
     ram: GuestRam,
     /// The device's.
     name: String,
-    life: Life,
+    state: DeviceState,
     /// The device has no thread: it works when it is told to [`serve`](Self::serve), so that what a
     /// fuzzer finds can be repeated, and miri can run it.
     #[cfg(any(test, fuzzing))]
     pub(super) by_hand: bool,
 }
 
-enum Life {
+enum DeviceState {
     Stopped(Box<dyn VirtioDevice>),
     Running(Worker<DeviceWork>),
     /// Stopped with its queues as they were, to run again.
@@ -84,7 +83,7 @@ impl Transport {
             kicks,
             ram,
             name: device.name().to_owned(),
-            life: Life::Stopped(device),
+            state: DeviceState::Stopped(device),
             #[cfg(any(test, fuzzing))]
             by_hand: false,
         })
@@ -152,15 +151,15 @@ impl Transport {
             let (ram, interrupt) = (self.ram.clone(), self.interrupt.clone());
             queues.push(Virtqueue::new(queue, ram, interrupt, kick.clone()));
         }
-        let mut device = match std::mem::replace(&mut self.life, Life::Dead) {
-            Life::Stopped(device) => device,
+        let mut device = match std::mem::replace(&mut self.state, DeviceState::Dead) {
+            DeviceState::Stopped(device) => device,
             other => {
-                self.life = other;
+                self.state = other;
                 return Ok(());
             }
         };
         let (interrupt, kicks) = (&self.interrupt, &self.kicks[..]);
-        device.activate(&Ready { features: self.driver_features, interrupt, kicks });
+        device.activate(&Driver { features: self.driver_features, interrupt, kicks });
         let ready = self.queues.iter().map(QueueT::ready).collect();
         let work = DeviceWork {
             device,
@@ -171,27 +170,27 @@ impl Transport {
             cpu_time: Duration::ZERO,
             resume_at: None,
         };
-        self.life = Life::Paused(work);
+        self.state = DeviceState::Paused(work);
         self.resume()
     }
 
     /// Back to the state after power-on. Returns when no request is in flight any more.
     fn reset(&mut self) {
-        self.life = match std::mem::replace(&mut self.life, Life::Dead) {
-            Life::Running(worker) => match worker.stop() {
-                Some(work) => Life::Stopped(work.device),
-                None => Life::Dead,
+        self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
+            DeviceState::Running(worker) => match worker.stop() {
+                Some(work) => DeviceState::Stopped(work.device),
+                None => DeviceState::Dead,
             },
-            Life::Paused(work) => Life::Stopped(work.device),
+            DeviceState::Paused(work) => DeviceState::Stopped(work.device),
             other => other,
         };
-        if let Life::Stopped(device) = &mut self.life {
+        if let DeviceState::Stopped(device) = &mut self.state {
             device.reset();
         }
         self.driver_features = 0;
         self.queues.iter_mut().for_each(QueueT::reset);
         self.registers().set(VIRTIO_MMIO_INTERRUPT_STATUS, 0);
-        let dead = matches!(self.life, Life::Dead);
+        let dead = matches!(self.state, DeviceState::Dead);
         let status = if dead { conf::VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
         self.registers().set(VIRTIO_MMIO_STATUS, status);
     }
@@ -202,7 +201,7 @@ impl Transport {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return };
         queue.set_ready(false);
         self.pause();
-        if let Life::Paused(work) = &mut self.life {
+        if let DeviceState::Paused(work) = &mut self.state {
             work.ready[index] = false;
         }
         if let Err(error) = self.resume() {
@@ -212,42 +211,41 @@ impl Transport {
 
     /// Tells the device's thread that `pause` comes.
     pub(super) fn ask_to_pause(&self) {
-        if let Life::Running(worker) = &self.life {
+        if let DeviceState::Running(worker) = &self.state {
             worker.ask_to_stop();
         }
     }
 
     /// The device's name, and the time that its thread has used since the driver was ready.
     pub(super) fn cpu_time(&self) -> Option<(String, Duration)> {
-        let time = match &self.life {
-            Life::Running(worker) => worker.cpu_time(),
-            Life::Paused(work) => work.cpu_time,
-            Life::Stopped(_) | Life::Dead => return None,
+        let time = match &self.state {
+            DeviceState::Running(worker) => worker.cpu_time(),
+            DeviceState::Paused(work) => work.cpu_time,
+            DeviceState::Stopped(_) | DeviceState::Dead => return None,
         };
         Some((self.name.clone(), time))
     }
 
-    /// Lets `change` at the device, which is stopped, and tells the driver if what it can read of it is not the same
-    /// then. False if there is no such device, or it runs.
-    pub(super) fn change<D: VirtioDevice>(&mut self, change: impl FnOnce(&mut D)) -> bool {
-        let (device, has_driver) = match &mut self.life {
-            Life::Stopped(device) => (device, false),
-            Life::Paused(work) => (&mut work.device, true),
-            Life::Running(_) | Life::Dead => return false,
+    /// Has the device, which is stopped, take over what its owner has put into its handle. The driver gets an interrupt
+    /// if the configuration space is another one then.
+    pub(super) fn update(&mut self) {
+        let (device, has_driver) = match &mut self.state {
+            DeviceState::Stopped(device) => (device, false),
+            DeviceState::Paused(work) => (&mut work.device, true),
+            DeviceState::Running(_) | DeviceState::Dead => return,
         };
-        let any: &mut dyn Any = &mut **device;
-        let Some(known) = any.downcast_mut() else { return false };
-        change(known);
+        device.update();
         if self.interrupt.registers.set_config(device.config()) && has_driver {
             self.interrupt.config_changed();
         }
-        true
     }
 
     /// Stops the device's thread; it keeps its place in the queues.
     pub(super) fn pause(&mut self) {
-        self.life = match std::mem::replace(&mut self.life, Life::Dead) {
-            Life::Running(worker) => worker.stop().map_or(Life::Dead, Life::Paused),
+        self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
+            DeviceState::Running(worker) => {
+                worker.stop().map_or(DeviceState::Dead, DeviceState::Paused)
+            }
             other => other,
         };
     }
@@ -255,17 +253,17 @@ impl Transport {
     /// Starts a device that `pause` stopped, or that is new. Requests may be queued already, by a driver that
     /// kicked too early.
     pub(super) fn resume(&mut self) -> Result<()> {
-        match std::mem::replace(&mut self.life, Life::Dead) {
-            Life::Paused(work) => {
+        match std::mem::replace(&mut self.state, DeviceState::Dead) {
+            DeviceState::Paused(work) => {
                 work.kicks.iter().try_for_each(|kick| kick.write(1))?;
                 #[cfg(any(test, fuzzing))]
                 if self.by_hand {
-                    self.life = Life::Paused(work);
+                    self.state = DeviceState::Paused(work);
                     return Ok(());
                 }
-                self.life = Life::Running(Worker::spawn(work)?);
+                self.state = DeviceState::Running(Worker::spawn(work)?);
             }
-            other => self.life = other,
+            other => self.state = other,
         }
         Ok(())
     }
@@ -273,7 +271,7 @@ impl Transport {
     /// Gives each queue that was kicked a turn, on this thread.
     #[cfg(any(test, fuzzing))]
     pub(super) fn serve(&mut self) {
-        let Life::Paused(work) = &mut self.life else { return };
+        let DeviceState::Paused(work) = &mut self.state else { return };
         for index in (0..work.kicks.len()).filter(|_| self.by_hand) {
             if work.kicks[index].read().is_ok() {
                 work.serve(index);
@@ -326,9 +324,14 @@ impl Work for DeviceWork {
                 self.kick_all();
             }
             let until = self.resume_at;
-            let Some(index) = wait_for_kick(stop, &self.kicks, last, until) else { continue };
-            last = index;
-            self.serve(index);
+            match self.wait(stop, last, until) {
+                Some(Ready::Queue(index)) => {
+                    last = index;
+                    self.serve(index);
+                }
+                Some(Ready::Descriptor(index)) => self.serve_descriptor(index),
+                None => {}
+            }
         }
     }
 }
@@ -336,13 +339,28 @@ impl Work for DeviceWork {
 impl DeviceWork {
     /// Serves queue `index`, which was kicked.
     fn serve(&mut self, index: usize) {
-        let status = self.interrupt.registers.get(VIRTIO_MMIO_STATUS);
-        let broken = status & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0;
-        if broken || !self.ready[index] {
+        if self.is_broken() || !self.ready[index] {
             return;
         }
-        if let Err(error) = self.device.handle(index, &mut self.queues) {
-            let error = error.context(format!("{}, queue {index}", self.device.name()));
+        let served = self.device.handle(index, &mut self.queues);
+        self.conclude(served, "queue", index);
+    }
+
+    /// Serves descriptor `index`, which is ready.
+    fn serve_descriptor(&mut self, index: usize) {
+        let served = self.device.descriptor_ready(index, &mut self.queues);
+        self.conclude(served, "descriptor", index);
+    }
+
+    fn is_broken(&self) -> bool {
+        let status = self.interrupt.registers.get(VIRTIO_MMIO_STATUS);
+        status & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0
+    }
+
+    /// Gives up on the device if it could not be `served`, and asks it when to serve it again.
+    fn conclude(&mut self, served: Result<()>, what: &str, index: usize) {
+        if let Err(error) = served {
+            let error = error.context(format!("{}, {what} {index}", self.device.name()));
             needs_reset(&self.interrupt, &error);
         }
         // Whichever queue waits: the first time is looked at, and then what there is to do next.
@@ -357,24 +375,35 @@ impl DeviceWork {
             let _ = kick.write(1);
         }
     }
+
+    /// Waits for a kick, and takes it, or for a descriptor; `None` to look at `stop`, and when it is `until`.
+    fn wait(&self, stop: &StopFlag, last: usize, until: Option<Instant>) -> Option<Ready> {
+        // The `last` one comes last, or a queue that is always busy would starve the others.
+        let mut order = (last + 1..self.kicks.len()).chain(0..=last);
+        if let Some(index) = order.find(|&index| self.kicks[index].read().is_ok()) {
+            return Some(Ready::Queue(index));
+        }
+        let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+        let kicks = self.kicks.iter().map(|kick| borrow(kick));
+        fds.extend(kicks.map(|kick| PollFd::from_borrowed_fd(kick, PollFlags::IN)));
+        let others = fds.len();
+        if !self.is_broken() {
+            let descriptors = self.device.descriptors().into_iter();
+            fds.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+        }
+        let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        // An error is EINTR, which is how a stop arrives.
+        poll(&mut fds, timeout.as_ref()).ok()?;
+        let ready = fds[others..].iter().position(|fd| !fd.revents().is_empty());
+        ready.map(Ready::Descriptor)
+    }
 }
 
-/// Waits for a kick, takes it, and returns its index; `None` to look at `stop`, and when it is `until`.
-fn wait_for_kick(
-    stop: &StopFlag,
-    kicks: &[Arc<EventFd>],
-    last: usize,
-    until: Option<Instant>,
-) -> Option<usize> {
-    // The `last` one comes last, or a queue that is always busy would starve the others.
-    let mut order = (last + 1..kicks.len()).chain(0..=last);
-    if let Some(index) = order.find(|&index| kicks[index].read().is_ok()) {
-        return Some(index);
-    }
-    let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
-    fds.extend(kicks.iter().map(|kick| PollFd::from_borrowed_fd(borrow(kick), PollFlags::IN)));
-    // An error is EINTR, which is how a stop arrives.
-    let left = until.map(|at| at.saturating_duration_since(Instant::now()));
-    let _ = poll(&mut fds, left.and_then(|left| Timespec::try_from(left).ok()).as_ref());
-    None
+/// What there is to do for a device.
+enum Ready {
+    /// This queue was kicked.
+    Queue(usize),
+    /// The descriptor with this index is ready.
+    Descriptor(usize),
 }

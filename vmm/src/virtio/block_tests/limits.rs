@@ -21,8 +21,15 @@ fn limiter(size: u64, refill_time: u64, of_bytes: bool) -> Option<Limiter> {
 }
 
 impl Disk {
-    fn change(&mut self, change: impl FnOnce(&mut Block)) {
-        self.driver.paused(|driver| assert!(driver.mmio.change(change)));
+    fn change(&mut self, change: impl FnOnce(&mut Block) + Send + 'static) {
+        let handle = self.handle.clone();
+        self.driver.paused(|driver| {
+            let change = |block: &mut Block| {
+                change(block);
+                Ok(())
+            };
+            handle.change(&mut driver.mmio, change).unwrap();
+        });
     }
 
     /// Asks for a sector so often.
@@ -49,7 +56,7 @@ impl Disk {
 fn a_disk_answers_as_many_requests_as_it_may_and_the_rest_once_it_may() {
     for (of_bytes, size) in [(false, 3), (true, 3 * 512)] {
         let mut disk = Disk::new();
-        disk.change(|block| block.limiter = limiter(size, NEVER, of_bytes));
+        disk.change(move |block| block.limiter = limiter(size, NEVER, of_bytes));
         disk.asks_for(5);
         for _ in 0..3 {
             disk.driver.wait_used(0);
@@ -58,7 +65,7 @@ fn a_disk_answers_as_many_requests_as_it_may_and_the_rest_once_it_may() {
         assert_eq!(disk.driver.unanswered(0), 2);
         // It can be reset in spite of those that wait.
         disk.change(|block| {
-            assert!(block.counts().throttled.get() > 0);
+            assert!(block.handle().counts().throttled.get() > 0);
             block.limiter = None;
         });
         disk.driver.wait_used(0);
@@ -100,7 +107,7 @@ fn another_image_is_seen_by_the_driver() {
     let file = TempFile::new().unwrap();
     let contents = pattern(LEN / 2, 99);
     std::fs::write(file.as_path(), &contents).unwrap();
-    let image = DiskImage::open(&DiskConfig::new(file.as_path().into())).unwrap();
+    let image = disk_image::open(&DiskConfig::new(file.as_path().into())).unwrap();
     disk.change(|block| block.set_image(image));
     assert_eq!(u64::from(capacity(&mut disk)), SECTORS / 2);
     assert_ne!(disk.driver.get(VIRTIO_MMIO_CONFIG_GENERATION), generation);

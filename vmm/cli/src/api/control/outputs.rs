@@ -1,0 +1,114 @@
+//! Where messages and metrics go.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use log::LevelFilter;
+
+use super::super::setup::Setup;
+use super::Control;
+use crate::api::FIRECRACKER_VERSION;
+use crate::api::bodies::{self, Logger};
+use crate::api::metrics::{Measured, Metrics};
+use crate::config::FirecrackerConfig;
+use crate::logger;
+use tinyvmm::machine::{Disk, LiveMachine, Machine};
+use tinyvmm::virtio::disk_handle::DiskCounts;
+
+impl Control {
+    /// Does what flags say under the name `firecracker`.
+    pub(super) fn adopt(&mut self, flags: &FirecrackerConfig) -> Result<()> {
+        if let Some(path) = &flags.log_path {
+            logger::also_to(Some(create(path).context("--log-path")?), None, None, &self.id);
+            self.logger = Some(Logger::to_file(path.clone()));
+        }
+        let own = env!("CARGO_PKG_VERSION");
+        log::info!("Running tinyvmm {own} as Firecracker v{FIRECRACKER_VERSION}");
+        if let Some(path) = &flags.metrics_path {
+            let metrics = bodies::Metrics { metrics_path: path.clone() };
+            self.set_metrics(metrics).context("--metrics-path")?;
+        }
+        self.measured = Measured::since(flags.start);
+        Ok(())
+    }
+
+    /// PUT /logger.
+    pub(super) fn set_logger(&mut self, body: Logger) -> Result<()> {
+        body.check()?;
+        let level = body.level.as_deref().map(logger::level).transpose()?;
+        let file = body.log_path.as_deref().map(create).transpose()?;
+        logger::also_to(file, body.show_level, body.show_log_origin, &self.id);
+        // A file is worth more than what stderr is; who has chosen already keeps that.
+        let chosen = self.logger.is_some() || self.config().process.firecracker.is_some();
+        let default = (body.log_path.is_some() && !chosen).then_some(LevelFilter::Info);
+        if let Some(level) = level.or(default) {
+            log::set_max_level(level);
+        }
+        self.logger = Some(body);
+        Ok(())
+    }
+
+    /// PUT /metrics.
+    pub(super) fn set_metrics(&mut self, body: bodies::Metrics) -> Result<()> {
+        ensure!(self.metrics.is_none(), "metrics go somewhere already");
+        let file = create(&body.metrics_path)?;
+        self.metrics = Some(Metrics::new(body, file));
+        Ok(())
+    }
+
+    /// PUT /actions, FlushMetrics.
+    pub(super) fn flush_metrics(&mut self, machine: &LiveMachine) -> Result<()> {
+        let disks = named_disks(&self.setup, disks(machine));
+        let metrics = self.metrics.as_mut().context("metrics go nowhere: PUT /metrics first")?;
+        metrics.write(&disks, &self.measured)
+    }
+
+    /// When metrics of a machine that runs are to be written next, if they go anywhere.
+    pub fn metrics_due(&mut self) -> Option<Instant> {
+        self.metrics.as_mut().map(|metrics| metrics.due(Instant::now()))
+    }
+
+    /// Writes the metrics that are due; false if none are.
+    pub fn write_due_metrics(&mut self, machine: &LiveMachine) -> bool {
+        let Some(metrics) = &mut self.metrics else { return false };
+        let is_due = metrics.take_due(Instant::now());
+        if is_due {
+            metrics.write_unasked(&named_disks(&self.setup, disks(machine)), &self.measured);
+        }
+        is_due
+    }
+
+    /// Writes the last metrics of a machine, which has ended or resets.
+    pub fn write_last_metrics(&mut self, machine: &Machine) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics
+                .write_unasked(&named_disks(&self.setup, &machine.handles().disks), &self.measured);
+            metrics.forget();
+        }
+    }
+}
+
+/// What has gone through each disk, with its name.
+fn named_disks<'a>(setup: &Setup, disks: &'a [Disk]) -> Vec<(String, &'a DiskCounts)> {
+    let counts = disks.iter().map(|disk| disk.handle.counts());
+    setup.drive_ids().into_iter().zip(counts).collect()
+}
+
+fn disks(machine: &LiveMachine) -> &[Disk] {
+    machine.handles().map_or(&[], |handles| &handles.disks)
+}
+
+/// A file or named pipe to add lines to.
+fn create(path: &Path) -> Result<File> {
+    // O_NONBLOCK, and to be read, too: a named pipe may have no reader yet. What nobody reads is lost.
+    let mut options = OpenOptions::new();
+    let options = options
+        .read(true)
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    options.open(path).with_context(|| format!("cannot write to {}", path.display()))
+}

@@ -1,0 +1,299 @@
+//! Lines of metrics, with Firecracker's fields (its src/vmm/src/logger/metrics.rs): counts since the line before, and
+//! what was measured last. What is not counted here is 0.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+
+use super::bodies;
+use crate::config::StartTimes;
+use tinyvmm::virtio::disk_handle::DiskCounts;
+
+/// How often a line is written without being asked for.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// The fields of a disk, and where each is counted.
+type Field = (&'static str, fn(&DiskCounts) -> u64);
+const DISK: [Field; 7] = [
+    ("read_count", |disk| disk.reads.get()),
+    ("read_bytes", |disk| disk.read_bytes.get()),
+    ("write_count", |disk| disk.writes.get()),
+    ("write_bytes", |disk| disk.write_bytes.get()),
+    ("flush_count", |disk| disk.flushes.get()),
+    ("execute_fails", |disk| disk.errors.get()),
+    ("rate_limiter_throttled_events", |disk| disk.throttled.get()),
+];
+type Figures = [u64; DISK.len()];
+
+/// All groups and their fields: clients take a line that lacks one for damaged.
+const FIELDS: [(&str, &str); 19] = [
+    (
+        "api_server",
+        "process_startup_time_us process_startup_time_cpu_us sync_response_fails sync_vmm_send_timeout_count",
+    ),
+    (
+        "balloon",
+        "activate_fails inflate_count stats_updates_count stats_update_fails deflate_count event_fails",
+    ),
+    (
+        "block",
+        "activate_fails cfg_fails no_avail_buffer event_fails execute_fails invalid_reqs_count flush_count \
+         queue_event_count rate_limiter_event_count update_count update_fails read_bytes write_bytes read_count \
+         write_count read_agg write_agg rate_limiter_throttled_events io_engine_throttled_events remaining_reqs_count",
+    ),
+    ("deprecated_api", "deprecated_http_api_calls deprecated_cmd_line_api_calls"),
+    (
+        "entropy",
+        "activate_fails entropy_event_fails entropy_event_count entropy_bytes host_rng_fails \
+         entropy_rate_limiter_throttled rate_limiter_event_count",
+    ),
+    ("get_api_requests", "instance_info_count machine_cfg_count mmds_count vmm_version_count"),
+    (
+        "i8042",
+        "error_count missed_read_count missed_write_count read_count write_count reset_count",
+    ),
+    (
+        "latencies_us",
+        "full_create_snapshot diff_create_snapshot load_snapshot pause_vm resume_vm vmm_full_create_snapshot \
+         vmm_diff_create_snapshot vmm_load_snapshot vmm_pause_vm vmm_resume_vm",
+    ),
+    ("logger", "missed_metrics_count metrics_fails missed_log_count log_fails"),
+    (
+        "mmds",
+        "rx_accepted rx_accepted_err rx_accepted_unusual rx_bad_eth rx_count tx_bytes tx_count tx_errors tx_frames \
+         connections_created connections_destroyed",
+    ),
+    (
+        "net",
+        "activate_fails cfg_fails mac_address_updates no_rx_avail_buffer no_tx_avail_buffer event_fails \
+         rx_queue_event_count rx_event_rate_limiter_count rx_partial_writes rx_rate_limiter_throttled \
+         rx_tap_event_count rx_bytes_count rx_packets_count rx_fails rx_count tap_read_fails tap_write_fails \
+         tap_write_agg tx_bytes_count tx_malformed_frames tx_fails tx_count tx_packets_count tx_partial_reads \
+         tx_queue_event_count tx_rate_limiter_event_count tx_rate_limiter_throttled tx_spoofed_mac_count \
+         tx_remaining_reqs_count",
+    ),
+    (
+        "patch_api_requests",
+        "drive_count drive_fails network_count network_fails machine_cfg_count machine_cfg_fails mmds_count mmds_fails",
+    ),
+    (
+        "put_api_requests",
+        "actions_count actions_fails boot_source_count boot_source_fails drive_count drive_fails logger_count \
+         logger_fails machine_cfg_count machine_cfg_fails cpu_cfg_count cpu_cfg_fails metrics_count metrics_fails \
+         network_count network_fails mmds_count mmds_fails vsock_count vsock_fails",
+    ),
+    ("seccomp", "num_faults"),
+    ("signals", "sigbus sigsegv sigxfsz sigxcpu sigpipe sighup sigill"),
+    ("uart", "error_count flush_count missed_read_count missed_write_count read_count write_count"),
+    (
+        "vcpu",
+        "exit_io_in exit_io_out exit_mmio_read exit_mmio_write failures exit_io_in_agg exit_io_out_agg \
+         exit_mmio_read_agg exit_mmio_write_agg",
+    ),
+    ("vmm", "device_events panic_count"),
+    (
+        "vsock",
+        "activate_fails cfg_fails rx_queue_event_fails tx_queue_event_fails ev_queue_event_fails muxer_event_fails \
+         conn_event_fails rx_queue_event_count tx_queue_event_count rx_bytes_count tx_bytes_count rx_packets_count \
+         tx_packets_count conns_added conns_killed conns_removed killq_resync tx_flush_fails tx_write_fails \
+         rx_read_fails",
+    ),
+];
+
+/// Where lines of metrics go.
+pub(super) struct Metrics {
+    /// As the client has said it.
+    pub body: bodies::Metrics,
+    file: File,
+    /// When the next one is due; `None` before the machine has started.
+    due: Option<Instant>,
+    /// What was counted by the line before.
+    told: BTreeMap<String, Figures>,
+    /// A line could not be written, and that was told.
+    failed: bool,
+}
+
+/// What is measured at times, in microseconds.
+#[derive(Default)]
+pub(super) struct Measured {
+    pub pause_us: u64,
+    pub resume_us: u64,
+    /// From the process's start, as whoever started it has said, until it could be spoken to.
+    pub startup_us: u64,
+    pub startup_cpu_us: u64,
+}
+
+impl Measured {
+    /// Called when the API is about to be served.
+    pub(super) fn since(start: StartTimes) -> Self {
+        let now = |clock| {
+            let time = Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+            micros(time)
+        };
+        let wall = start.wall.map(|start| now(ClockId::Monotonic).saturating_sub(start));
+        let cpu = start.cpu.map(|start| now(ClockId::ProcessCPUTime).saturating_sub(start));
+        Self {
+            startup_us: wall.unwrap_or(0),
+            startup_cpu_us: cpu.map_or(0, |cpu| cpu.saturating_add(start.parent_cpu.unwrap_or(0))),
+            ..Self::default()
+        }
+    }
+}
+
+/// Whole microseconds.
+pub(super) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Metrics {
+    pub(super) fn new(body: bodies::Metrics, file: File) -> Self {
+        Self { body, file, due: None, told: BTreeMap::new(), failed: false }
+    }
+
+    /// When a line is due, once the machine has started, which it has by `now`.
+    pub(super) fn due(&mut self, now: Instant) -> Instant {
+        *self.due.get_or_insert(now + EVERY)
+    }
+
+    /// Whether one is due; then the next one is not for a while.
+    pub(super) fn take_due(&mut self, now: Instant) -> bool {
+        let is_due = self.due(now) <= now;
+        if is_due {
+            self.due = Some(now + EVERY);
+        }
+        is_due
+    }
+
+    /// Writes a line, at once or not at all.
+    pub(super) fn write(
+        &mut self,
+        disks: &[(String, &DiskCounts)],
+        measured: &Measured,
+    ) -> Result<()> {
+        let line = format!("{}\n", self.line(disks, measured));
+        let written = self.file.write(line.as_bytes()).context("cannot write metrics")?;
+        anyhow::ensure!(written == line.len(), "cannot write all of the metrics");
+        Ok(())
+    }
+
+    /// Writes a line that nobody waits for.
+    pub(super) fn write_unasked(&mut self, disks: &[(String, &DiskCounts)], measured: &Measured) {
+        if let Err(error) = self.write(disks, measured)
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            log::warn!("{error:#}");
+        }
+    }
+
+    /// The guest has reset, and counts begin anew.
+    pub(super) fn forget(&mut self) {
+        self.told.clear();
+    }
+
+    fn line(&mut self, disks: &[(String, &DiskCounts)], measured: &Measured) -> Value {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut line: Value =
+            FIELDS.iter().map(|(name, fields)| ((*name).to_owned(), zeroes(fields))).collect();
+        line["utc_timestamp_ms"] = Value::from(now.as_millis() as u64);
+        for (group, name, value) in [
+            ("api_server", "process_startup_time_us", measured.startup_us),
+            ("api_server", "process_startup_time_cpu_us", measured.startup_cpu_us),
+            ("latencies_us", "pause_vm", measured.pause_us),
+            ("latencies_us", "vmm_pause_vm", measured.pause_us),
+            ("latencies_us", "resume_vm", measured.resume_us),
+            ("latencies_us", "vmm_resume_vm", measured.resume_us),
+        ] {
+            line[group][name] = Value::from(value);
+        }
+        let no_disk = line["block"].take();
+        let of_disk = |figures: &Figures| {
+            let mut disk = no_disk.clone();
+            DISK.iter()
+                .zip(figures)
+                .for_each(|((name, _), figure)| disk[*name] = Value::from(*figure));
+            disk
+        };
+        let mut sum = Figures::default();
+        for (id, counts) in disks {
+            let told = self.told.entry(id.clone()).or_default();
+            let figures = DISK.map(|(_, count)| count(counts));
+            let mut more = figures;
+            more.iter_mut().zip(&*told).for_each(|(more, told)| *more = more.saturating_sub(*told));
+            sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            *told = figures;
+            line[format!("block_{id}")] = of_disk(&more);
+        }
+        line["block"] = of_disk(&sum);
+        line
+    }
+}
+
+/// Fields of these names, with nothing in them.
+fn zeroes(fields: &str) -> Value {
+    let zero = |name: &str| match name.ends_with("_agg") {
+        true => json!({ "min_us": 0, "max_us": 0, "sum_us": 0 }),
+        false => Value::from(0),
+    };
+    fields.split(' ').map(|name| (name.to_owned(), zero(name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics(file: File) -> Metrics {
+        Metrics::new(bodies::Metrics { metrics_path: "m".into() }, file)
+    }
+
+    #[test]
+    fn a_line_is_due_each_minute_after_the_start() {
+        let mut metrics = metrics(File::open("/dev/null").unwrap());
+        let start = Instant::now();
+        assert_eq!(metrics.due(start), start + Duration::from_secs(60));
+        assert!(!metrics.take_due(start + Duration::from_secs(59)));
+        assert!(metrics.take_due(start + Duration::from_secs(61)));
+        assert!(!metrics.take_due(start + Duration::from_secs(62)));
+        assert_eq!(metrics.due(start), start + Duration::from_secs(121));
+    }
+
+    #[test]
+    fn a_line_counts_what_was_since_the_line_before() {
+        let mut metrics = metrics(File::open("/dev/null").unwrap());
+        let (a, b, measured) = (DiskCounts::default(), DiskCounts::default(), Measured::default());
+        let mut line = || metrics.line(&[("a".into(), &a), ("b".into(), &b)], &measured);
+        a.reads.add(2);
+        a.read_bytes.add(1024);
+        b.reads.add(1);
+        let first = line();
+        assert_eq!(first["block_a"]["read_count"], 2);
+        assert_eq!(
+            (&first["block"]["read_count"], &first["block"]["read_bytes"]),
+            (&3.into(), &1024.into())
+        );
+        b.reads.add(4);
+        let second = line();
+        assert_eq!(
+            (&second["block_a"]["read_count"], &second["block_b"]["read_count"]),
+            (&0.into(), &4.into())
+        );
+        assert_eq!(second["block"]["read_count"], 4);
+        // What nobody counts is there, too.
+        assert_eq!(second["block_b"]["write_agg"]["max_us"], 0);
+        assert_eq!(second["vsock"]["rx_read_fails"], 0);
+    }
+
+    #[test]
+    fn a_start_in_the_past_is_told_and_one_in_the_future_is_not() {
+        let told =
+            Measured::since(StartTimes { wall: Some(0), cpu: Some(0), parent_cpu: Some(1 << 40) });
+        assert!(told.startup_us > 0 && told.startup_cpu_us > 1 << 40);
+        let times = StartTimes { wall: Some(u64::MAX), cpu: Some(u64::MAX), parent_cpu: None };
+        let told = Measured::since(times);
+        assert_eq!((told.startup_us, told.startup_cpu_us), (0, 0));
+    }
+}

@@ -1,0 +1,152 @@
+//! The thread that serves the API's clients: many connections, one request at a time.
+
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::connection::Connection;
+use super::http::{self, Head};
+use super::routes;
+use super::{Answer, Call};
+use crate::inbox::Waker;
+use crate::jail;
+use tinyvmm::worker::{StopFlag, ThreadKind, Work};
+
+/// Most clients at a time. One more, and the one that has done nothing for longest has to go.
+const MAX_CLIENTS: usize = 16;
+/// How soon to look whether the machine's owner, which we wait for, is at its end.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) struct Server {
+    listener: UnixListener,
+    clients: Vec<Connection>,
+    /// Most bytes of a request's body.
+    max_bytes: usize,
+    calls: Sender<Call>,
+    waker: Waker,
+}
+
+impl Server {
+    /// `listener` does not block.
+    pub(super) fn new(
+        listener: UnixListener,
+        max_bytes: usize,
+        calls: Sender<Call>,
+        waker: Waker,
+    ) -> Self {
+        Self { listener, clients: Vec::new(), max_bytes, calls, waker }
+    }
+
+    /// Waits until a client, or `stop`, wants something; tells whether someone new comes, and for each client whether
+    /// it is its turn.
+    fn wait(&self, stop: &StopFlag) -> (bool, Vec<bool>) {
+        let watch =
+            |client: &Connection| if client.is_sending() { PollFlags::OUT } else { PollFlags::IN };
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+        ];
+        fds.extend(self.clients.iter().map(|c| PollFd::from_borrowed_fd(c.as_fd(), watch(c))));
+        let deadline = self.clients.iter().map(Connection::deadline).min();
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        // An error is EINTR: nobody is ready then.
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            return (false, vec![false; self.clients.len()]);
+        }
+        let mut ready = fds.iter().skip(1).map(|fd| !fd.revents().is_empty());
+        (ready.next().unwrap_or(false), ready.collect())
+    }
+
+    fn accept(&mut self) {
+        match self.listener.accept() {
+            Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => {
+                if self.clients.len() >= MAX_CLIENTS {
+                    let least = |client: &&Connection| (!client.is_idle(), client.since());
+                    let at = self.clients.iter().min_by_key(least).map(Connection::since);
+                    let at = self.clients.iter().position(|client| Some(client.since()) == at);
+                    self.clients.swap_remove(at.unwrap_or(0));
+                }
+                self.clients.push(Connection::new(stream));
+            }
+            // For want of descriptors or memory: it stays readable, and is not to be looked at all the time.
+            Err(error) if error.kind() != ErrorKind::WouldBlock => thread::sleep(LOOK),
+            _ => {}
+        }
+    }
+
+    /// One turn of a client; false when that was its last.
+    fn serve(&self, client: &mut Connection, stop: &StopFlag) -> bool {
+        if client.is_sending() {
+            if !client.write() {
+                return false;
+            }
+        } else if !client.read() {
+            return false;
+        }
+        while let Some(request) = client.take_request(self.max_bytes) {
+            match request {
+                Err(refusal) => client.send(http::render_refusal(&refusal), true),
+                Ok((head, body)) => {
+                    let Some(answer) = self.answer(&head, &body, stop) else { return false };
+                    client.send(http::render(&answer, head.closes), head.closes);
+                }
+            }
+            if !client.write() {
+                return false;
+            }
+        }
+        !client.is_over()
+    }
+
+    /// `None` when the machine's owner is gone.
+    fn answer(&self, head: &Head, body: &[u8], stop: &StopFlag) -> Option<Answer> {
+        let request = match routes::request(head.method, &head.path, body) {
+            Ok(request) => request,
+            Err(reason) => return Some(Answer::Fault(reason)),
+        };
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.calls.send(Call { request, reply }).ok()?;
+        self.waker.door();
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Timeout) if !stop.is_set() => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Work for Server {
+    fn name(&self) -> String {
+        "api".into()
+    }
+
+    fn kind(&self) -> ThreadKind {
+        jail::API
+    }
+
+    fn run(&mut self, stop: &StopFlag) {
+        while !stop.is_set() {
+            let (newcomer, ready) = self.wait(stop);
+            let now = Instant::now();
+            let clients = std::mem::take(&mut self.clients);
+            for (mut client, ready) in clients.into_iter().zip(ready) {
+                let stays =
+                    if ready { self.serve(&mut client, stop) } else { client.deadline() > now };
+                if stays {
+                    self.clients.push(client);
+                }
+            }
+            if newcomer {
+                self.accept();
+            }
+        }
+    }
+}

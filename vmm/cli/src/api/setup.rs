@@ -1,0 +1,378 @@
+//! A machine that is being described over the API, until it is started.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::bodies::{self, Balloon, BootSource, Drive, HugePages, MemoryHotplug};
+use super::routes::Configure;
+use tinyvmm::arch::cmdline;
+use tinyvmm::config::{
+    BalloonConfig, BalloonFeatures, Cpus, DiskConfig, MachineConfig, Mem, RateLimit, Size,
+};
+use tinyvmm::layout;
+
+use crate::config::{Config, ConsoleConfig};
+use crate::jail::landlock::Place;
+use crate::{disks, files};
+
+/// Most CPUs that can be asked for over the API; `--cpus` can be more.
+const MAX_CPUS: u32 = 32;
+/// Least size of a slot, as clients see them.
+const MIN_SLOT_MIB: u64 = 128;
+
+/// What flags have said, and what the API has added to it.
+#[derive(Clone)]
+pub(super) struct Setup {
+    /// Also what has its place there: memory, CPUs, balloon, console.
+    config: Config,
+    boot_source: Option<BootSource>,
+    drives: Vec<Drive>,
+    /// Seconds between statistics of the balloon, as the client wants them.
+    interval: u16,
+}
+
+impl Setup {
+    /// What the flags say.
+    pub(super) fn new(config: &Config) -> Self {
+        let mut config = config.clone();
+        // As Firecracker does: a guest that resets is at its end.
+        config.process.no_reboot |= config.machine.0.kernel.is_none();
+        Self { config, boot_source: None, drives: Vec::new(), interval: 0 }
+    }
+
+    /// The machine as it is described so far.
+    pub(super) fn config(&self) -> Config {
+        let mut whole = self.config.clone();
+        let config = &mut whole.machine.0;
+        let mut root = String::new();
+        for drive in &self.drives {
+            let Some(disk) = disk(drive) else { continue };
+            if drive.is_root_device {
+                let how = if drive.is_read_only { "ro" } else { "rw" };
+                root = match &drive.partuuid {
+                    Some(partition) => format!(" root=PARTUUID={partition} {how}"),
+                    None => format!(" root=/dev/vda {how}"),
+                };
+                config.disk.insert(0, disk);
+            } else {
+                config.disk.push(disk);
+            }
+        }
+        if let Some(source) = &self.boot_source {
+            config.kernel = Some(source.kernel_image_path.clone());
+            config.initrd = source.initrd_path.clone();
+            if let Some(args) = &source.boot_args {
+                // What follows a -- is for init.
+                let (kernel, init) = args.split_at(args.find(" -- ").unwrap_or(args.len()));
+                config.cmdline = Some(format!("{kernel}{root}{init}"));
+                config.cmdline_only = true;
+            }
+        }
+        whole
+    }
+
+    /// What is needed to start is there.
+    pub(super) fn check_complete(&self) -> Result<()> {
+        ensure!(
+            self.config().machine.0.kernel.is_some(),
+            "no kernel: name one with PUT /boot-source"
+        );
+        Ok(())
+    }
+
+    /// All of `what`, or nothing.
+    pub(super) fn change(&mut self, what: Configure) -> Result<()> {
+        let mut next = self.clone();
+        match what {
+            Configure::BootSource(source) => {
+                check_files(&source)?;
+                next.boot_source = Some(source);
+            }
+            Configure::Machine(machine) => next.set_machine(&machine)?,
+            Configure::PartialMachine(part) => {
+                next.set_machine(&part.applied_to(self.machine()))?;
+            }
+            Configure::Drive(drive) => next.set_drive(drive)?,
+            Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
+            Configure::Memory(memory) => next.set_memory(memory)?,
+            // There is one in any case.
+            Configure::Entropy(entropy) => {
+                next.config.machine.0.entropy_limit = entropy.rate_limiter.unwrap_or_default();
+            }
+            Configure::Serial(serial) => {
+                serial.check()?;
+                if let Some(path) = serial.serial_out_path {
+                    next.config.process.console = ConsoleConfig::File(path);
+                }
+            }
+            Configure::Cpu(cpu) => cpu.check()?,
+            Configure::Logger(_) | Configure::Metrics(_) => {}
+        }
+        next.config().validate()?;
+        *self = next;
+        Ok(())
+    }
+
+    fn set_machine(&mut self, machine: &bodies::Machine) -> Result<()> {
+        let count = machine.vcpu_count;
+        ensure!((1..=MAX_CPUS).contains(&count), "vcpu_count {count}: say 1 to {MAX_CPUS}");
+        ensure!(
+            !machine.smt || count == 1 || count.is_multiple_of(2),
+            "vcpu_count {count}: with smt it has to be 1 or even"
+        );
+        ensure!(!machine.track_dirty_pages, "track_dirty_pages: not supported yet, leave it out");
+        if let Some(template) = machine.cpu_template.as_deref().filter(|name| *name != "None") {
+            bail!("cpu_template {template}: not supported yet, leave it out or say None");
+        }
+        let bytes = machine.mem_size_mib.checked_mul(layout::MIB);
+        let bytes = bytes.with_context(|| format!("mem_size_mib {}", machine.mem_size_mib))?;
+        let threads = if machine.smt && count > 1 { 2 } else { 1 };
+        self.config.machine.0.cpus = Cpus { sockets: 1, cores: count / threads, threads };
+        self.config.machine.0.mem.boot = Size::new(bytes);
+        self.config.machine.0.hugepages = machine.huge_pages == HugePages::TwoMib;
+        Ok(())
+    }
+
+    fn set_drive(&mut self, drive: Drive) -> Result<()> {
+        drive.check()?;
+        let id = drive.drive_id.clone();
+        let disk = disk(&drive).context("path_on_host is required")?;
+        ensure!(self.ids_of_flags().all(|other| other != id), "drive_id: a disk of flags has it");
+        let is_root = |other: &Drive| other.is_root_device && other.drive_id != id;
+        if drive.is_root_device && self.drives.iter().any(is_root) {
+            bail!("is_root_device: another drive has the root, there can be one");
+        }
+        ensure!(
+            drive.partuuid.as_ref().is_none_or(|uuid| uuid.chars().all(|c| c.is_ascii_graphic())),
+            "partuuid: it has characters that a kernel command line cannot have"
+        );
+        // Opened and closed: what is wrong with it is told now.
+        disks::open(&disk)?;
+        match self.drives.iter_mut().find(|other| other.drive_id == id) {
+            Some(known) => *known = drive,
+            None => self.drives.push(drive),
+        }
+        Ok(())
+    }
+
+    /// Where the main thread is to open files once the machine runs: the folders of drives that are files, and those
+    /// drives that are devices. Only for a machine that clients, or a file in their terms, have described.
+    pub(super) fn places(&self) -> Result<Vec<Place>> {
+        let described = self.drives.iter().filter(|_| self.boot_source.is_some());
+        let mut places = Vec::new();
+        for drive in described {
+            // It may have gone meanwhile; then there is nothing to be looked at again.
+            let path = drive.path_on_host.as_deref().unwrap_or(Path::new(""));
+            let Ok(real) = path.canonicalize() else { continue };
+            // A link and what it leads to may be in different folders.
+            let given = std::path::absolute(path)?.parent().map(Path::canonicalize);
+            let found = match real.is_file() {
+                true => [given.and_then(Result::ok), real.parent().map(Path::to_owned)],
+                false => [Some(real), None],
+            };
+            // Below the root is everything.
+            for place in found.into_iter().flatten().filter(|place| place.parent().is_some()) {
+                places.push(Place::new(&place, !drive.is_read_only)?);
+            }
+        }
+        Ok(places)
+    }
+
+    /// The names of disks of flags.
+    fn ids_of_flags(&self) -> impl Iterator<Item = String> {
+        let name = |(index, disk): (usize, &DiskConfig)| {
+            disk.id.clone().unwrap_or_else(|| format!("disk{index}"))
+        };
+        self.config.machine.0.disk.iter().enumerate().map(name)
+    }
+
+    /// The names of all drives, in the order of the machine's disks.
+    pub(super) fn drive_ids(&self) -> Vec<String> {
+        let ids = |root| {
+            let drives = self.drives.iter().filter(move |drive| drive.is_root_device == root);
+            drives.map(|drive| drive.drive_id.clone())
+        };
+        ids(true).chain(self.ids_of_flags()).chain(ids(false)).collect()
+    }
+
+    /// PATCH /drives/{id}: the drive that clients have described by this name.
+    pub(super) fn drive_mut(&mut self, id: &str) -> Option<&mut Drive> {
+        self.drives.iter_mut().find(|drive| drive.drive_id == id)
+    }
+
+    /// PATCH /drives/{id}, of the disk with this index: what limits it then.
+    pub(super) fn update_limit(&mut self, id: &str, index: usize, update: RateLimit) -> RateLimit {
+        let limit = match self.drives.iter_mut().find(|drive| drive.drive_id == id) {
+            Some(drive) => drive.rate_limiter.get_or_insert_default(),
+            None => {
+                // A drive that has the root comes before those of flags.
+                let before = self.drives.iter().filter(|drive| drive.is_root_device).count();
+                let Some(disk) = self.config.machine.0.disk.get_mut(index.saturating_sub(before))
+                else {
+                    return update;
+                };
+                &mut disk.limit
+            }
+        };
+        *limit = limit.updated(update);
+        *limit
+    }
+
+    fn set_balloon(&mut self, balloon: &Balloon) -> Result<()> {
+        ensure!(!balloon.free_page_hinting, "free_page_hinting: not supported yet, leave it out");
+        self.set_balloon_size(balloon.amount_mib)?;
+        self.interval = balloon.stats_polling_interval_s;
+        self.config.machine.0.balloon_features = BalloonFeatures {
+            deflate_on_oom: balloon.deflate_on_oom,
+            statistics: self.interval != 0,
+            reporting: balloon.free_page_reporting,
+        };
+        Ok(())
+    }
+
+    /// What slots are, is no choice: each block has its own.
+    fn set_memory(&mut self, memory: MemoryHotplug) -> Result<()> {
+        let bytes = |name: &str, mib: u64| {
+            let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes > 0);
+            bytes.with_context(|| {
+                format!("{name} {mib}: cannot be, say more than 0 and less than 2^44")
+            })
+        };
+        // GET tells a block's.
+        if let Some(slot) =
+            memory.slot_size_mib.filter(|_| memory.slot_size_mib != memory.block_size_mib)
+        {
+            ensure!(slot >= MIN_SLOT_MIB, "slot_size_mib {slot}: say {MIN_SLOT_MIB} or more");
+        }
+        let block = memory.block_size_mib.map(|mib| bytes("block_size_mib", mib)).transpose()?;
+        let more = Size::new(bytes("total_size_mib", memory.total_size_mib)?);
+        self.config.machine.0.mem = Mem { more, block, ..self.config.machine.0.mem };
+        Ok(())
+    }
+
+    fn set_balloon_size(&mut self, mib: u64) -> Result<()> {
+        ensure!(!self.config.machine.0.hugepages, "a machine with huge_pages has no balloon");
+        self.config.machine.0.balloon =
+            BalloonConfig::Target(balloon_size(mib, &self.config.machine.0)?);
+        Ok(())
+    }
+
+    /// PATCH /balloon.
+    pub(super) fn resize_balloon(&mut self, mib: u64) -> Result<()> {
+        self.balloon()?;
+        self.set_balloon_size(mib)
+    }
+
+    /// PATCH /balloon/statistics.
+    pub(super) fn poll_balloon(&mut self, seconds: u16) -> Result<()> {
+        self.balloon()?;
+        let on = self.config.machine.0.balloon_features.statistics;
+        ensure!(
+            on == (seconds != 0),
+            "stats_polling_interval_s: statistics are turned on and off by PUT /balloon only"
+        );
+        self.interval = seconds;
+        Ok(())
+    }
+
+    /// GET /machine-config.
+    pub(super) fn machine(&self) -> bodies::Machine {
+        bodies::Machine {
+            vcpu_count: self.config.machine.0.cpus.count(),
+            mem_size_mib: self.config.machine.0.mem.bytes() / layout::MIB,
+            smt: self.config.machine.0.cpus.threads > 1,
+            track_dirty_pages: false,
+            huge_pages: if self.config.machine.0.hugepages {
+                HugePages::TwoMib
+            } else {
+                HugePages::None
+            },
+            cpu_template: None,
+        }
+    }
+
+    /// GET /balloon.
+    pub(super) fn balloon(&self) -> Result<Balloon> {
+        let target =
+            self.config.machine.0.balloon_target().context("the machine has no balloon")?;
+        let features = self.config.machine.0.balloon_features;
+        Ok(Balloon {
+            amount_mib: target / layout::MIB,
+            deflate_on_oom: features.deflate_on_oom,
+            stats_polling_interval_s: self.interval,
+            free_page_hinting: false,
+            free_page_reporting: features.reporting,
+        })
+    }
+
+    /// What can be plugged: a part of GET /vm/config.
+    pub(super) fn memory(&self) -> Option<MemoryHotplug> {
+        let mem = self.config.machine.0.mem;
+        let block = Some(mem.block() / layout::MIB);
+        mem.room().map(|_| MemoryHotplug {
+            total_size_mib: mem.more.bytes() / layout::MIB,
+            block_size_mib: block,
+            slot_size_mib: block,
+        })
+    }
+
+    /// GET /vm/config.
+    pub(super) fn all(&self) -> Result<Value> {
+        let of_flags = self.ids_of_flags().zip(&self.config.machine.0.disk);
+        let of_flags = of_flags.map(|(id, disk)| Drive::of_flags(id, disk));
+        let drives: Vec<Drive> = of_flags.chain(self.drives.iter().cloned()).collect();
+        let config = self.config().machine.0;
+        let entropy = match config.entropy_limit.is_limit() {
+            true => json!({ "rate_limiter": config.entropy_limit }),
+            false => json!({}),
+        };
+        let boot_source = config.kernel.as_ref().map(|kernel| BootSource {
+            kernel_image_path: kernel.clone(),
+            initrd_path: config.initrd.clone(),
+            boot_args: Some(cmdline::of(&config)),
+        });
+        Ok(json!({
+            "balloon": self.balloon().ok(),
+            "boot-source": boot_source,
+            "cpu-config": null,
+            "drives": drives,
+            "entropy": entropy,
+            "machine-config": self.machine(),
+            "memory-hotplug": self.memory(),
+            "mmds-config": null,
+            "network-interfaces": [],
+            "pmem": [],
+            "vsock": null,
+        }))
+    }
+}
+
+/// `mib` as the size of a balloon that the machine has room for.
+pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
+    let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes < config.mem.bytes());
+    let bytes = bytes.with_context(|| {
+        format!("amount_mib {mib}: the machine has {}, ask for less", config.mem.boot)
+    })?;
+    Ok(Size::new(bytes))
+}
+
+/// The disk that `drive` is.
+pub(super) fn disk(drive: &Drive) -> Option<DiskConfig> {
+    let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
+    disk.readonly = drive.is_read_only;
+    disk.limit = drive.rate_limiter.unwrap_or_default();
+    disk.id = Some(drive.drive_id.chars().take(DiskConfig::MAX_ID).collect());
+    Some(disk)
+}
+
+fn check_files(source: &BootSource) -> Result<()> {
+    let kernel = &source.kernel_image_path;
+    files::loadable(kernel).with_context(|| format!("kernel {}", kernel.display()))?;
+    if let Some(path) = &source.initrd_path {
+        let named = || format!("initrd {}", path.display());
+        files::loadable(path).with_context(named)?;
+    }
+    Ok(())
+}

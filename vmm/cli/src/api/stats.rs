@@ -1,0 +1,54 @@
+//! What a machine uses: GET /tinyvmm/stats.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::report::Memory;
+use tinyvmm::exits::ExitCounts;
+use tinyvmm::virtio::disk_handle::DiskCounts;
+
+/// The answer to GET /tinyvmm/stats.
+#[derive(Serialize)]
+pub(super) struct Stats {
+    pub state: &'static str,
+    pub memory_kib: MemoryStats,
+    /// `None` where KVM does not tell.
+    pub exits: Option<ExitCounts>,
+    pub disks: Vec<Value>,
+    /// Milliseconds of processor time by thread.
+    pub cpu_ms: BTreeMap<String, f64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct MemoryStats {
+    /// What the machine has.
+    pub configured: u64,
+    /// What the guest has plugged besides.
+    pub plugged: u64,
+    /// What of it the guest does without, as it says.
+    pub balloon: u64,
+    #[serde(flatten)]
+    pub used: Memory,
+}
+
+/// Times by the names of threads.
+pub(super) fn cpu_ms(times: Vec<(String, Duration)>) -> BTreeMap<String, f64> {
+    times.into_iter().map(|(name, time)| (name, time.as_micros() as f64 / 1e3)).collect()
+}
+
+/// A disk's part of the answer.
+pub(super) fn disk(id: &str, counts: &DiskCounts) -> Value {
+    json!({
+        "id": id,
+        "reads": counts.reads.get(),
+        "read_bytes": counts.read_bytes.get(),
+        "writes": counts.writes.get(),
+        "write_bytes": counts.write_bytes.get(),
+        "flushes": counts.flushes.get(),
+        "discards": counts.discards.get(),
+        "errors": counts.errors.get(),
+    })
+}

@@ -1,0 +1,103 @@
+//! `--jail`: what a machine that root starts is kept in, as the command line describes it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use tinyvmm::config::text::ensure_once;
+
+/// Whom the process becomes, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JailConfig {
+    /// User id, not 0.
+    pub user: u32,
+    /// Group id, not 0; the same number as `user` unless given.
+    pub group: u32,
+    /// The folder that becomes the root of all paths once everything is open.
+    pub chroot: Option<PathBuf>,
+    /// A network namespace that `ip netns` has made; `None` is a new and empty one.
+    pub netns: Option<String>,
+}
+
+impl FromStr for JailConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut user, mut group, mut chroot, mut netns) = (None, None, None, None);
+        ensure_once(text.split(','))?;
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("user", id)) => user = Some(number(id)?),
+                Some(("group", id)) => group = Some(number(id)?),
+                Some(("chroot", folder)) if folder.starts_with('/') => chroot = Some(folder.into()),
+                Some(("chroot", folder)) => {
+                    return Err(format!("chroot '{folder}': say all of its path, from / on"));
+                }
+                // It becomes part of a path.
+                Some(("netns", name)) if is_name(name) => netns = Some(name.to_owned()),
+                Some(("netns", name)) => {
+                    return Err(format!("netns '{name}' is no name of a namespace"));
+                }
+                _ => {
+                    return Err(format!(
+                        "'{part}' is not one of user=UID, group=GID, chroot=DIR, netns=NAME"
+                    ));
+                }
+            }
+        }
+        let user = user.ok_or("say user=UID: who the process is to become")?;
+        Ok(Self { user, group: group.unwrap_or(user), chroot, netns })
+    }
+}
+
+fn number(id: &str) -> Result<u32, String> {
+    // The largest means "no change" to the kernel (setresuid(2)).
+    let number = id.parse().ok().filter(|id| ![0, u32::MAX].contains(id));
+    number.ok_or_else(|| format!("'{id}' is not the number of a user or group other than root"))
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/')
+}
+
+impl fmt::Display for JailConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "user={},group={}", self.user, self.group)?;
+        if let Some(folder) = &self.chroot {
+            write!(f, ",chroot={}", folder.display())?;
+        }
+        match &self.netns {
+            Some(name) => write!(f, ",netns={name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jail_has_a_user_who_is_not_root() {
+        let jail: JailConfig = "chroot=/a b,user=1000,netns=n".parse().unwrap();
+        assert_eq!((jail.user, jail.group), (1000, 1000));
+        assert_eq!(jail.to_string(), "user=1000,group=1000,chroot=/a b,netns=n");
+        assert_eq!(jail.to_string().parse(), Ok(jail));
+        for text in [
+            "",
+            "group=1",
+            "user=0",
+            "user=1,group=0",
+            "user=root",
+            "user=4294967295",
+            "user=1,chroot=a",
+            "user=1,chroot=",
+            "user=1,netns=",
+            "user=1,netns=../x",
+            "user=1,netns=..",
+            "user=1,uid=2",
+        ] {
+            text.parse::<JailConfig>().unwrap_err();
+        }
+    }
+}

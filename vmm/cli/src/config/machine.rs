@@ -1,0 +1,211 @@
+//! The flags of a machine: each is a field of [`MachineConfig`], which says what it is, by its name there.
+//!
+//! The library knows no flags, so that they are not derived from its struct: what is typed becomes the same table that a
+//! configuration file is, and the struct is made of that.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
+use serde::{Deserialize, Serialize};
+use tinyvmm::config::{BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem};
+use toml::{Table, Value};
+use uuid::Uuid;
+
+use super::SWITCH;
+
+/// The machine that flags describe.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct MachineFlags(pub MachineConfig);
+
+fn args() -> Vec<Arg> {
+    [cpus_and_memory(), kernel(), devices()].concat()
+}
+
+fn cpus_and_memory() -> Vec<Arg> {
+    vec![
+        about(
+            text::<Cpus>("cpus", "N[,sockets=S][,cores=C][,threads=T]").default_value("1"),
+            "Virtual CPUs: a count, or a count and how they are arranged",
+            "`4` is one socket of four cores. `4,sockets=1,cores=2,threads=2` is what lscpu shows in the \
+                guest. Sockets and threads are 1 unless given, cores are what is left.",
+        ),
+        about(
+            text::<Mem>("mem", "SIZE[,max=SIZE]").default_value("256M"),
+            "Memory of the guest, with K, M, G or T (powers of 1024; KiB and so on mean the same)",
+            "From 16M. Memory that the guest does not touch costs the host nothing. With `max` the machine \
+                has that much more that it can be given, and give back, while it runs (virtio-mem): `tinyvmm ctl \
+                SOCKET memory SIZE`.",
+        ),
+        about(
+            switch("hugepages"),
+            "Take guest memory from the host's hugetlb pool, 2 MiB pages, all of it reserved at start",
+            "",
+        ),
+        about(
+            text::<BalloonConfig>("balloon", "SIZE|off").default_value("0"),
+            "Memory that the guest is to do without at once; or off: no balloon device",
+            "By that device a guest also says what it has freed, and the host gets it back within seconds. \
+                With `off`, and with --hugepages, the machine keeps what it once had.",
+        ),
+    ]
+}
+
+fn kernel() -> Vec<Arg> {
+    vec![
+        about(path("kernel"), "Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)", ""),
+        about(
+            flag("kernel-entry", "direct|decompress")
+                .default_value("direct")
+                .value_parser(["direct", "decompress"])
+                .hide_possible_values(true),
+            "Who unpacks a bzImage: tinyvmm, or its own decompressor in the guest",
+            "`direct` is faster. A bzImage that tinyvmm cannot unpack is left to its own decompressor in any \
+                case. The kernel's address is random either way, unless its command line has `nokaslr`.",
+        ),
+        about(path("initrd"), "Initial RAM disk for the kernel", ""),
+        about(
+            flag("cmdline", "STRING").allow_hyphen_values(true),
+            "Kernel command line, appended to the default one",
+            "The default is `console=ttyS0 panic=-1 pci=off 8250.nr_uarts=1 cryptomgr.notests`, and \
+                `root=/dev/vda rw` (or `ro`) when there is a disk and no initrd.",
+        ),
+        about(switch("cmdline-only"), "Use --cmdline as the whole command line, untouched", ""),
+    ]
+}
+
+fn devices() -> Vec<Arg> {
+    vec![
+        about(
+            text::<DiskConfig>("disk", "FILE[,readonly][,direct][,overlay[=FILE]][,id=NAME]")
+                .action(ArgAction::Append),
+            "Disk: a raw image file or block device. May be given several times",
+            "`readonly` refuses writes and lets other machines read the same file. `direct` goes around the \
+                host's page cache (O_DIRECT). `id` is the serial number that the guest sees, at most 20 bytes. \
+                With `overlay` the file is only read, by any number of machines: what the guest writes goes to a \
+                temporary file in $TMPDIR and is lost when tinyvmm ends, or to the file named by `overlay=FILE`, \
+                made if it is not there, to go on with the next time.",
+        ),
+        about(
+            flag("uart", "ports|memory")
+                .default_value("ports")
+                .value_parser(["ports", "memory"])
+                .hide_possible_values(true),
+            "Where the serial port's registers are: at I/O ports, or in memory, which costs fewer exits",
+            "In memory, a guest reads all but what it receives without an exit. To Linux it is ttyS4, which \
+                the default command line names. Its driver finds it late: what the kernel printed before comes \
+                then, and a panic before that is silent. `earlycon=uart8250,io,0x3f8` shows that, too. A driver \
+                has to turn the transmitter's interrupt off when it has nothing to send, as Linux's does.",
+        ),
+        about(
+            text::<Uuid>("uuid", "UUID"),
+            "Identity of the machine, in its SMBIOS tables [default: random]",
+            "",
+        ),
+    ]
+}
+
+/// `arg` with its help, and what --help has besides in a paragraph of its own.
+fn about(arg: Arg, short: &'static str, more: &'static str) -> Arg {
+    let arg = arg.help(short);
+    if more.is_empty() { arg } else { arg.long_help(format!("{short}\n\n{more}")) }
+}
+
+fn flag(name: &'static str, value: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value)
+}
+
+/// A flag whose value is a `T`, which is read once more when the machine is made of all values.
+fn text<T: FromStr<Err: Display>>(name: &'static str, value: &'static str) -> Arg {
+    let parse = |text: &str| match text.parse::<T>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    flag(name, value).value_parser(parse)
+}
+
+fn path(name: &'static str) -> Arg {
+    let arg = flag(name, "FILE").value_hint(ValueHint::FilePath);
+    arg.value_parser(value_parser!(PathBuf))
+}
+
+fn switch(name: &'static str) -> Arg {
+    flag(name, SWITCH)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .default_value("false")
+        .value_parser(value_parser!(bool))
+        .hide_possible_values(true)
+        .hide_default_value(true)
+}
+
+/// The value of `arg`, as in a configuration file.
+fn value(arg: &Arg, matches: &ArgMatches) -> Option<Value> {
+    let name = arg.get_id().as_str();
+    if matches!(arg.get_action(), ArgAction::Append) {
+        let values = matches.get_many::<String>(name)?.cloned().map(Value::String);
+        return Some(Value::Array(values.collect()));
+    }
+    let switch = matches.try_get_one::<bool>(name).ok().flatten();
+    let text = || matches.try_get_one::<String>(name).ok().flatten();
+    switch.map(|on| Value::Boolean(*on)).or_else(|| text().cloned().map(Value::String))
+}
+
+impl FromArgMatches for MachineFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let args = args();
+        let given = args
+            .iter()
+            .filter_map(|arg| Some((arg.get_id().as_str().to_owned(), value(arg, matches)?)));
+        let machine = MachineConfig::deserialize(Value::Table(given.collect::<Table>()));
+        let mut machine =
+            machine.map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, error))?;
+        // Paths need not be UTF-8, as tables are.
+        machine.kernel = matches.get_one("kernel").cloned();
+        machine.initrd = matches.get_one("initrd").cloned();
+        Ok(Self(machine))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for MachineFlags {
+    fn augment_args(command: Command) -> Command {
+        command.next_help_heading("Machine").args(args())
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_are_the_fields_and_their_defaults_the_defaults() {
+        let command = MachineFlags::augment_args(Command::new("tinyvmm"));
+        let none = command.get_matches_from(["tinyvmm"]);
+        assert_eq!(MachineFlags::from_arg_matches(&none).unwrap().0, MachineConfig::default());
+        // Fields that only the API sets are left out of a table while they have their defaults.
+        let fields = Table::try_from(MachineConfig {
+            kernel: Some("k".into()),
+            initrd: Some("i".into()),
+            cmdline: Some("c".into()),
+            uuid: Some(Uuid::nil()),
+            ..MachineConfig::default()
+        });
+        let mut fields: Vec<_> = fields.unwrap().keys().cloned().collect();
+        let mut flags: Vec<_> = args().iter().map(|arg| arg.get_id().to_string()).collect();
+        fields.sort();
+        flags.sort();
+        assert_eq!(flags, fields);
+    }
+}

@@ -1,0 +1,209 @@
+//! How the process runs: what the machine never sees. Flags, a file or a test fill it in.
+
+mod console;
+mod firecracker;
+mod id;
+mod jail;
+mod machine;
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use clap::{ArgAction, Args, ValueHint};
+use serde::{Serialize, Serializer};
+use tinyvmm::config::MachineConfig;
+
+pub use console::ConsoleConfig;
+pub use firecracker::{FirecrackerConfig, StartTimes};
+pub use id::instance_id;
+pub use jail::JailConfig;
+pub use machine::MachineFlags;
+
+use crate::command;
+
+/// A switch is on where it is named; `=false` takes back what a configuration file turns on.
+pub(crate) const SWITCH: &str = "true|false";
+
+/// How the process runs.
+///
+/// Each field is a flag of the command line and a key of the configuration file.
+#[derive(Args, Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Run")]
+pub struct ProcessConfig {
+    /// Stop the machine after this time: `30s`, `5m`, `1h 30m`
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[serde(serialize_with = "as_duration")]
+    pub timeout: Option<Duration>,
+
+    /// End when the guest reboots, instead of starting it again
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
+    pub no_reboot: bool,
+
+    /// Where the serial console goes
+    ///
+    /// `stdio` is this terminal (Ctrl-A h shows the keys), `off` is nowhere, anything else is a
+    /// file that is written anew.
+    #[arg(long, value_name = "stdio|FILE|off", default_value = "stdio")]
+    #[serde(serialize_with = "as_text")]
+    pub console: ConsoleConfig,
+
+    /// Do not keep unpacked kernels in ~/.cache/tinyvmm/kernels, nor use what is there
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
+    pub no_kernel_cache: bool,
+
+    /// Listen for Firecracker's API at this Unix socket; without --kernel, wait to be configured there
+    ///
+    /// The socket is its user's alone, and is removed at the end: give it a folder of its own.
+    /// `tinyvmm ctl` speaks to it, as do clients of Firecracker.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Control")]
+    pub api_sock: Option<PathBuf>,
+
+    /// Describe the machine in Firecracker's JSON, and start it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Control")]
+    #[arg(conflicts_with_all = ["kernel", "initrd", "cmdline"])]
+    pub config_file: Option<PathBuf>,
+
+    /// The machine's name, as the API tells it
+    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
+    #[arg(help_heading = "Control")]
+    pub id: String,
+
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value = "51200", help_heading = "Control")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    pub http_api_max_payload_size: u32,
+
+    /// What can be said only to a process that was started as `firecracker`; it is one if this is there.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub firecracker: Option<FirecrackerConfig>,
+
+    /// When started as root: become this user, in namespaces of its own
+    ///
+    /// The process gets its own mount, PID, IPC, UTS and network namespaces, gives up root once its files are
+    /// open, and sees only DIR from then on. `group` is the number of `user` unless given; `netns` names
+    /// a network namespace of `ip netns` instead of an empty one. Numbers, not names; not 0.
+    #[arg(long, value_name = "user=UID[,group=GID][,chroot=DIR][,netns=NAME]")]
+    #[arg(help_heading = "Jail")]
+    #[serde(serialize_with = "opt_as_text")]
+    pub jail: Option<JailConfig>,
+
+    /// Let the process do all that its user may, for debugging
+    ///
+    /// Without this, the process limits itself before the guest runs: it opens no files any more, and each
+    /// thread makes only the system calls that it needs. One that makes another ends it with exit code 10.
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Jail")]
+    pub no_jail: bool,
+
+    /// Tell where the boot's time went: a table on stderr, or a file, as JSON if it ends in .json
+    ///
+    /// Milliseconds and exits up to each step of the first boot, and memory.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "-", help_heading = "Measuring")]
+    pub boot_report: Option<PathBuf>,
+
+    /// Count the guest's exits by port and address, and print the table to stderr at the end
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Measuring")]
+    pub trace_exits: bool,
+
+    /// A command for the guest: its output is all that is printed, its exit status is tinyvmm's
+    ///
+    /// It needs an initrd with sh, mount and stty, such as one of guest-images; the kernel needs ioperm(2).
+    /// What follows a `--` is the command: `tinyvmm --kernel K --initrd I -- uname -a`. Its input is a terminal's,
+    /// lines of text. A reset ends the machine. Exit code 125: it ended otherwise.
+    #[arg(last = true, value_name = "COMMAND")]
+    #[serde(skip)]
+    pub command: Vec<String>,
+}
+
+/// A machine and how the process runs it.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct Config {
+    /// What the guest has.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub machine: MachineFlags,
+    /// How the process runs.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub process: ProcessConfig,
+}
+
+impl Config {
+    /// Checks what can be checked without looking at the host.
+    pub fn validate(&self) -> Result<()> {
+        let (machine, process) = (&self.machine.0, &self.process);
+        let has_api = process.api_sock.is_some() || process.config_file.is_some();
+        if machine.kernel.is_none() && !has_api {
+            bail!("no kernel: name a bzImage or vmlinux with --kernel FILE");
+        }
+        if let Some(word) = process.command.first() {
+            ensure!(
+                machine.initrd.is_some(),
+                "-- {word}: a command needs --initrd FILE, one with a shell"
+            );
+            ensure!(
+                !machine.cmdline_only,
+                "--cmdline-only leaves no room for what a command needs: leave one out"
+            );
+            ensure!(
+                process.command.iter().all(|word| !word.contains('\0')),
+                "--: the command contains a zero byte"
+            );
+        }
+        ensure!(
+            machine.kernel.is_some() || process.jail.is_none(),
+            "--jail: it needs --kernel FILE, for files are opened outside of the jail"
+        );
+        ensure!(!process.no_jail || process.jail.is_none(), "--jail and --no-jail: leave one out");
+        machine.validate()
+    }
+
+    /// The machine as it is built: with what the kernel's command line needs for a COMMAND.
+    pub fn machine_to_build(&self) -> MachineConfig {
+        let mut machine = self.machine.0.clone();
+        if !self.process.command.is_empty() {
+            let given = machine.cmdline.as_deref().map_or(String::new(), |line| format!(" {line}"));
+            machine.cmdline = Some(format!("{}{given}", command::CMDLINE));
+        }
+        machine
+    }
+}
+
+impl ProcessConfig {
+    /// Whether a reset is the machine's end: it is asked for, or a command ran that is not to run again.
+    pub fn ends_at_reset(&self) -> bool {
+        self.no_reboot || !self.command.is_empty()
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: say one as in 30s, 5m or 1h 30m"))
+}
+
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn opt_as_text<S: Serializer>(
+    value: &Option<impl Display>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+fn as_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.map(|d| humantime::format_duration(d).to_string()).serialize(serializer)
+}

@@ -1,0 +1,232 @@
+//! `tinyvmm ctl`: a person's client of the API.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand, ValueHint};
+use serde_json::{Value, json};
+
+use tinyvmm::config::Size;
+use tinyvmm::layout;
+
+/// How long an answer may take; a machine that starts may unpack a kernel first.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Most bytes of an answer.
+const MOST_BYTES: u64 = 16 << 20;
+/// How often `--watch` looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What `tinyvmm ctl` is to do.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// The socket that the machine was given with --api-sock
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Look again every second, until the machine is gone
+    #[arg(long, global = true)]
+    pub watch: bool,
+}
+
+/// What can be done to a machine.
+#[derive(Subcommand, Debug)]
+pub enum Action {
+    /// Say whether it runs, and how much memory it has plugged if it can
+    Status,
+    /// Say what it uses: memory, processor time, exits, disks
+    Stats,
+    /// Make it stand still
+    Pause,
+    /// Make it go on
+    Resume,
+    /// Press its power button
+    PowerButton,
+    /// End it at once
+    Stop,
+    /// Give the machine memory, or take it back: so much in all. Without a size: say how much is plugged
+    Memory {
+        /// With K, M, G or T; a whole number of M, up to the max of --mem
+        size: Option<Size>,
+    },
+    /// Ask the guest to do without so much of its memory
+    Balloon {
+        /// With K, M, G or T; a whole number of M
+        size: Size,
+    },
+}
+
+/// Method, path and body.
+type Asked = (&'static str, &'static str, Option<Value>);
+
+/// Does it. An error is one line: there is no such machine, or it refuses.
+pub fn main(options: &Options) -> Result<ExitCode> {
+    let (method, path, body) = match options.action {
+        Action::Memory { size: Some(size) } => resize_memory(options, size)?,
+        _ => options.action.request()?,
+    };
+    let is_question = method == "GET";
+    ensure!(is_question || !options.watch, "--watch is for status and stats");
+    let mut seen = false;
+    loop {
+        let mut answer = match ask(options, method, path, body.as_ref()) {
+            // It is no more: the end of watching.
+            Err(_) if seen => return Ok(ExitCode::SUCCESS),
+            answer => answer?,
+        };
+        if matches!(options.action, Action::Status)
+            && let Ok(memory) = ask(options, "GET", "/hotplug/memory", None)
+        {
+            answer["memory"] = memory;
+        }
+        if matches!(options.action, Action::Memory { .. }) && is_question {
+            let machine = ask(options, "GET", "/machine-config", None)?;
+            let (first, more) = (&machine["mem_size_mib"], &answer["plugged_size_mib"]);
+            answer["in_all_mib"] = json!(first.as_u64().zip(more.as_u64()).map(|(a, b)| a + b));
+        }
+        let text = match (is_question, options.json) {
+            (false, _) => String::new(),
+            (true, true) => format!("{answer}\n"),
+            (true, false) => table(&answer),
+        };
+        // To the top left, and the rest of the screen cleared.
+        let clear = if options.watch && !options.json { "\x1b[H\x1b[J" } else { "" };
+        let written = std::io::stdout().write_all(format!("{clear}{text}").as_bytes());
+        if !options.watch || written.is_err() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        seen = true;
+        thread::sleep(EVERY);
+    }
+}
+
+impl Action {
+    fn request(&self) -> Result<Asked> {
+        let state = |state: &str| Some(json!({ "state": state }));
+        Ok(match self {
+            Self::Status => ("GET", "/", None),
+            Self::Stats => ("GET", "/tinyvmm/stats", None),
+            Self::Pause => ("PATCH", "/vm", state("Paused")),
+            Self::Resume => ("PATCH", "/vm", state("Resumed")),
+            Self::PowerButton => ("PUT", "/tinyvmm/power-button", None),
+            Self::Stop => ("PUT", "/tinyvmm/stop", None),
+            Self::Memory { .. } => ("GET", "/hotplug/memory", None),
+            Self::Balloon { size } => {
+                let whole = size.bytes().is_multiple_of(layout::MIB);
+                ensure!(whole, "balloon {size}: say a whole number of M");
+                ("PATCH", "/balloon", Some(json!({ "amount_mib": size.bytes() / layout::MIB })))
+            }
+        })
+    }
+}
+
+/// What is to be plugged, so that the machine has `size` in all.
+fn resize_memory(options: &Options, size: Size) -> Result<Asked> {
+    let machine = ask(options, "GET", "/machine-config", None)?;
+    let first = machine["mem_size_mib"].as_u64().context("it does not tell its memory")?;
+    let whole = size.bytes().is_multiple_of(layout::MIB);
+    ensure!(whole, "memory {size}: say a whole number of M");
+    let more = (size.bytes() / layout::MIB).checked_sub(first);
+    let more = more.with_context(|| {
+        format!("memory {size}: it has started with {first}M, which the balloon can make less")
+    })?;
+    let room = ask(options, "GET", "/hotplug/memory", None)?;
+    let most = room["total_size_mib"].as_u64().context("it does not tell its room")?;
+    ensure!(more <= most, "memory {size}: it can have {}M in all", first + most);
+    Ok(("PATCH", "/hotplug/memory", Some(json!({ "requested_size_mib": more }))))
+}
+
+fn ask(options: &Options, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    let named = || format!("{}", options.socket.display());
+    let stream = UnixStream::connect(&options.socket);
+    let mut stream = stream.context("no machine listens there").with_context(named)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let len = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).with_context(named)?;
+    let mut answer = Vec::new();
+    stream.take(MOST_BYTES).read_to_end(&mut answer).context("no answer").with_context(named)?;
+    read_answer(&answer).with_context(named)
+}
+
+/// The body of an answer that is complete.
+fn read_answer(bytes: &[u8]) -> Result<Value> {
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut fields);
+    let Ok(httparse::Status::Complete(len)) = response.parse(bytes) else {
+        bail!("it has closed the connection: try again");
+    };
+    let body = &bytes[len..];
+    let value = if body.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(body).context("it does not speak JSON")?
+    };
+    if response.code.is_some_and(|code| code < 300) {
+        return Ok(value);
+    }
+    bail!("{}", value["fault_message"].as_str().unwrap_or("it refuses"))
+}
+
+/// `value` in lines `name: value`, below each other what belongs together.
+fn table(value: &Value) -> String {
+    let mut text = String::new();
+    add_rows(&mut text, "", value);
+    text
+}
+
+fn add_rows(text: &mut String, name: &str, value: &Value) {
+    let inner = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name} {key}") };
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(key, value)| add_rows(text, &inner(key), value));
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                add_rows(text, &inner(&index.to_string()), item);
+            }
+        }
+        value => {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            // What a guest can name, it cannot use to write to the terminal.
+            let value = value.replace(char::is_control, "?");
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{name:<28} {value}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_or_its_fault_is_the_error() {
+        let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"a\":[1]}";
+        assert_eq!(table(&read_answer(ok).unwrap()), format!("{:<28} 1\n", "a 0"));
+        let done = b"HTTP/1.1 204 No Content\r\n\r\n";
+        assert_eq!(read_answer(done).unwrap(), Value::Null);
+        let fault = b"HTTP/1.1 400 Bad Request\r\n\r\n{\"fault_message\":\"no\"}";
+        assert_eq!(read_answer(fault).unwrap_err().to_string(), "no");
+        for cut in [&b""[..], b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\n\r\n{\"a\""] {
+            read_answer(cut).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The files of disks and of their overlays, opened by name.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use tinyvmm::config::{DiskConfig, Overlay};
+use tinyvmm::disk_image::DiskImage;
+use tinyvmm::overlay::Layer;
+use vmm_sys_util::tempfile::TempFile;
+
+/// Opens and locks what `config` names: for one writer, or for any number of readers.
+pub fn open(config: &DiskConfig) -> Result<DiskImage> {
+    let open = || -> Result<DiskImage> {
+        let file = open_path(config).map_err(|error| explain_open(&error, config))?;
+        let mut image = DiskImage::new(file, config)?;
+        match &config.overlay {
+            None => {}
+            Some(Overlay::Temporary) => image.set_layer(temporary_layer)?,
+            Some(Overlay::Kept(path)) => image.set_layer(|base, len| {
+                let layer = kept_layer(path, base, len);
+                layer.with_context(|| format!("overlay {}", path.display()))
+            })?,
+        }
+        Ok(image)
+    };
+    open().with_context(|| format!("disk {}", config.path.display()))
+}
+
+/// Opens and locks what `config` names to take the place of `image`, while a machine runs.
+pub fn replace(image: &DiskImage, config: &DiskConfig) -> Result<DiskImage> {
+    let open = || -> Result<DiskImage> {
+        let file = open_path(config).map_err(|error| match error.raw_os_error() {
+            Some(libc::EACCES) => anyhow!(
+                "cannot open it ({error}): it has to be in a folder that a drive of the same kind was in when \
+                 the machine started"
+            ),
+            _ => explain_open(&error, config),
+        })?;
+        image.replacement(file, config)
+    };
+    open().with_context(|| format!("disk {}", config.path.display()))
+}
+
+/// The layer in the file at `path`, made if it is not there.
+fn kept_layer(path: &Path, base: &File, len: u64) -> Result<Layer> {
+    let mut options = OpenOptions::new();
+    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).context("cannot open it for writing")?;
+    let is_new = file.metadata()?.len() == 0;
+    let layer = Layer::kept(file, base, len)?;
+    if is_new {
+        sync_folder_of(path).context("cannot sync its folder")?;
+    }
+    Ok(layer)
+}
+
+fn temporary_layer(base: &File, len: u64) -> Result<Layer> {
+    let layer = || {
+        let file = unnamed_file().with_context(|| {
+            format!("cannot make a file in {}: set TMPDIR", std::env::temp_dir().display())
+        })?;
+        Layer::temporary(file, base, len)
+    };
+    layer().context("temporary overlay")
+}
+
+fn unnamed_file() -> Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match openat(CWD, std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(file.into()),
+        // Not every file system has O_TMPFILE; this one has a name for an instant.
+        Err(_) => Ok(TempFile::new_with_prefix(std::env::temp_dir().join("tinyvmm-"))?.into_file()),
+    }
+}
+
+/// Makes the name of a new file survive a crash of the host.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn open_path(config: &DiskConfig) -> io::Result<File> {
+    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.is_shared()).custom_flags(flags).open(&config.path)
+}
+
+fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::EACCES | libc::EROFS | libc::EPERM) if !config.is_shared() => {
+            anyhow!(
+                "cannot open it for writing ({error}): add ,readonly or ,overlay, or change its \
+                 permissions"
+            )
+        }
+        Some(libc::EINVAL) if config.direct => {
+            anyhow!("its file system has no direct I/O: leave ,direct out")
+        }
+        _ => anyhow!("cannot open it: {error}"),
+    }
+}

@@ -1,0 +1,118 @@
+//! What doctor looks at.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::{io, thread};
+
+use kvm_ioctls::Kvm;
+use vmm_sys_util::errno;
+
+use super::{POOL, THP};
+use tinyvmm::arch::capabilities;
+
+use crate::host::KvmKind;
+use crate::jail::{self, landlock};
+
+/// What was seen of the host; `None` where it does not tell.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) kind: KvmKind,
+    /// Group and mode of `/dev/kvm`.
+    pub(super) node: Option<(String, u32)>,
+    pub(super) kvm: Result<KvmFacts, errno::Error>,
+    /// The flags of the first CPU, as `/proc/cpuinfo` has them.
+    pub(super) flags: Option<String>,
+    pub(super) cpus: usize,
+    /// The file's text, the setting in brackets.
+    pub(super) thp: Option<String>,
+    /// 2 MiB pages that can be had, and all of them.
+    pub(super) pool: Option<(u64, u64)>,
+    pub(super) available_mib: Option<u64>,
+    pub(super) tun: io::Result<()>,
+    /// Whether the kernel has seccomp filters.
+    pub(super) seccomp: bool,
+    /// Version of Landlock.
+    pub(super) landlock: Option<i32>,
+}
+
+/// What an open `/dev/kvm` says.
+#[derive(Debug)]
+pub(super) struct KvmFacts {
+    pub(super) version: i32,
+    pub(super) missing: Vec<&'static str>,
+    pub(super) max_cpus: u32,
+    pub(super) vm: Result<(), errno::Error>,
+}
+
+impl Facts {
+    pub(super) fn gather() -> Self {
+        Self {
+            kind: KvmKind::detect(),
+            node: fs::metadata("/dev/kvm")
+                .ok()
+                .map(|node| (group(node.gid()), node.mode() & 0o777)),
+            kvm: Kvm::new().map(|kvm| KvmFacts::ask(&kvm)),
+            flags: field("/proc/cpuinfo", "flags"),
+            cpus: thread::available_parallelism().map_or(1, Into::into),
+            thp: fs::read_to_string(THP).ok(),
+            pool: pool(),
+            available_mib: available_mib(),
+            tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
+            seccomp: jail::has_seccomp(),
+            landlock: landlock(),
+        }
+    }
+
+    pub(super) fn has_flag(&self, name: &str) -> bool {
+        self.flags.as_ref().is_some_and(|flags| flags.split_whitespace().any(|flag| flag == name))
+    }
+}
+
+impl KvmFacts {
+    fn ask(kvm: &Kvm) -> Self {
+        let required = capabilities::REQUIRED.iter();
+        Self {
+            version: kvm.get_api_version(),
+            missing: required.filter(|(c, _)| !kvm.check_extension(*c)).map(|(_, n)| *n).collect(),
+            max_cpus: capabilities::max_cpus(kvm),
+            vm: kvm.create_vm().map(drop),
+        }
+    }
+}
+
+/// Tries it out, on a thread that ends then: nothing else tells whether it is in force.
+fn landlock() -> Option<i32> {
+    thread::spawn(|| landlock::forbid_opening(None, &[]).ok().flatten()).join().ok().flatten()
+}
+
+/// Memory that new programs can have without swapping, in MiB (proc(5)).
+pub(super) fn available_mib() -> Option<u64> {
+    field("/proc/meminfo", "MemAvailable:").and_then(|kib| mib(&kib))
+}
+
+/// What follows `key` in the first line of `file` that begins with it.
+fn field(file: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key)).map(Into::into)
+}
+
+/// MiB of a number of `kB`, as the kernel writes KiB.
+fn mib(kib: &str) -> Option<u64> {
+    Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? >> 10)
+}
+
+/// The name of group `gid`, or its number where it has none.
+fn group(gid: u32) -> String {
+    let gid = gid.to_string();
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let mut lines = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let name = lines.find_map(|parts| (parts.get(2) == Some(&&*gid)).then(|| parts[0].to_owned()));
+    name.unwrap_or(gid)
+}
+
+fn pool() -> Option<(u64, u64)> {
+    let read = |name| fs::read_to_string(format!("{POOL}/{name}")).ok()?.trim().parse::<u64>().ok();
+    // Reserved pages count as free but are promised to others.
+    let free = read("free_hugepages")?.saturating_sub(read("resv_hugepages")?);
+    Some((free, read("nr_hugepages")?))
+}

@@ -1,0 +1,73 @@
+//! What a machine is made of on the host, opened once: a machine that resets is built again of the same files.
+//!
+//! So nothing needs opening once a guest has run, and nobody can put another file in a file's place.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use tinyvmm::arch::boot::Initrd;
+use tinyvmm::arch::kernel::{KernelFile, KernelStore};
+use tinyvmm::config::{MachineConfig, Overlay};
+use tinyvmm::machine::Files;
+use tinyvmm::memory::loadable::Loadable;
+
+use crate::config::ProcessConfig;
+use crate::{command, disks, kernel_cache};
+
+/// Opens the files that `machine` names.
+pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
+    let kernel = machine.kernel.as_deref().context("no kernel: say --kernel FILE")?;
+    let kernel = loadable(kernel).with_context(|| format!("kernel {}", kernel.display()))?;
+    let store = || Box::new(kernel_cache::Store::default()) as Box<dyn KernelStore>;
+    let kernel = KernelFile::new(kernel, (!process.no_kernel_cache).then(store));
+    let initrd = |path: &PathBuf| -> Result<Initrd> {
+        let file = loadable(path).with_context(|| format!("initrd {}", path.display()))?;
+        let appendix = match process.command.is_empty() {
+            true => Vec::new(),
+            false => command::archive(&process.command, file.len),
+        };
+        Ok(Initrd { file, appendix })
+    };
+    let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
+    let disks = machine.disk.iter().map(disks::open).collect::<Result<_>>()?;
+    Ok(Files { kernel, initrd, disks })
+}
+
+/// Opens a file that is to be loaded into guest memory.
+pub fn loadable(path: &Path) -> Result<Loadable> {
+    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    Loadable::new(file.context("cannot open it")?, path.to_owned())
+}
+
+/// The files that a machine is made of.
+fn inputs(config: &MachineConfig) -> impl Iterator<Item = &Path> {
+    let layers = config.disk.iter().filter_map(|disk| match &disk.overlay {
+        Some(Overlay::Kept(path)) => Some(path),
+        _ => None,
+    });
+    let disks = config.disk.iter().map(|disk| &disk.path);
+    config.kernel.iter().chain(&config.initrd).chain(disks).chain(layers).map(PathBuf::as_path)
+}
+
+/// Makes an empty file at `path` for what the machine of `config` prints. One that the machine is made of is refused.
+///
+/// Looked at once it is open: a file can have several names, and /dev/fd has one for each of ours.
+pub fn create(path: &Path, config: &MachineConfig) -> Result<File> {
+    // O_NONBLOCK: a named pipe without a reader is to be refused, not to be waited for.
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path)?;
+    let ours = file.metadata()?;
+    let is_ours = |theirs: fs::Metadata| (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino());
+    for input in inputs(config) {
+        let is_same = fs::metadata(input).is_ok_and(is_ours);
+        ensure!(!is_same, "the same file as {}: name another", input.display());
+    }
+    if ours.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}

@@ -1,0 +1,260 @@
+//! Started under the name `firecracker`: its flags, its exit codes (docs/firecracker-api.md).
+//!
+//! The flags are those of Firecracker 1.16, src/firecracker/src/main.rs; they make the same [`Config`] as ours.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::error::ErrorKind;
+use clap::{Args, Parser};
+use log::LevelFilter;
+
+use crate::api::FIRECRACKER_VERSION;
+use crate::cli::{self, Invocation};
+use crate::config::{Config, FirecrackerConfig, StartTimes, instance_id};
+use crate::inbox::End;
+use crate::{host, logger, run};
+use tinyvmm::event::Halt;
+
+/// Exit code of what could not be done (Firecracker's src/vmm/src/lib.rs, FcExitCode, has them all).
+const EXIT_GENERIC: u8 = 1;
+/// Exit code for an unknown level.
+const EXIT_BAD_CONFIGURATION: u8 = 152;
+/// Exit code for invalid flags.
+const EXIT_BAD_FLAGS: u8 = 153;
+
+/// tinyvmm under the name firecracker: boots a Linux kernel that is described over the API or in a file
+#[derive(Parser, Debug)]
+#[command(name = "firecracker", disable_version_flag = true)]
+struct Flags {
+    /// Unix socket to listen at
+    #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
+    api_sock: PathBuf,
+    /// The machine's name
+    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
+    id: String,
+    /// Describe the machine in JSON, and start it
+    #[arg(long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// Do not listen
+    #[arg(long, requires = "config_file")]
+    no_api: bool,
+    /// Log how long the guest took to boot, when it writes 123 to the byte at 0xc0000000
+    #[arg(long)]
+    boot_timer: bool,
+    /// File or named pipe that messages go to, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    log_path: Option<PathBuf>,
+    /// Which messages: Error, Warning, Info, Debug, Trace or Off
+    #[arg(long, default_value = "Info")]
+    level: String,
+    /// Messages tell their level
+    #[arg(long)]
+    show_level: bool,
+    /// Messages tell where in the source they come from
+    #[arg(long)]
+    show_log_origin: bool,
+    /// File or named pipe that metrics go to
+    #[arg(long, value_name = "FILE")]
+    metrics_path: Option<PathBuf>,
+    /// When this process was started, in microseconds of the monotonic clock
+    #[arg(long, value_name = "US")]
+    start_time_us: Option<u64>,
+    /// The same in processor time
+    #[arg(long, value_name = "US")]
+    start_time_cpu_us: Option<u64>,
+    /// Processor time of the process that started this one, in microseconds
+    #[arg(long, value_name = "US")]
+    parent_cpu_time_us: Option<u64>,
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value = "51200")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    http_api_max_payload_size: u32,
+    /// Do without the jail: without seccomp filters, and without Landlock
+    #[arg(long, conflicts_with = "seccomp_filter")]
+    no_seccomp: bool,
+    /// Print the version
+    #[arg(long)]
+    version: bool,
+    #[command(flatten)]
+    refused: Refused,
+}
+
+/// Flags that are known, and cannot be honoured.
+#[derive(Args, Debug)]
+struct Refused {
+    #[arg(long, hide = true)]
+    module: Option<OsString>,
+    #[arg(long, hide = true)]
+    metadata: Option<OsString>,
+    #[arg(long, hide = true)]
+    mmds_size_limit: Option<OsString>,
+    #[arg(long, hide = true)]
+    seccomp_filter: Option<OsString>,
+    #[arg(long, hide = true)]
+    describe_snapshot: Option<OsString>,
+    #[arg(long, hide = true)]
+    snapshot_version: bool,
+    #[arg(long, hide = true)]
+    enable_pci: bool,
+}
+
+impl Refused {
+    fn check(&self) -> Result<()> {
+        for (flag, is_there, remedy) in [
+            ("module", self.module.is_some(), "messages are chosen by --level only"),
+            ("metadata", self.metadata.is_some(), "there is no metadata service"),
+            ("mmds-size-limit", self.mmds_size_limit.is_some(), "there is no metadata service"),
+            ("seccomp-filter", self.seccomp_filter.is_some(), "the filters are tinyvmm's own"),
+            ("describe-snapshot", self.describe_snapshot.is_some(), "there are no snapshots"),
+            ("snapshot-version", self.snapshot_version, "there are no snapshots"),
+            ("enable-pci", self.enable_pci, "devices are on virtio-mmio"),
+        ] {
+            if is_there {
+                bail!("--{flag}: not supported, leave it out ({remedy})");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the flags ask for.
+#[derive(Debug)]
+enum Asked {
+    Run(Box<Config>),
+    Shown(String),
+}
+
+/// Whether a process that was started as `program` is to be Firecracker: `firecracker`, also with a version behind it.
+pub fn invoked_as_firecracker(program: Option<&OsString>) -> bool {
+    let name = program.and_then(|program| Path::new(program).file_name()).and_then(OsStr::to_str);
+    name.is_some_and(|name| name == "firecracker" || name.starts_with("firecracker-"))
+}
+
+/// The whole process.
+pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
+    let flags = match Flags::try_parse_from(argv) {
+        Ok(flags) => flags,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => return show(&error.to_string()),
+        Err(error) => {
+            return fail(format_args!("{} (see --help)", cli::message(&error)), EXIT_BAD_FLAGS);
+        }
+    };
+    let level = match logger::level(&flags.level) {
+        Ok(level) => level,
+        Err(error) => return fail(format_args!("--{error:#}"), EXIT_BAD_CONFIGURATION),
+    };
+    let config = match read(flags, level) {
+        Ok(Asked::Run(config)) => config,
+        Ok(Asked::Shown(text)) => return show(&text),
+        Err(error) => return fail(format_args!("{error:#}"), EXIT_BAD_FLAGS),
+    };
+    // Asked now: in its jail the process cannot look any more.
+    let why_boots_fail = host::why_boots_fail_here();
+    match run::run(&config, start) {
+        Ok(end) => conclude(&end, why_boots_fail),
+        Err(error) => fail(format_args!("{error:#}"), EXIT_GENERIC),
+    }
+}
+
+/// Makes of `flags` what they ask for, and has messages written as Firecracker's are.
+fn read(flags: Flags, level: LevelFilter) -> Result<Asked> {
+    if flags.version {
+        let own = env!("CARGO_PKG_VERSION");
+        // Clients look for the version in the first line.
+        let text = format!(
+            "Firecracker v{FIRECRACKER_VERSION}\n\nThis is tinyvmm {own}, which speaks Firecracker's API of that version.\n"
+        );
+        return Ok(Asked::Shown(text));
+    }
+    flags.refused.check()?;
+    logger::init(level);
+    logger::write_as_firecracker(&flags.id, flags.show_level, flags.show_log_origin);
+    let Invocation::Run(cli) = cli::parse(vec!["tinyvmm".into()])? else {
+        bail!("tinyvmm without flags is no machine");
+    };
+    let mut config = cli.config;
+    config.machine.0.boot_timer = flags.boot_timer;
+    let process = &mut config.process;
+    process.api_sock = (!flags.no_api).then_some(flags.api_sock);
+    process.id = flags.id;
+    process.config_file = flags.config_file;
+    process.http_api_max_payload_size = flags.http_api_max_payload_size;
+    process.no_jail = flags.no_seccomp;
+    process.firecracker = Some(FirecrackerConfig {
+        log_path: flags.log_path,
+        metrics_path: flags.metrics_path,
+        start: StartTimes {
+            wall: flags.start_time_us,
+            cpu: flags.start_time_cpu_us,
+            parent_cpu: flags.parent_cpu_time_us,
+        },
+    });
+    config.validate().context("flags")?;
+    Ok(Asked::Run(Box::new(config)))
+}
+
+/// A guest that has come to an end of its own accord is a success, whatever the end was.
+fn exit_code(end: &End) -> u8 {
+    match end {
+        End::Guest(Halt::Exited(status)) if *status != 0 => EXIT_GENERIC,
+        End::Guest(Halt::Internal(_)) | End::Timeout | End::Signal => EXIT_GENERIC,
+        End::Guest(_) | End::Api | End::Quit => 0,
+    }
+}
+
+fn conclude(end: &End, why_boots_fail: Option<String>) -> ExitCode {
+    let code = exit_code(end);
+    match (end, why_boots_fail) {
+        (End::Guest(Halt::TripleFault), Some(reason)) => log::warn!("{end}; {reason}"),
+        (End::Guest(Halt::TripleFault | Halt::Panic), _) => log::warn!("{end}"),
+        (End::Guest(Halt::Internal(_)), Some(reason)) => log::error!("{reason}"),
+        _ => log::info!("{end}"),
+    }
+    if code == 0 { ExitCode::SUCCESS } else { fail(end, code) }
+}
+
+fn fail(why: impl std::fmt::Display, code: u8) -> ExitCode {
+    log::error!("{why}");
+    logger::tell(why);
+    ExitCode::from(code)
+}
+
+/// A reader that has gone away is not an error.
+fn show(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_by_the_name_of_the_program() {
+        let meant = |name: &str| invoked_as_firecracker(Some(&name.into()));
+        for name in ["firecracker", "/usr/bin/firecracker", "./firecracker-v1.16.1-x86_64"] {
+            assert!(meant(name), "{name}");
+        }
+        for name in ["tinyvmm", "firecrackers", "/firecracker/tinyvmm", "", "/"] {
+            assert!(!meant(name), "{name}");
+        }
+        assert!(!invoked_as_firecracker(None));
+    }
+
+    #[test]
+    fn the_end_of_a_guest_is_a_success_and_all_else_is_not() {
+        for halt in [Halt::PowerOff, Halt::Reset, Halt::TripleFault, Halt::Panic] {
+            assert_eq!(exit_code(&End::Guest(halt)), 0);
+        }
+        // What a guest says cannot be taken for what Firecracker says.
+        let internal = End::Guest(Halt::Internal(String::new()));
+        for end in [End::Guest(Halt::Exited(148)), End::Signal, internal] {
+            assert_eq!(exit_code(&end), 1, "{end}");
+        }
+    }
+}

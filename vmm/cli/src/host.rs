@@ -1,0 +1,96 @@
+//! What this host's KVM is and can do.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use kvm_ioctls::Kvm;
+use tinyvmm::arch::capabilities;
+use tinyvmm::config::MachineConfig;
+use tinyvmm::machine;
+use tinyvmm::memory::GuestRam;
+use vmm_sys_util::errno;
+
+/// How KVM runs guest code here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvmKind {
+    /// Intel VT-x.
+    Vmx,
+    /// AMD-V.
+    Svm,
+    /// Guest kernel code is interpreted (kvm_pvm): hand-made guests run, stock kernels do not.
+    Interpreting,
+    /// None of the known modules.
+    Unknown,
+}
+
+impl KvmKind {
+    /// What the kernel's loaded modules say.
+    pub fn detect() -> Self {
+        let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
+        if loaded("kvm_pvm") {
+            Self::Interpreting
+        } else if loaded("kvm_intel") {
+            Self::Vmx
+        } else if loaded("kvm_amd") {
+            Self::Svm
+        } else {
+            Self::Unknown
+        }
+    }
+
+    /// Whether unmodified kernels can boot.
+    pub fn runs_stock_kernels(self) -> bool {
+        self != Self::Interpreting
+    }
+}
+
+/// Why stock kernels are bound to fail on this host, in one line, if there is a known reason.
+pub fn why_boots_fail_here() -> Option<String> {
+    why_boots_fail(KvmKind::detect())
+}
+
+/// The same on a host with a KVM of this kind.
+pub fn why_boots_fail(kind: KvmKind) -> Option<String> {
+    let reason = "this host's KVM (kvm_pvm) interprets guest kernels, and stock ones fail on it: \
+                  use scripts/kvm-box";
+    (!kind.runs_stock_kernels()).then(|| reason.into())
+}
+
+/// Opens `/dev/kvm` and checks that it is a KVM that machines can be built on.
+pub fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(explain_open)?;
+    capabilities::check_kvm(&kvm)?;
+    Ok(kvm)
+}
+
+/// Reserves guest RAM, or says how much less can be had.
+pub fn allocate_ram(config: &MachineConfig) -> Result<GuestRam> {
+    machine::allocate_ram(config).with_context(|| {
+        if !config.hugepages {
+            return "--mem: ask for less".to_owned();
+        }
+        let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+        let free = std::fs::read_to_string(pool).unwrap_or_else(|_| "0".into());
+        format!(
+            "--hugepages needs {} free 2 MiB pages and there are {}: write more to \
+             /proc/sys/vm/nr_hugepages or leave --hugepages out",
+            config.mem.bytes().div_ceil(2 << 20),
+            free.trim()
+        )
+    })
+}
+
+fn explain_open(error: errno::Error) -> anyhow::Error {
+    match error.errno() {
+        libc::ENOENT => {
+            anyhow!(
+                "no /dev/kvm: enable virtualization in the firmware and load kvm_intel or kvm_amd"
+            )
+        }
+        libc::EACCES => anyhow!(
+            "no permission for /dev/kvm: if its group is kvm, join it (sudo usermod -aG kvm $USER, \
+             then log in again); `tinyvmm doctor` knows more"
+        ),
+        _ => anyhow!("cannot open /dev/kvm ({error}): see `tinyvmm doctor`"),
+    }
+}

@@ -1,0 +1,194 @@
+//! What reaches the thread that owns the machine: what the machine reports, signals, and doors that have something.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tinyvmm::event::{Event, EventSender, Events, Halt};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::register_signal_handler;
+
+/// Why the process ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest came to its end.
+    Guest(Halt),
+    /// `--timeout` is over.
+    Timeout,
+    /// A signal, and the guest did not power off in time.
+    Signal,
+    /// A client of the API asked for it.
+    Api,
+    /// Ctrl-A x.
+    Quit,
+}
+
+impl End {
+    /// The process's exit code; `tinyvmm --help` lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Guest(Halt::PowerOff) => 0,
+            Self::Guest(Halt::Exited(status)) => *status,
+            Self::Guest(Halt::Internal(_)) => 1,
+            Self::Guest(Halt::Reset) => 4,
+            Self::Guest(Halt::TripleFault) => 5,
+            Self::Guest(Halt::Panic) => 6,
+            Self::Timeout => 7,
+            Self::Signal | Self::Api => 8,
+            Self::Quit => 9,
+        }
+    }
+
+    /// A word for it, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Guest(Halt::PowerOff) => "power-off",
+            Self::Guest(Halt::Exited(_)) => "exit",
+            Self::Guest(Halt::Internal(_)) => "internal-error",
+            Self::Guest(Halt::Reset) => "reboot",
+            Self::Guest(Halt::TripleFault) => "triple-fault",
+            Self::Guest(Halt::Panic) => "panic",
+            Self::Timeout => "timeout",
+            Self::Signal => "signal",
+            Self::Api => "api",
+            Self::Quit => "quit",
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Guest(halt) => halt.fmt(f),
+            Self::Timeout => f.write_str("stopped: --timeout is over"),
+            Self::Signal => f.write_str("stopped by a signal"),
+            Self::Api => f.write_str("stopped over the API"),
+            Self::Quit => f.write_str("stopped from the terminal"),
+        }
+    }
+}
+
+/// Something that the owner of the machine acts on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The machine reports something.
+    Machine(Event),
+    /// The user wants the machine to stop: SIGTERM, SIGINT, SIGHUP or SIGQUIT.
+    StopRequest,
+    /// The user has pressed the keys that end the process.
+    Quit,
+    /// A door, which has a channel of its own, has something in it.
+    Door,
+}
+
+/// All that reaches the owner. There is one in a process.
+pub struct Inbox {
+    machine: Events,
+    flags: Arc<Flags>,
+}
+
+#[derive(Default)]
+struct Flags {
+    quit: AtomicBool,
+    door: AtomicBool,
+}
+
+/// Wakes the owner of the machine, from any thread.
+#[derive(Clone)]
+pub struct Waker {
+    flags: Arc<Flags>,
+    wake: Arc<EventFd>,
+}
+
+impl Waker {
+    /// The user wants the process to end.
+    pub fn quit(&self) {
+        self.flags.quit.store(true, Ordering::SeqCst);
+        let _ = self.wake.write(1);
+    }
+
+    /// A door's channel is not empty.
+    pub fn door(&self) {
+        self.flags.door.store(true, Ordering::SeqCst);
+        let _ = self.wake.write(1);
+    }
+}
+
+/// Signals that came and were not yet acted on, and what wakes the owner for them.
+static PENDING: AtomicU32 = AtomicU32::new(0);
+static WAKE: OnceLock<Arc<EventFd>> = OnceLock::new();
+
+extern "C" fn on_stop_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    PENDING.fetch_add(1, Ordering::SeqCst);
+    if let Some(wake) = WAKE.get() {
+        let _ = wake.write(1); // write(2), which a handler may call
+    }
+}
+
+/// Signals that the process was started with ignored, a bit each from SIGHUP on (proc(5), SigIgn).
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// The signals that ask the process to stop. What is ignored on purpose is none of them: SIGHUP under nohup,
+/// SIGINT in a script's background.
+pub fn stop_signals() -> impl Iterator<Item = i32> {
+    let ignored = ignored_signals();
+    let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+    all.into_iter().filter(move |signal| ignored & 1 << (signal - 1) == 0)
+}
+
+impl Inbox {
+    /// Makes the channel and takes over the signals that ask a process to stop.
+    pub fn new() -> Result<Self> {
+        let machine = Events::new()?;
+        WAKE.get_or_init(|| machine.wake().clone());
+        for signal in stop_signals() {
+            register_signal_handler(signal, on_stop_signal).context("cannot handle signals")?;
+        }
+        Ok(Self { machine, flags: Arc::default() })
+    }
+
+    /// The machine's sending end.
+    pub fn sender(&self) -> EventSender {
+        self.machine.sender()
+    }
+
+    /// The sending end of doors and of the terminal.
+    pub fn waker(&self) -> Waker {
+        Waker { flags: self.flags.clone(), wake: self.machine.wake().clone() }
+    }
+
+    /// Forgets what the guest that has just stopped has reported. What the user wants is not forgotten.
+    pub fn forget_guest(&self) {
+        self.machine.forget();
+    }
+
+    /// The next message, or `None` when `deadline` has passed.
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Message> {
+        loop {
+            // First: a guest can see to it that there always is an event.
+            let fewer = |pending: u32| pending.checked_sub(1);
+            if PENDING.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
+                return Some(Message::StopRequest);
+            }
+            if self.flags.quit.load(Ordering::SeqCst) {
+                return Some(Message::Quit);
+            }
+            if self.flags.door.swap(false, Ordering::SeqCst) {
+                return Some(Message::Door);
+            }
+            if let Some(event) = self.machine.try_next() {
+                return Some(Message::Machine(event));
+            }
+            if deadline.is_some_and(|at| at <= Instant::now()) {
+                return None;
+            }
+            self.machine.wait(deadline);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What the process takes away from itself, so that a guest which breaks out of its machine has nothing.
+//!
+//! In this order: [`Jail::begin`] before anything is opened; [`Jail::drop_privileges`] when all files are;
+//! [`Jail::close`] when the machine is about to run. Threads that start later get their filter as they start.
+
+mod confine;
+pub mod landlock;
+mod program;
+mod raw;
+mod rules;
+mod seccomp;
+mod violation;
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+use self::landlock::Place;
+use crate::command::EXIT_NO_STATUS;
+use crate::config::{JailConfig, ProcessConfig};
+use crate::logger;
+use tinyvmm::worker::{self, ThreadKind};
+
+/// Whose list of system calls a thread has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The main thread: owns the machine, and builds it again after a reset.
+    Main,
+    /// A thread that the machine has started, or the API.
+    Worker(ThreadKind),
+}
+
+#[cfg(test)]
+impl Role {
+    const ALL: [Self; 7] = [
+        Self::Main,
+        Self::Worker(ThreadKind::Starter),
+        Self::Worker(ThreadKind::Vcpu),
+        Self::Worker(ThreadKind::Device),
+        Self::Worker(ThreadKind::Memory),
+        Self::Worker(ThreadKind::Console),
+        Self::Worker(API),
+    ];
+}
+
+/// The thread that serves clients of the API.
+pub const API: ThreadKind = ThreadKind::Program("Api");
+
+/// Set once new threads get a filter.
+static FILTERS: AtomicBool = AtomicBool::new(false);
+
+/// The main thread may open files in some places; those that it starts then have to do without.
+static MAIN_OPENS: AtomicBool = AtomicBool::new(false);
+
+/// Whether this host's kernel has seccomp filters.
+pub fn has_seccomp() -> bool {
+    raw::has_seccomp()
+}
+
+/// Exit code when a thread made a system call that is not for it.
+pub const EXIT_JAIL: u8 = 10;
+/// The same under the name `firecracker` (Firecracker's src/vmm/src/lib.rs, FcExitCode).
+const EXIT_BAD_SYSCALL: u8 = 148;
+
+/// The jail of this process.
+pub struct Jail<'a> {
+    on: bool,
+    config: Option<&'a JailConfig>,
+    /// What the process ends with when a thread makes a call that is not for it.
+    exit_code: u8,
+}
+
+impl<'a> Jail<'a> {
+    /// Starts with what is inherited, and with namespaces of its own where `process` asks for that: then only
+    /// the process in them returns from here. Nothing may be open, and no thread run, but this one.
+    pub fn begin(process: &'a ProcessConfig) -> Result<Self> {
+        let exit_code = match process.command.is_empty() {
+            _ if process.firecracker.is_some() => EXIT_BAD_SYSCALL,
+            true => EXIT_JAIL,
+            false => EXIT_NO_STATUS,
+        };
+        let (on, config) = (!process.no_jail, process.jail.as_ref());
+        if !on {
+            logger::tell(
+                "--no-jail: this process may do all that its user may, and so may a guest that breaks out",
+            );
+            return Ok(Self { on, config, exit_code });
+        }
+        if let Err(error) = raw::close_inherited() {
+            log::warn!(
+                "files that were open before stay so, Linux 5.9 or later could close them ({error})"
+            );
+        }
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        setrlimit(Resource::Core, none).context("cannot forbid core dumps")?;
+        if let Some(config) = config {
+            confine::isolate(config).with_context(|| format!("--jail {config}"))?;
+        }
+        Ok(Self { on, config, exit_code })
+    }
+
+    /// Becomes the user that the configuration names, in the folder that it names.
+    pub fn drop_privileges(&self) -> Result<()> {
+        let Some(config) = self.config.filter(|_| self.on) else { return Ok(()) };
+        confine::drop_privileges(config).with_context(|| format!("--jail {config}"))
+    }
+
+    /// From now on new threads have a filter: one of the API has it from its first moment, long before the others.
+    /// One that makes another call ends the process. The main thread may remove files of `folder`.
+    pub fn prepare(&self, folder: Option<&File>) -> Result<()> {
+        if self.on && has_seccomp() && !FILTERS.load(Ordering::SeqCst) {
+            worker::on_thread_start(enter_thread);
+            violation::watch(self.exit_code)?;
+            rules::keep_folder(folder);
+            FILTERS.store(true, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Closes the door: from now on no file is opened, and each thread makes the system calls of its kind only.
+    /// What is in `folder` can still be removed, and this thread can open what is in `places`
+    /// if the host's kernel can keep it to that. Returns whether it can.
+    pub fn close(&self, folder: Option<&File>, places: &[Place]) -> Result<bool> {
+        if !self.on {
+            return Ok(true);
+        }
+        let places = if has_seccomp() { places } else { &[] };
+        // Other processes of this user can neither trace this one nor read its memory.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid tracing")?;
+        let landlock = landlock::forbid_opening(folder, places).context("Landlock")?;
+        match landlock {
+            Some(version) => log::debug!("Landlock {version} is in force"),
+            None => log::info!("this host's kernel has no Landlock: see tinyvmm doctor"),
+        }
+        hook::try_to_open("landlock");
+        if !has_seccomp() {
+            logger::tell(
+                "this host's kernel has no seccomp filters: a guest that breaks out can make any system call",
+            );
+            return Ok(false);
+        }
+        self.prepare(folder)?;
+        let opens = landlock.is_some() && !places.is_empty();
+        MAIN_OPENS.store(opens, Ordering::SeqCst);
+        worker::spawn_starter_thread().context("cannot start threads")?;
+        if opens {
+            seccomp::apply_to_main_that_opens().context("cannot filter system calls")?;
+            hook::break_out(Role::Main);
+        } else {
+            restrict(Role::Main)?;
+        }
+        Ok(opens)
+    }
+}
+
+/// Gives this thread the filter of its kind. Before [`Jail::close`], and without a jail, there is none.
+fn enter_thread(kind: ThreadKind) {
+    // The starter's is that of all that it starts.
+    let is_alone = match kind {
+        API => true,
+        ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
+        _ => false,
+    };
+    let own_landlock = || match FILTERS.load(Ordering::SeqCst) && is_alone {
+        true => landlock::forbid_opening(None, &[]).map(drop),
+        false => Ok(()),
+    };
+    if let Err(error) = own_landlock().and_then(|()| restrict(Role::Worker(kind))) {
+        // Rather no machine than one outside of its jail.
+        logger::tell(format_args!("the jail of a {kind:?} thread: {error:#}"));
+        std::process::exit(crate::cli::EXIT_INTERNAL.into());
+    }
+}
+
+fn restrict(role: Role) -> Result<()> {
+    if !FILTERS.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    seccomp::apply(role).context("cannot filter system calls")?;
+    hook::break_out(role);
+    Ok(())
+}
+
+/// For tests, in debug builds only: `TINYVMM_BREAK_OUT` names who tries what the jail forbids.
+#[cfg(debug_assertions)]
+mod hook {
+    use std::fs::File;
+
+    use super::{Role, ThreadKind};
+    use crate::logger;
+
+    /// Where only Landlock stands in the way: says what happened.
+    pub(super) fn try_to_open(whose: &str) {
+        if std::env::var("TINYVMM_BREAK_OUT").is_ok_and(|name| name == whose) {
+            let opened = File::open("/etc/passwd").map(drop);
+            logger::tell(format_args!("/etc/passwd: {opened:?}"));
+        }
+    }
+
+    /// Where a filter does: the process ends.
+    pub(super) fn break_out(role: Role) {
+        match role {
+            Role::Worker(ThreadKind::Program(name)) => try_to_open(name),
+            Role::Worker(kind) => try_to_open(&format!("{kind:?}")),
+            Role::Main => try_to_open("Main"),
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod hook {
+    pub(super) fn try_to_open(_: &str) {}
+    pub(super) fn break_out(_: super::Role) {}
+}

@@ -1,0 +1,227 @@
+//! The system calls that each kind of thread makes once the machine runs. Nothing is opened then.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, bail};
+use kvm_bindings::KVMIO;
+use libc::*;
+
+use super::{API, Role};
+use tinyvmm::worker::ThreadKind;
+
+/// A system call, and when it is allowed.
+#[derive(Clone, Copy)]
+pub(super) struct Call(pub i64, pub When);
+
+/// What has to be true of a call's arguments, of which the low 32 bits are looked at.
+#[derive(Clone, Copy)]
+pub(super) enum When {
+    Always,
+    /// The argument with this index is one of these.
+    Is(u8, &'static [u32]),
+    /// With this mask, it is this.
+    Bits(u8, u32, u32),
+    /// It is our process.
+    Ourselves(u8),
+    /// It is the folder of the API's socket.
+    Folder(u8),
+}
+
+/// The descriptor of that folder; one that cannot be, if there is no API.
+static FOLDER: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Names the folder of the API's socket. Before the filter of the main thread is made.
+pub(super) fn keep_folder(folder: Option<&File>) {
+    let fd = folder.map_or(u32::MAX, |folder| folder.as_raw_fd().cast_unsigned());
+    FOLDER.store(fd, Ordering::SeqCst);
+}
+
+/// The descriptor of that folder.
+pub(super) fn folder() -> u32 {
+    FOLDER.load(Ordering::SeqCst)
+}
+
+use When::{Always, Bits, Folder, Is, Ourselves};
+
+/// The lists for a thread with this role; what is made most often is compared first. An error: it has none.
+pub(super) fn of(role: Role) -> Result<Vec<&'static [Call]>> {
+    let kind = match role {
+        // At a reset it takes devices apart, which may finish what they do.
+        Role::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE]),
+        Role::Worker(kind) => kind,
+    };
+    Ok(match kind {
+        ThreadKind::Vcpu => vec![VCPU, ANY],
+        ThreadKind::Device => vec![ANY, DEVICE],
+        ThreadKind::Memory => vec![ANY, MEMORY],
+        ThreadKind::Console => vec![ANY, CONSOLE],
+        // What it starts has to be within its own limits.
+        ThreadKind::Starter => vec![ANY, VCPU, DEVICE, MEMORY, CONSOLE, START],
+        API => vec![ANY, CLIENTS],
+        ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
+    })
+}
+
+const fn always(number: i64) -> Call {
+    Call(number, Always)
+}
+
+/// A request of KVM's without an argument or with a plain number: `_IO(KVMIO, nr)`.
+const fn io(nr: u32) -> u32 {
+    KVMIO << 8 | nr
+}
+
+/// A request of KVM's with an argument, `direction` 1 to the kernel, 2 from it, 3 both.
+const fn with<T>(direction: u32, nr: u32) -> u32 {
+    (direction << 30) | (size_of::<T>() as u32) << 16 | KVMIO << 8 | nr
+}
+
+/// Runs a guest until its next exit.
+pub(super) const KVM_RUN: u32 = io(0x80);
+const KVM_SET_USER_MEMORY_REGION: u32 = with::<kvm_bindings::kvm_userspace_memory_region>(1, 0x46);
+const KVM_GET_REGS: u32 = with::<kvm_bindings::kvm_regs>(2, 0x81);
+const KVM_REGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x67);
+const KVM_UNREGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x68);
+/// Of the terminal's requests: its modes are taken back at the end, and by a panic. (Not TIOCSTI.)
+const TERMINAL: [u32; 2] = [TCSETS as u32, TCSETS2];
+const TCSETS2: u32 = 0x402c_542b;
+const PR_SET_VMA: u32 = 0x5356_4d41;
+
+/// No memory that can be executed.
+const fn without_exec(number: i64) -> Call {
+    Call(number, Bits(2, PROT_EXEC as u32, 0))
+}
+
+const ANY: &[Call] = &[
+    always(SYS_read),
+    always(SYS_write),
+    always(SYS_writev),
+    always(SYS_pread64), // counters of exits, too
+    always(SYS_poll),
+    always(SYS_ppoll),
+    always(SYS_close),
+    Call(SYS_fcntl, Is(1, &[F_GETFD as u32])), // what std asserts in debug builds
+    Call(SYS_ioctl, Is(1, &TERMINAL)),
+    // The allocator, and stacks of threads.
+    without_exec(SYS_mmap),
+    without_exec(SYS_mprotect),
+    always(SYS_munmap),
+    always(SYS_mremap),
+    always(SYS_brk),
+    Call(SYS_madvise, Is(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
+    // Locks, time, signals, and the end of threads and of the process.
+    always(SYS_futex),
+    always(SYS_sched_yield),
+    always(SYS_clock_gettime),
+    always(SYS_clock_nanosleep),
+    always(SYS_nanosleep),
+    always(SYS_restart_syscall),
+    always(SYS_rt_sigreturn),
+    always(SYS_rt_sigprocmask),
+    always(SYS_rt_sigaction),
+    always(SYS_sigaltstack),
+    Call(SYS_tgkill, Ourselves(0)),
+    always(SYS_getpid),
+    always(SYS_gettid),
+    Call(SYS_prctl, Is(0, &[PR_GET_NAME as u32, PR_SET_VMA])),
+    always(SYS_exit),
+    always(SYS_exit_group),
+];
+
+const VCPU: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_RUN, KVM_GET_REGS]))];
+
+const DEVICE: &[Call] = &[
+    always(SYS_preadv),
+    always(SYS_pwritev),
+    always(SYS_pwrite64),
+    always(SYS_fdatasync),
+    always(SYS_fallocate),
+    always(SYS_getrandom),
+    Call(SYS_madvise, Is(2, &[MADV_REMOVE as u32])),
+];
+
+const MEMORY: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
+
+const CONSOLE: &[Call] =
+    &[Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED]))];
+
+/// Clients of the API. They come to a socket that is there; none is made.
+const CLIENTS: &[Call] = &[
+    always(SYS_accept4),
+    always(SYS_recvfrom),
+    always(SYS_sendto),
+    always(SYS_shutdown),
+    Call(SYS_ioctl, Is(1, &[FIONBIO as u32])),
+];
+
+/// To remove that socket at the end.
+const LEAVE: &[Call] = &[Call(SYS_unlinkat, Folder(0)), Call(SYS_newfstatat, Folder(0))];
+
+/// To put another file into the place of a disk's, where Landlock leaves a place for that: one that is there, and stays
+/// as it is until the guest writes.
+pub(super) const OPEN: &[Call] = &[
+    Call(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32), 0)),
+    always(SYS_flock),
+];
+
+/// To start threads, and as a new thread until it has a filter of its own.
+const START: &[Call] = &[
+    // A thread of this process, in no new namespace.
+    Call(SYS_clone, Bits(0, (CLONE_THREAD | NAMESPACES) as u32, CLONE_THREAD as u32)),
+    always(SYS_set_robust_list),
+    always(SYS_rseq),
+    always(SYS_sched_getaffinity),
+    Call(SYS_prctl, Is(0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32])),
+    always(SYS_seccomp),
+    always(SYS_eventfd2), // tells a thread to stop
+];
+const NAMESPACES: i32 = CLONE_NEWNS
+    | CLONE_NEWCGROUP
+    | CLONE_NEWUTS
+    | CLONE_NEWIPC
+    | CLONE_NEWUSER
+    | CLONE_NEWPID
+    | CLONE_NEWNET;
+
+/// To build the machine again after a reset, of files that are open, and to write the boot report.
+const BUILD: &[Call] = &[
+    Call(SYS_ioctl, Is(1, &KVM_BUILD)),
+    Call(SYS_fcntl, Is(1, &[F_DUPFD_CLOEXEC as u32])),
+    always(SYS_lseek),
+    always(SYS_readv),
+    always(SYS_fstat),
+    Call(SYS_newfstatat, Bits(3, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
+    Call(SYS_statx, Bits(2, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
+    always(SYS_memfd_create), // a kernel is unpacked there
+    always(SYS_ftruncate),
+];
+
+const KVM_BUILD: [u32; 25] = [
+    io(0x01),                                  // KVM_CREATE_VM
+    io(0x03),                                  // KVM_CHECK_EXTENSION
+    io(0x04),                                  // KVM_GET_VCPU_MMAP_SIZE
+    with::<kvm_bindings::kvm_cpuid2>(3, 0x05), // KVM_GET_SUPPORTED_CPUID
+    io(0x41),                                  // KVM_CREATE_VCPU
+    KVM_SET_USER_MEMORY_REGION,
+    io(0x47),             // KVM_SET_TSS_ADDR
+    with::<u64>(1, 0x48), // KVM_SET_IDENTITY_MAP_ADDR
+    io(0x60),             // KVM_CREATE_IRQCHIP
+    KVM_REGISTER_COALESCED,
+    KVM_UNREGISTER_COALESCED,
+    with::<kvm_bindings::kvm_irqfd>(1, 0x76), // KVM_IRQFD
+    with::<kvm_bindings::kvm_pit_config>(1, 0x77), // KVM_CREATE_PIT2
+    with::<kvm_bindings::kvm_ioeventfd>(1, 0x79), // KVM_IOEVENTFD
+    KVM_GET_REGS,
+    with::<kvm_bindings::kvm_regs>(1, 0x82),   // KVM_SET_REGS
+    with::<kvm_bindings::kvm_sregs>(2, 0x83),  // KVM_GET_SREGS
+    with::<kvm_bindings::kvm_sregs>(1, 0x84),  // KVM_SET_SREGS
+    with::<kvm_bindings::kvm_msrs>(1, 0x89),   // KVM_SET_MSRS
+    with::<kvm_bindings::kvm_cpuid2>(1, 0x90), // KVM_SET_CPUID2
+    with::<kvm_bindings::kvm_xcrs>(1, 0xa7),   // KVM_SET_XCRS
+    io(0xce),                                  // KVM_GET_STATS_FD
+    io(0xad),                                  // KVM_KVMCLOCK_CTRL
+    TCGETS as u32,                             // is this a terminal?
+    0x802c_542a,                               // TCGETS2
+];

@@ -1,0 +1,380 @@
+//! Unpacked kernels, kept for the next time in `$XDG_CACHE_HOME/tinyvmm/kernels`.
+//!
+//! An entry is named by the BLAKE3 of its bzImage, and is what that unpacks to, followed by
+//! checksums. It appears whole, by a rename. So that a bzImage is not read each time, a note beside
+//! the entries, named by what the file system says of a file, has that hash.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock, fstat,
+    fstatfs, futimens, mkdirat, openat, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use tinyvmm::arch::kernel::elf::Image;
+use tinyvmm::arch::kernel::{Kept, KernelStore, Unpack};
+use tinyvmm::random;
+
+/// Bytes of all entries; then those that were not used for longest go.
+const MAX_BYTES: u64 = 1 << 30;
+/// How many notes are kept.
+const MAX_NOTES: usize = 256;
+/// The most pieces of a kernel: 3 GiB in huge pages.
+const MAX_SUMS: usize = 4096;
+/// How long to wait for a process that unpacks, before doing the same beside it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A file that was changed this recently may change again without looking different.
+const SETTLED: Duration = Duration::from_secs(3);
+/// The last bytes of an entry, in a version of what is before them.
+const MAGIC: [u8; 8] = *b"tinyvmk2";
+/// Length of the image, number of checksums, `MAGIC`.
+const FOOTER: u64 = 24;
+/// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
+const FUSE: i64 = 0x6573_5546;
+const NOTE: &str = "file-";
+const UNFINISHED: &str = "new-";
+
+/// The folder, which is this user's and nobody else can write to.
+pub struct Cache {
+    dir: OwnedFd,
+    max_bytes: u64,
+}
+
+/// A file in the cache that is not finished; dropped, it is gone.
+pub struct Unfinished<'a> {
+    cache: &'a Cache,
+    name: String,
+    file: File,
+}
+
+/// A kernel in the cache.
+pub struct Entry {
+    /// Its name: the BLAKE3 of its bzImage in hexadecimal.
+    pub key: String,
+    /// Bytes on the disk.
+    pub size: u64,
+    /// When it was last booted.
+    pub used: SystemTime,
+}
+
+/// The cache as the machine sees it, for one bzImage. It is opened when it is first asked.
+#[derive(Default)]
+pub struct Store {
+    opened: OnceLock<Option<(Cache, String)>>,
+}
+
+impl Store {
+    /// The cache, and the name of `bzimage` in it.
+    fn open(&self, bzimage: &File) -> Option<&(Cache, String)> {
+        let open = || {
+            let cache = Cache::open()?;
+            let key = cache.key(bzimage)?;
+            anyhow::Ok((cache, key))
+        };
+        let no_cache = |error: anyhow::Error| log::debug!("no kernel cache: {error:#}");
+        self.opened.get_or_init(|| open().map_err(no_cache).ok()).as_ref()
+    }
+}
+
+impl KernelStore for Store {
+    fn find(&self, bzimage: &File) -> Option<Image> {
+        let (cache, key) = self.open(bzimage)?;
+        cache.find(key)
+    }
+
+    fn forget(&self, bzimage: &File) {
+        if let Some((cache, key)) = self.open(bzimage) {
+            cache.remove(key);
+        }
+    }
+
+    fn keep(&self, bzimage: &File, unpack: &mut Unpack) -> Result<Kept> {
+        let (cache, key) = self.open(bzimage).context("there is none")?;
+        let _lock = cache.lock();
+        // Another process may have been quicker.
+        if let Some(image) = cache.find(key) {
+            return Ok(Kept { image, kept: cache.find(key) });
+        }
+        let unfinished = cache.begin()?;
+        let image = unpack(unfinished.file().try_clone()?)?;
+        if let Err(error) = cache.insert(unfinished, key, &image) {
+            log::debug!("kernel cache: cannot keep this kernel: {error:#}");
+        }
+        Ok(Kept { image, kept: cache.find(key) })
+    }
+}
+
+impl Cache {
+    /// The cache of this user, made if it is not there.
+    pub fn open() -> Result<Self> {
+        Self::open_in(&base()?)
+    }
+
+    /// The same, if there is one already.
+    pub fn open_if_there() -> Result<Option<Self>> {
+        let is_there = base()?.join("tinyvmm/kernels").try_exists()?;
+        is_there.then(Self::open).transpose()
+    }
+
+    fn open_in(base: &PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(base).with_context(|| format!("{}", base.display()))?;
+        let mut dir = open_dir(CWD, base, OFlags::empty())?;
+        for name in ["tinyvmm", "kernels"] {
+            match mkdirat(&dir, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).with_context(|| format!("mkdir {name}")),
+            }
+            dir = open_dir(&dir, name, OFlags::NOFOLLOW).with_context(|| name.to_owned())?;
+            ensure_ours(&dir).with_context(|| name.to_owned())?;
+        }
+        Ok(Self { dir, max_bytes: MAX_BYTES })
+    }
+
+    /// The name that the bzImage in `file` has here.
+    pub fn key(&self, file: &File) -> Result<String> {
+        let note = note_name(file)?;
+        if let Some(key) = self.read_note(&note) {
+            return Ok(key);
+        }
+        let key = hash(file).context("cannot read it")?.to_hex().to_string();
+        if note_name(file)? == note
+            && is_settled(file)?
+            && let Err(error) = self.write_note(&note, &key)
+        {
+            log::debug!("kernel cache: cannot note what a file is: {error:#}");
+        }
+        Ok(key)
+    }
+
+    fn read_note(&self, name: &str) -> Option<String> {
+        let mut key = String::new();
+        self.open_file(name).ok()?.take(65).read_to_string(&mut key).ok()?;
+        is_key(&key).then_some(key)
+    }
+
+    /// The entry of this name, if it is there; its contents are still to be checked.
+    pub fn find(&self, key: &str) -> Option<Image> {
+        let file = self.open_file(key).ok()?;
+        // So that it is known which was not used for longest.
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
+        let image = read_entry(file);
+        if image.is_none() {
+            log::debug!("kernel cache: {key}: damaged");
+        }
+        image
+    }
+
+    /// Keeps `image`, which is what is in `unfinished`; entries may have to go for it.
+    pub fn insert(&self, unfinished: Unfinished, key: &str, image: &Image) -> Result<()> {
+        let sums = image.sums()?;
+        ensure!(sums.len() <= MAX_SUMS, "too large");
+        let sum_count = sums.len() as u64;
+        let sums = sums.iter().flat_map(|sum| sum.to_le_bytes());
+        let footer = [image.len().to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
+        let tail: Vec<u8> = sums.chain(footer.into_iter().flatten()).collect();
+        unfinished.file().write_all_at(&tail, image.len())?;
+        unfinished.finish(key)?;
+        self.shrink()
+    }
+
+    fn write_note(&self, name: &str, key: &str) -> Result<()> {
+        let unfinished = self.begin()?;
+        unfinished.file().write_all(key.as_bytes())?;
+        unfinished.finish(name)
+    }
+
+    /// Begins a file that appears whole or not at all.
+    pub fn begin(&self) -> Result<Unfinished<'_>> {
+        let name = format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random::bytes()?));
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.dir, &name, flags, Mode::RUSR | Mode::WUSR)?);
+        Ok(Unfinished { cache: self, name, file })
+    }
+
+    /// Removes a file of the cache.
+    pub fn remove(&self, name: &str) {
+        let _ = unlinkat(&self.dir, name, AtFlags::empty());
+    }
+
+    /// Lets one process at a time unpack, within reason. Dropping the result lets the next one.
+    pub fn lock(&self) -> Option<OwnedFd> {
+        let dir = open_dir(&self.dir, ".", OFlags::empty()).ok()?;
+        let step = Duration::from_millis(5);
+        for _ in 0..PATIENCE.as_millis() / step.as_millis() {
+            match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(dir),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => sleep(step),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// All entries, the last used first.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = self.files(is_key)?;
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        Ok(entries)
+    }
+
+    /// Removes all that the cache has put into its folder.
+    pub fn clear(&self) -> Result<()> {
+        let ours =
+            |name: &str| is_key(name) || name.starts_with(NOTE) || name.starts_with(UNFINISHED);
+        self.files(ours)?.iter().for_each(|file| self.remove(&file.key));
+        Ok(())
+    }
+
+    /// Removes what nobody will miss: what was left unfinished, and what was not used for longest.
+    fn shrink(&self) -> Result<()> {
+        // Whoever still writes one keeps it open, and then cannot rename it: a pity, no harm.
+        let old = |file: &Entry| file.used.elapsed().is_ok_and(|age| age > PATIENCE * 6);
+        let unfinished = self.files(|name| name.starts_with(UNFINISHED))?;
+        unfinished.iter().filter(|file| old(file)).for_each(|file| self.remove(&file.key));
+        let mut bytes = 0;
+        for entry in self.entries()? {
+            bytes += entry.size;
+            if bytes > self.max_bytes {
+                self.remove(&entry.key);
+            }
+        }
+        let mut notes = self.files(|name| name.starts_with(NOTE))?;
+        notes.sort_by_key(|note| std::cmp::Reverse(note.used));
+        notes.iter().skip(MAX_NOTES).for_each(|note| self.remove(&note.key));
+        Ok(())
+    }
+
+    fn files(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Entry>> {
+        let mut files = Vec::new();
+        for entry in Dir::read_from(&self.dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            // One that another process has just removed is not there any more.
+            let Ok(stat) = statat(&self.dir, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if wanted(&name) {
+                let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
+                let used = Duration::new(seconds, stat.st_mtime_nsec as u32);
+                let size = stat.st_blocks.unsigned_abs() * 512;
+                files.push(Entry { key: name, size, used: SystemTime::UNIX_EPOCH + used });
+            }
+        }
+        Ok(files)
+    }
+
+    fn open_file(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.dir, name, flags, Mode::empty())?;
+        ensure_ours(&file)?;
+        let file = File::from(file);
+        ensure!(file.metadata()?.is_file(), "not a file");
+        Ok(file)
+    }
+}
+
+impl Unfinished<'_> {
+    /// What is to be written.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn finish(self, name: &str) -> Result<()> {
+        Ok(renameat(&self.cache.dir, &self.name, &self.cache.dir, name)?)
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    /// After `finish` there is nothing of this name any more.
+    fn drop(&mut self) {
+        self.cache.remove(&self.name);
+    }
+}
+
+fn hash(file: &File) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut bytes = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut bytes, at)? {
+            0 => return Ok(hasher.finalize()),
+            len => {
+                hasher.update(&bytes[..len]);
+                at += len as u64;
+            }
+        }
+    }
+}
+
+/// `None` if it is damaged.
+fn read_entry(mut file: File) -> Option<Image> {
+    let end = file.seek(io::SeekFrom::End(0)).ok()?;
+    let footer_at = end.checked_sub(FOOTER)?;
+    let mut footer = [[0; 8]; 3];
+    file.read_exact_at(footer.as_flattened_mut(), footer_at).ok()?;
+    let [len, count, magic] = footer;
+    let (len, count) = (u64::from_le_bytes(len), usize::try_from(u64::from_le_bytes(count)).ok()?);
+    let sums_at = (count <= MAX_SUMS).then_some(footer_at)?.checked_sub(count as u64 * 8)?;
+    if magic != MAGIC || len != sums_at {
+        return None;
+    }
+    let mut sums = vec![0; count * 8];
+    file.read_exact_at(&mut sums, sums_at).ok()?;
+    let sums = sums.as_chunks().0.iter().map(|sum| u64::from_le_bytes(*sum)).collect();
+    Some(Image::checked(file, len, sums))
+}
+
+fn is_key(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
+}
+
+/// Where caches are (XDG Base Directory Specification).
+fn base() -> Result<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || Some(absolute("HOME")?.join(".cache"));
+    absolute("XDG_CACHE_HOME").or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")
+}
+
+fn open_dir(
+    at: impl rustix::fd::AsFd,
+    path: impl rustix::path::Arg,
+    more: OFlags,
+) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | more;
+    Ok(openat(at, path, flags, Mode::empty())?)
+}
+
+fn ensure_ours(file: &OwnedFd) -> Result<()> {
+    let stat = fstat(file)?;
+    ensure!(stat.st_uid == rustix::process::geteuid().as_raw(), "belongs to another user");
+    ensure!(stat.st_mode & 0o022 == 0, "others may write to it: chmod go-w");
+    Ok(())
+}
+
+/// What the file system says of a file changes with its contents.
+fn note_name(file: &File) -> Result<String> {
+    let m = file.metadata()?;
+    let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+    let identity = format!("{:x}-{:x}-{:x}", m.dev(), m.ino(), m.size());
+    Ok(format!("{NOTE}{identity}-{:x}.{:x}-{:x}.{:x}", mtime.0, mtime.1, ctime.0, ctime.1))
+}
+
+/// Whether the file system can be trusted in that: FUSE is a program of any user.
+fn is_settled(file: &File) -> Result<bool> {
+    let metadata = file.metadata()?;
+    let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
+    let age = (SystemTime::UNIX_EPOCH + changed).elapsed();
+    Ok(age.is_ok_and(|age| age > SETTLED) && fstatfs(file)?.f_type != FUSE)
+}
+
+#[cfg(test)]
+#[path = "kernel_cache_tests.rs"]
+mod tests;

@@ -1,0 +1,104 @@
+//! What is kept is what is booted, whoever else is at the folder.
+
+use super::*;
+
+/// Puts an ELF with one segment of `len` bytes into the cache.
+fn insert(cache: &Cache, number: u8, len: u64) {
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    let fields: [(usize, u64); 20] = [
+        (2, 2),
+        (2, 62),
+        (4, 1),
+        (8, 1 << 20),
+        (8, 64),
+        (8, 0),
+        (4, 0),
+        (2, 64),
+        (2, 56),
+        (2, 1),
+        (2, 0),
+        (2, 0),
+        (2, 0), // Elf64_Ehdr; and Elf64_Phdr:
+        (4, 1),
+        (4, 7),
+        (8, 120),
+        (8, 1 << 20),
+        (8, 1 << 20),
+        (8, len),
+        (8, len),
+    ];
+    for (size, value) in fields {
+        elf.extend(&value.to_le_bytes()[..size]);
+    }
+    elf.resize(120 + len as usize, 7);
+    let unfinished = cache.begin().unwrap();
+    unfinished.file().write_all(&elf).unwrap();
+    let image = Image::plain(unfinished.file().try_clone().unwrap(), elf.len() as u64);
+    cache.insert(unfinished, &key(number), &image).unwrap();
+}
+
+fn with_cache(test: impl FnOnce(Cache, PathBuf)) {
+    let name: [u8; 8] = random::bytes().unwrap();
+    let base = env::temp_dir().join(format!("tinyvmm-{:x}", u64::from_le_bytes(name)));
+    std::fs::create_dir(&base).unwrap();
+    test(Cache::open_in(&base).unwrap(), base.join("tinyvmm/kernels"));
+    std::fs::remove_dir_all(base).unwrap();
+}
+
+fn key(number: u8) -> String {
+    format!("{number:064x}")
+}
+
+#[test]
+fn the_entry_that_was_not_used_for_longest_goes() {
+    with_cache(|cache, _| {
+        let cache = Cache { max_bytes: 3 << 20, ..cache };
+        let pause = || sleep(Duration::from_millis(20));
+        for number in [1, 2, 3] {
+            insert(&cache, number, 900 << 10);
+            pause();
+        }
+        assert!(cache.find(&key(1)).is_some());
+        pause();
+        insert(&cache, 4, 900 << 10);
+        let left: Vec<_> = cache.entries().unwrap().into_iter().map(|entry| entry.key).collect();
+        assert_eq!(left, [key(4), key(1), key(3)]);
+        // One that is too large for all of it does not stay either.
+        insert(&cache, 5, 4 << 20);
+        assert!(cache.entries().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn what_is_left_unfinished_goes_when_it_is_old_and_other_files_stay() {
+    with_cache(|cache, dir| {
+        let old = SystemTime::now() - PATIENCE * 7;
+        for (name, time) in [("new-1", old), ("new-2", SystemTime::now()), ("mine", old)] {
+            File::create(dir.join(name)).unwrap().set_modified(time).unwrap();
+        }
+        insert(&cache, 1, 10);
+        assert!(!dir.join("new-1").exists() && dir.join("new-2").exists());
+        cache.clear().unwrap();
+        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().collect();
+        assert!(left.len() == 1 && left[0].file_name() == "mine", "{left:?}");
+    });
+}
+
+#[test]
+fn a_note_is_believed_only_of_the_same_file() {
+    with_cache(|cache, dir| {
+        let path = dir.join("bzImage");
+        std::fs::write(&path, "one").unwrap();
+        let file = File::open(&path).unwrap();
+        let one = cache.key(&file).unwrap();
+        // It was changed a moment ago.
+        assert!(cache.files(|name| name.starts_with(NOTE)).unwrap().is_empty());
+        std::fs::write(dir.join(note_name(&file).unwrap()), key(9)).unwrap();
+        assert_eq!(cache.key(&file).unwrap(), key(9));
+        std::fs::write(dir.join(note_name(&file).unwrap()), "../../etc/passwd").unwrap();
+        assert_eq!(cache.key(&file).unwrap(), one);
+        std::fs::write(&path, "two").unwrap();
+        assert_ne!(cache.key(&file).unwrap(), one);
+    });
+}

@@ -1,0 +1,32 @@
+//! The `tinyvmm` command: flags, files opened by name, the loop of the machine's owner, the jail, and doors to a
+//! machine. ARCHITECTURE.md has the map.
+
+#[cfg(feature = "api")]
+pub mod api;
+#[cfg(not(feature = "api"))]
+#[path = "no_api.rs"]
+pub mod api;
+#[cfg(feature = "boot-test")]
+#[path = "../../src/boot_test/mod.rs"]
+pub mod boot_test;
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod console;
+#[cfg(feature = "api")]
+pub mod ctl;
+pub mod disks;
+#[cfg(feature = "doctor")]
+pub mod doctor;
+pub mod files;
+#[cfg(feature = "api")]
+pub mod firecracker;
+pub mod host;
+pub mod inbox;
+pub mod jail;
+pub mod kernel_cache;
+pub mod logger;
+mod process;
+pub mod report;
+pub mod run;
+pub mod terminal;

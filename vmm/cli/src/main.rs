@@ -1,0 +1,115 @@
+//! The `tinyvmm` command: parse, dispatch, one line on an error, exit code.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+use tinyvmm::event::Halt;
+use tinyvmm::timeline;
+use tinyvmm_cli::cli::{self, CacheCommand, Command, Invocation};
+use tinyvmm_cli::inbox::End;
+use tinyvmm_cli::kernel_cache::Cache;
+use tinyvmm_cli::{command, host, logger, run};
+
+fn main() -> ExitCode {
+    let start = timeline::process_start();
+    #[cfg(feature = "boot-test")]
+    tinyvmm_cli::boot_test::die_with_runner();
+    let argv: Vec<_> = std::env::args_os().collect();
+    #[cfg(feature = "api")]
+    if tinyvmm_cli::firecracker::invoked_as_firecracker(argv.first()) {
+        return tinyvmm_cli::firecracker::main(argv, start);
+    }
+    let cli = match cli::parse(argv) {
+        Ok(Invocation::Run(cli)) => cli,
+        Ok(Invocation::Shown(text)) => return show(&text),
+        Err(error) => return fail(&error, cli::EXIT_USAGE),
+    };
+    logger::init(cli.log_level);
+    match cli.command {
+        #[cfg(feature = "doctor")]
+        Some(Command::Doctor { json }) => return tinyvmm_cli::doctor::main(json),
+        #[cfg(feature = "boot-test")]
+        Some(Command::BootTest(options)) => return tinyvmm_cli::boot_test::main(&options),
+        Some(Command::Cache { command }) => {
+            return cache(&command).unwrap_or_else(|error| fail(&error, cli::EXIT_CANNOT_START));
+        }
+        #[cfg(feature = "api")]
+        Some(Command::Ctl(options)) => {
+            return tinyvmm_cli::ctl::main(&options)
+                .unwrap_or_else(|error| fail(&error, cli::EXIT_INTERNAL));
+        }
+        Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
+        Some(Command::Man) => return show(&cli::man_page()),
+        None => {}
+    }
+    if cli.print_config && !cli.config.process.command.is_empty() {
+        let error = anyhow!("--print-config: a configuration file has no COMMAND, leave one out");
+        return fail(&error, cli::EXIT_USAGE);
+    }
+    if cli.print_config {
+        let text = toml::to_string(&cli.config).map_err(anyhow::Error::from);
+        return text.map_or_else(|error| fail(&error, cli::EXIT_INTERNAL), |text| show(&text));
+    }
+    let in_guest = !cli.config.process.command.is_empty();
+    // A command's status is its own, whatever it is; ours must not be taken for it.
+    let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };
+    if let Err(error) = cli.config.validate() {
+        return fail(&error, ours(cli::EXIT_USAGE));
+    }
+    // Asked now: in its jail the process cannot look any more.
+    let why_boots_fail = host::why_boots_fail_here();
+    if let Some(reason) = &why_boots_fail {
+        log::info!("{reason}");
+    }
+    match run::run(&cli.config, start) {
+        Ok(end @ End::Guest(Halt::Exited(_))) if in_guest => ExitCode::from(end.exit_code()),
+        Ok(end) => conclude(&end, ours(end.exit_code()), why_boots_fail),
+        Err(error) => fail(&error, ours(cli::EXIT_CANNOT_START)),
+    }
+}
+
+/// One line that says how the machine ended. A power-off is a success, and success is quiet.
+fn conclude(end: &End, code: u8, why_boots_fail: Option<String>) -> ExitCode {
+    let failed = matches!(end, End::Guest(Halt::Internal(_) | Halt::TripleFault));
+    match why_boots_fail.filter(|_| failed) {
+        Some(reason) => logger::tell(format_args!("{end}; {reason}")),
+        None if code == 0 => log::info!("{end}"),
+        None => logger::tell(end),
+    }
+    ExitCode::from(code)
+}
+
+/// Kernels that are kept for the next time.
+fn cache(command: &CacheCommand) -> Result<ExitCode> {
+    let Some(cache) = Cache::open_if_there().context("kernel cache")? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    match command {
+        CacheCommand::Clear => cache.clear()?,
+        CacheCommand::List => {
+            let mut text = String::new();
+            for entry in cache.entries()? {
+                let minutes = entry.used.elapsed().unwrap_or_default().as_secs() / 60;
+                text += &format!("{:>5} MiB  {minutes:>6} min  {}\n", entry.size >> 20, entry.key);
+            }
+            return Ok(show(&text));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    logger::tell(format_args!("{error:#}"));
+    ExitCode::from(code)
+}
+
+/// A reader that has gone away (`tinyvmm --help | head -1`) is not an error.
+fn show(text: &str) -> ExitCode {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(&anyhow::Error::new(error).context("standard output"), cli::EXIT_INTERNAL)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}

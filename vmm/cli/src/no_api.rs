@@ -1,0 +1,74 @@
+//! Stands in for the API where the command is built without it: there never is one.
+
+use std::fs::File;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use tinyvmm::machine::{LiveMachine, Machine};
+use tinyvmm::memory::GuestRam;
+use tinyvmm::timeline::Timeline;
+
+use crate::config::Config;
+use crate::inbox::{End, Waker};
+use crate::jail::Jail;
+use crate::jail::landlock::Place;
+
+/// None.
+pub enum Api {}
+
+/// None.
+pub enum Call {}
+
+#[allow(missing_docs, clippy::missing_errors_doc, reason = "as in api/mod.rs")]
+impl Api {
+    pub fn open(config: &Config, _: &Timeline, _: Waker) -> Result<Option<Self>> {
+        let process = &config.process;
+        if process.api_sock.is_some() || process.config_file.is_some() {
+            bail!("--api-sock, --config-file: this tinyvmm was built without its API");
+        }
+        Ok(None)
+    }
+    pub fn serve(&mut self, _: &Jail) -> Result<()> {
+        match *self {}
+    }
+    pub fn is_complete(&self) -> bool {
+        match *self {}
+    }
+    pub fn config(&self) -> Config {
+        match *self {}
+    }
+    pub fn folder(&self) -> Option<&File> {
+        match *self {}
+    }
+    pub fn places(&self) -> Result<Vec<Place>> {
+        match *self {}
+    }
+    pub fn allow_opening(&mut self, _: bool) {
+        match *self {}
+    }
+    pub fn serve_before_start(&mut self) -> Option<Result<Call, End>> {
+        match *self {}
+    }
+    pub fn serve_calls(&mut self, _: &mut LiveMachine, _: &GuestRam) -> Option<End> {
+        match *self {}
+    }
+    pub fn configure_again(&self, _: &mut Machine) -> Result<()> {
+        match *self {}
+    }
+    pub fn metrics_due(&mut self) -> Option<Instant> {
+        match *self {}
+    }
+    pub fn write_due_metrics(&mut self, _: &LiveMachine) -> bool {
+        match *self {}
+    }
+    pub fn write_last_metrics(&mut self, _: &Machine) {
+        match *self {}
+    }
+}
+
+impl Call {
+    /// There is none to answer.
+    pub fn answer(self, _: Result<()>) {
+        match self {}
+    }
+}

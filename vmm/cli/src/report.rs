@@ -1,0 +1,165 @@
+//! `--boot-report`: where a boot's time went, as a table or, in a file that ends in .json, as JSON.
+//!
+//! docs/boot-report.md describes the JSON.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Seek, Write as _};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use tinyvmm::config::MachineConfig;
+
+use crate::files;
+use crate::inbox::End;
+use crate::logger;
+use tinyvmm::exits::ExitCounts;
+use tinyvmm::memory::{self, GuestRam};
+use tinyvmm::timeline::{Reached, Timeline};
+
+/// Changes when a field changes its meaning or goes.
+const SCHEMA: u32 = 1;
+
+/// What is told of a boot.
+#[derive(Serialize)]
+struct Report {
+    schema: u32,
+    version: &'static str,
+    end: &'static str,
+    exit_code: u8,
+    marks: Vec<Reached>,
+    exits: Option<ExitCounts>,
+    instructions: Option<u64>,
+    memory_kib: Memory,
+}
+
+/// Memory of the process, in KiB.
+#[derive(Clone, Copy, Default, Serialize)]
+pub struct Memory {
+    /// Guest RAM that was resident at the end.
+    guest: u64,
+    /// All else that was.
+    vmm: u64,
+    /// The most that was resident at any time, in all.
+    peak: u64,
+}
+
+impl Memory {
+    fn told(status: &str, maps: &str, ram: &GuestRam) -> Self {
+        let field = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+        };
+        let guest = memory::resident_kib(ram, maps);
+        let total: u64 = field("VmRSS:");
+        Self { guest, vmm: total.saturating_sub(guest), peak: field("VmHWM:") }
+    }
+}
+
+/// Where a report goes.
+pub struct Target<'a> {
+    path: &'a Path,
+    /// `None` is stderr.
+    file: Option<File>,
+    usage: Usage,
+}
+
+/// Tells what the process uses.
+pub struct Usage {
+    /// Of this process, in /proc: they cannot be opened any more when they are wanted.
+    status: File,
+    maps: File,
+}
+
+impl Usage {
+    /// Opens what it is read from.
+    pub fn open() -> Result<Self> {
+        let of_process = |name| File::open(name).context(name);
+        Ok(Self { status: of_process("/proc/self/status")?, maps: of_process("/proc/self/smaps")? })
+    }
+
+    /// What the process holds now, with `ram` as the guest's.
+    pub fn memory(&mut self, ram: &GuestRam) -> Memory {
+        let read = |file: &mut File| {
+            let mut text = String::new();
+            // Told as zeroes where it cannot be read.
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+            text
+        };
+        Memory::told(&read(&mut self.status), &read(&mut self.maps), ram)
+    }
+}
+
+impl<'a> Target<'a> {
+    /// Creates the file, which is none of the machine's; `-` is stderr.
+    pub fn open(path: &'a Path, config: &MachineConfig) -> Result<Self> {
+        let create = || {
+            files::create(path, config).with_context(|| format!("boot report {}", path.display()))
+        };
+        let file = if path == Path::new("-") { None } else { Some(create()?) };
+        Ok(Self { path, file, usage: Usage::open()? })
+    }
+
+    /// What the process holds now, with `ram` as the guest's.
+    pub fn memory(&mut self, ram: &GuestRam) -> Memory {
+        self.usage.memory(ram)
+    }
+
+    /// Writes the report on a boot that ended with `end`.
+    pub fn write(self, timeline: &Timeline, end: &End, memory: Memory) -> Result<()> {
+        let marks = timeline.reached();
+        let report = Report {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION"),
+            end: end.name(),
+            exit_code: end.exit_code(),
+            exits: marks.last().and_then(|end| end.exits),
+            instructions: marks.last().and_then(|end| end.instructions),
+            marks,
+            memory_kib: memory,
+        };
+        let Some(mut file) = self.file else {
+            logger::tell(report.table()?.trim_end());
+            return Ok(());
+        };
+        let text = if self.path.extension().is_some_and(|extension| extension == "json") {
+            serde_json::to_string_pretty(&report)? + "\n"
+        } else {
+            report.table()?
+        };
+        let written = file.write_all(text.as_bytes());
+        written.with_context(|| format!("boot report {}", self.path.display()))
+    }
+}
+
+impl Report {
+    /// A row for each mark: when it was reached, and what the phase that it ends cost.
+    fn table(&self) -> Result<String> {
+        let mut text = format!("boot report: {}\n", self.end);
+        let titles = ["exits", "port I/O", "MMIO", "HLT", "interrupt", "page fault"];
+        write!(text, "{:<14} {:>9} {:>9}", "until", "at ms", "took ms")?;
+        titles.iter().try_for_each(|title| write!(text, " {title:>10}"))?;
+        let mut before: Option<&Reached> = None;
+        for mark in &self.marks {
+            let name = serde_json::to_value(mark.name)?;
+            let at = |mark: &Reached| mark.ms.as_secs_f64() * 1e3;
+            let took = at(mark) - before.map_or(0.0, at);
+            write!(text, "\n{:<14} {:>9.3} {took:>9.3}", name.as_str().unwrap_or(""), at(mark))?;
+            let earlier = before.and_then(|before| before.exits).unwrap_or_default();
+            for (now, then) in
+                mark.exits.iter().flat_map(|exits| exits.each().into_iter().zip(earlier.each()))
+            {
+                write!(text, " {:>10}", now - then)?;
+            }
+            before = Some(mark);
+        }
+        if let Some(instructions) = self.instructions {
+            write!(text, "\ninstructions of the guest: {instructions}")?;
+        }
+        let Memory { guest, vmm, peak } = self.memory_kib;
+        writeln!(text, "\nmemory in KiB: guest {guest}, tinyvmm {vmm}, peak of both {peak}")?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,282 @@
+//! The thread that owns the machine: builds it, waits for its end, starts it again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use kvm_ioctls::Kvm;
+use tinyvmm::arch::capabilities;
+use tinyvmm::config::MachineConfig;
+use tinyvmm::devices::console::Console;
+use tinyvmm::event::{Event, Halt};
+use tinyvmm::machine::{Files, LiveMachine, Machine, Owner};
+use tinyvmm::memory::{self, GuestRam};
+use tinyvmm::timeline::{Mark, Timeline};
+use tinyvmm::trace::ExitTrace;
+
+use crate::api::{Api, Call};
+use crate::config::{Config, ProcessConfig};
+use crate::inbox::{End, Inbox, Message};
+use crate::jail::Jail;
+use crate::report::Target;
+use crate::terminal::RawMode;
+use crate::{console, files, host, logger, process};
+
+/// A second signal this soon is the same request: timeout(1) signals a child and then its group.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
+/// How long a guest has to power off once its power button was pressed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the machine until it ends for good, and returns why. An error means that it did not start.
+/// `start` is when the process was started.
+pub fn run(config: &Config, start: Instant) -> Result<End> {
+    let process = &config.process;
+    let timeline = timeline(process, start);
+    process::share_heap();
+    let jail = Jail::begin(process)?;
+    if process.boot_report.is_some() {
+        timeline.count_instructions();
+    }
+    let (kvm, inbox) = (host::open_kvm()?, Inbox::new()?);
+    let host = Host { jail, kvm, inbox, timeline, trace_exits: process.trace_exits };
+    let mut api = Api::open(config, &host.timeline, host.inbox.waker())?;
+    let report = process.boot_report.as_deref();
+    let mut report = report.map(|path| Target::open(path, &config.machine.0)).transpose()?;
+    let (mut parts, machine, call) = match host.wait_for_start(config, &mut api)? {
+        Ok(started) => started,
+        Err(end) => return Ok(end),
+    };
+    host.close_jail(&mut parts, &mut api)?;
+    let machine = LiveMachine::Running(machine.start()?);
+    process::trim_code();
+    if let Some(call) = call {
+        call.answer(Ok(()));
+    }
+    let (mut trace, mut used) = (ExitTrace::default(), None);
+    let end = host.run_until_it_ends(&parts, machine, &mut api, |machine| {
+        machine.traces().for_each(|of_cpu| trace.merge(of_cpu));
+        if let Some(report) = &mut report {
+            used.get_or_insert_with(|| report.memory(&parts.ram));
+        }
+    });
+    drop(parts); // and the terminal is as it was
+    let end = end.unwrap_or_else(|error| End::Guest(Halt::Internal(format!("{error:#}"))));
+    if let Some(report) = report
+        && let Err(error) = report.write(&host.timeline, &end, used.unwrap_or_default())
+    {
+        log::error!("{error:#}");
+    }
+    if process.trace_exits {
+        logger::tell(trace.to_string().trim_end());
+    }
+    Ok(end)
+}
+
+/// Notes when the boot passes what, if anybody wants to know.
+fn timeline(process: &ProcessConfig, start: Instant) -> Timeline {
+    let has_report = process.boot_report.is_some() || process.trace_exits;
+    if !has_report && process.api_sock.is_none() {
+        return Timeline::default();
+    }
+    let timeline = Timeline::since(start);
+    timeline.reach(Mark::Configured);
+    timeline
+}
+
+/// What machines are made with.
+struct Host<'a> {
+    jail: Jail<'a>,
+    kvm: Kvm,
+    inbox: Inbox,
+    timeline: Timeline,
+    trace_exits: bool,
+}
+
+/// What a machine is made of, also when it is built again.
+struct Parts {
+    machine: MachineConfig,
+    files: Files,
+    ram: GuestRam,
+    /// When `--timeout` is over.
+    deadline: Option<Instant>,
+    ends_at_reset: bool,
+    /// Kept for as long as the machine.
+    _raw: Option<RawMode>,
+}
+
+/// A machine that can start, and who asked for that over the API.
+type Assembled = (Parts, Machine, Option<Call>);
+
+impl Host<'_> {
+    /// Assembles the machine that `config` describes, or waits until clients of the API have described one and want it
+    /// started; or for the end.
+    fn wait_for_start(
+        &self,
+        config: &Config,
+        api: &mut Option<Api>,
+    ) -> Result<Result<Assembled, End>> {
+        let plain = |(parts, machine)| Ok((parts, machine, None));
+        let Some(api) = api else { return self.assemble(config).map(plain) };
+        if api.is_complete() {
+            let assembled = self.assemble(&api.config())?;
+            api.serve(&self.jail)?;
+            return Ok(plain(assembled));
+        }
+        api.serve(&self.jail)?;
+        loop {
+            let call = match self.inbox.wait(None) {
+                Some(Message::Door) => api.serve_before_start(),
+                Some(Message::StopRequest) => return Ok(Err(End::Signal)),
+                Some(Message::Quit) => return Ok(Err(End::Quit)),
+                _ => None,
+            };
+            let call = match call {
+                Some(Ok(call)) => call,
+                Some(Err(end)) => return Ok(Err(end)),
+                None => continue,
+            };
+            match self.assemble(&api.config()) {
+                Ok((parts, machine)) => return Ok(Ok((parts, machine, Some(call)))),
+                Err(error) => {
+                    self.timeline.forget_exits();
+                    call.answer(Err::<(), _>(error));
+                }
+            }
+        }
+    }
+
+    /// Opens what `config` names, and makes a machine of it that can start.
+    fn assemble(&self, config: &Config) -> Result<(Parts, Machine)> {
+        config.validate()?;
+        let (machine, process) = (config.machine_to_build(), &config.process);
+        capabilities::check(&self.kvm, &machine)?;
+        let files = files::open(&machine, process)?;
+        let mut console = console::new(config)?;
+        let mut raw = None;
+        if process.jail.is_some() {
+            // Its file is opened as the others are: by the user who started us.
+            raw = console::connect(&mut console, config, self.inbox.waker())?;
+        }
+        self.jail.drop_privileges()?;
+        if machine.mem.room().is_some() && process.api_sock.is_none() {
+            log::warn!("--mem {}: nobody can ask for more without --api-sock, add it", machine.mem);
+        }
+        let ram = host::allocate_ram(&machine)?;
+        let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let ends_at_reset = process.ends_at_reset();
+        let mut parts = Parts { machine, files, ram, deadline, ends_at_reset, _raw: raw };
+        let mut machine = self.build(&parts, console)?;
+        if process.jail.is_none() {
+            // The last thing to do before the start, when nothing else can go wrong.
+            parts._raw = console::connect(machine.console(), config, self.inbox.waker())?;
+        }
+        Ok((parts, machine))
+    }
+
+    fn build(&self, parts: &Parts, console: Console) -> Result<Machine> {
+        let (events, timeline) = (self.inbox.sender(), self.timeline.clone());
+        let owner = Owner { events, timeline, trace_exits: self.trace_exits };
+        let Parts { machine, files, ram, .. } = parts;
+        let machine = Machine::build(&self.kvm, machine, files, ram, console, &owner);
+        process::trim_heap();
+        machine
+    }
+
+    fn close_jail(&self, parts: &mut Parts, api: &mut Option<Api>) -> Result<()> {
+        let places = api.as_ref().map_or(Ok(Vec::new()), Api::places)?;
+        let folder = api.as_ref().and_then(Api::folder);
+        let opens = self.jail.close(folder, &places)?;
+        if let Some(api) = api {
+            api.allow_opening(opens);
+            if opens && parts.ends_at_reset {
+                // Nobody builds a machine of them again: one that is exchanged is not to stay locked.
+                parts.files.disks.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Has `machine` run, again after each reset, and shows it to `stopped` whenever it has.
+    fn run_until_it_ends(
+        &self,
+        parts: &Parts,
+        mut machine: LiveMachine,
+        api: &mut Option<Api>,
+        mut stopped: impl FnMut(&Machine),
+    ) -> Result<End> {
+        loop {
+            let end = self.wait_for_end(parts, &mut machine, api)?;
+            let ended = machine.end()?;
+            stopped(&ended);
+            if let Some(api) = api {
+                api.write_last_metrics(&ended);
+            }
+            if end != End::Guest(Halt::Reset) || parts.ends_at_reset {
+                return Ok(end);
+            }
+            if parts.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(End::Timeout);
+            }
+            log::info!("the guest rebooted: starting it again");
+            memory::discard(&parts.ram, parts.machine.hugepages)?;
+            self.inbox.forget_guest();
+            let mut next = self.build(parts, ended.into_console())?;
+            if let Some(api) = api {
+                api.configure_again(&mut next)?;
+            }
+            machine = LiveMachine::Running(next.start()?);
+        }
+    }
+
+    /// Waits for the machine's end, or brings it about; does what clients of the API want meanwhile.
+    fn wait_for_end(
+        &self,
+        parts: &Parts,
+        machine: &mut LiveMachine,
+        api: &mut Option<Api>,
+    ) -> Result<End> {
+        let mut grace: Option<Instant> = None;
+        loop {
+            let due = api.as_mut().and_then(Api::metrics_due);
+            let until = [parts.deadline, grace, due].into_iter().flatten().min();
+            match self.inbox.wait(until) {
+                Some(Message::Door) => {
+                    let end = api.as_mut().and_then(|api| api.serve_calls(machine, &parts.ram));
+                    if let Some(end) = end {
+                        return Ok(end);
+                    }
+                }
+                Some(Message::Quit) => return Ok(End::Quit),
+                Some(Message::Machine(Event::InitRuns)) => {
+                    process::trim_code(); // of what a boot needs, a running guest needs little
+                }
+                Some(Message::Machine(Event::Halt(halt))) => {
+                    return Ok(match machine.explain(halt) {
+                        // A guest that reboots when it is asked to power off is not started again.
+                        Halt::Reset if grace.is_some() => End::Signal,
+                        halt => End::Guest(halt),
+                    });
+                }
+                Some(Message::StopRequest)
+                    if grace.is_some_and(|end| end < Instant::now() + GRACE - ONE_REQUEST) =>
+                {
+                    return Ok(End::Signal);
+                }
+                Some(Message::StopRequest) if grace.is_some() => {}
+                // It could not react.
+                Some(Message::StopRequest) if machine.is_paused() => return Ok(End::Signal),
+                Some(Message::StopRequest) => {
+                    log::info!("pressing the guest's power button");
+                    if let Some(handles) = machine.handles() {
+                        handles.press_power_button()?;
+                    }
+                    grace = Some(Instant::now() + GRACE);
+                }
+                None if api.as_mut().is_some_and(|api| api.write_due_metrics(machine)) => {}
+                None if grace.is_some_and(|grace| Instant::now() >= grace) => {
+                    return Ok(End::Signal);
+                }
+                None => return Ok(End::Timeout),
+            }
+        }
+    }
+}

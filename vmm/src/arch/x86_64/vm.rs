@@ -1,0 +1,54 @@
+//! The VM and its vCPUs as KVM makes them, and the tables that tell a guest of them.
+
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::acpi::{self, Hardware};
+use super::cpuid::CpuidTemplate;
+pub use super::regs::set_boot_state;
+use super::{apic, cmdline, layout, regs, smbios};
+use crate::config::MachineConfig;
+use crate::memory::GuestRam;
+use crate::random;
+
+/// Makes a VM with interrupt chips, and a PIT where the guest measures its clock against it.
+pub fn create_vm(kvm: &Kvm, config: &MachineConfig) -> Result<VmFd> {
+    let vm = kvm.create_vm().context("KVM cannot make a virtual machine")?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
+    vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
+    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+    if cmdline::without_kvmclock(config) {
+        // With port 0x61, through which Linux gates the PIT's channel 2 to calibrate.
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(config).context("KVM_CREATE_PIT2")?;
+    }
+    Ok(vm)
+}
+
+/// Makes the vCPUs of `vm`, each with its CPUID and MSRs.
+pub fn create_vcpus(vm: &VmFd, kvm: &Kvm, config: &MachineConfig) -> Result<Vec<VcpuFd>> {
+    let cpuid = CpuidTemplate::new(kvm, config.cpus)?;
+    let create = |index| {
+        let fd = vm
+            .create_vcpu(apic::id(config.cpus, index).into())
+            .with_context(|| format!("KVM cannot make CPU {index}"))?;
+        fd.set_cpuid2(&cpuid.for_cpu(index)?).context("KVM_SET_CPUID2")?;
+        if cpuid.xcr0() != 0 {
+            regs::set_xcr0(&fd, cpuid.xcr0())?;
+        }
+        regs::set_msrs(&fd)?;
+        Ok(fd)
+    };
+    (0..config.cpus.count()).map(create).collect()
+}
+
+/// Writes the ACPI and SMBIOS tables of a machine with so many virtio devices.
+pub fn write_tables(config: &MachineConfig, ram: &GuestRam, virtio_devices: usize) -> Result<()> {
+    let rtc = cmdline::without_kvmclock(config);
+    let hardware = Hardware { cpus: config.cpus, virtio_devices, rtc, uart: config.uart };
+    acpi::write(ram, hardware)?;
+    let random = uuid::Builder::from_random_bytes(random::bytes()?).into_uuid();
+    let uuid = config.uuid.unwrap_or(random);
+    smbios::write(ram, config.cpus, config.mem.bytes(), uuid)
+}

@@ -1,0 +1,38 @@
+//! What the owner of a machine reaches its devices by, whether the machine runs or not.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::power::PanicFlag;
+use crate::virtio::balloon_handle::BalloonHandle;
+use crate::virtio::disk_handle::DiskHandle;
+use crate::virtio::mem_handle::MemHandle;
+use crate::virtio::mmio::Mmio;
+
+/// The handles of a machine.
+pub struct Handles {
+    /// The balloon, if the machine has one.
+    pub balloon: Option<BalloonHandle>,
+    /// The memory that can be plugged, if the machine has room for more.
+    pub memory: Option<MemHandle>,
+    /// The disks, in the order of the configuration.
+    pub disks: Vec<Disk>,
+    pub(super) panicked: PanicFlag,
+    pub(super) power_button: EventFd,
+}
+
+/// A disk, with its registers.
+pub struct Disk {
+    /// The disk itself.
+    pub handle: DiskHandle,
+    pub(super) registers: Arc<Mutex<Mmio>>,
+}
+
+impl Handles {
+    /// Presses the power button: an interrupt to the ACPI event device.
+    pub fn press_power_button(&self) -> Result<()> {
+        Ok(self.power_button.write(1)?)
+    }
+}
