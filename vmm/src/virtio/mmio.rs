@@ -32,9 +32,10 @@ impl Mmio {
         registers.set(reg::VIRTIO_MMIO_VERSION, 2);
         registers.set(reg::VIRTIO_MMIO_DEVICE_ID, transport.id);
         registers.set(reg::VIRTIO_MMIO_VENDOR_ID, VENDOR);
-        // No shared memory regions: their length is all ones (4.2.2).
-        registers.set(reg::VIRTIO_MMIO_SHM_LEN_LOW, u32::MAX);
-        registers.set(reg::VIRTIO_MMIO_SHM_LEN_HIGH, u32::MAX);
+        // No shared memory regions: their lengths and bases are all ones (4.2.2).
+        for register in (reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH).step_by(4) {
+            registers.set(register, u32::MAX);
+        }
         let mmio = Self { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 };
         mmio.show();
         mmio
@@ -96,7 +97,8 @@ impl Mmio {
         match self.driver_features_sel {
             0 => *features = *features & !0xffff_ffff | u64::from(value),
             1 => *features = *features & 0xffff_ffff | u64::from(value) << 32,
-            _ => {}
+            // No feature there is offered.
+            _ => self.transport.accepts_unknown |= value != 0,
         }
     }
 
@@ -110,13 +112,12 @@ impl Mmio {
             return;
         }
         let Some(queue) = self.transport.queues.get_mut(self.queue_sel as usize) else { return };
-        if offset == reg::VIRTIO_MMIO_QUEUE_READY {
-            return queue.set_ready(value == 1);
-        }
         if queue.ready() {
             return;
         }
         match offset {
+            // Values but zero and one have no meaning (4.2.2): they change nothing.
+            reg::VIRTIO_MMIO_QUEUE_READY if value == 1 => queue.set_ready(true),
             // An unfit size (zero, no power of two, above the maximum) leaves the size as it was.
             reg::VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
             reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),

@@ -37,6 +37,8 @@ pub struct Transport {
     interrupt: Arc<Interrupt>,
     /// Feature bits that the driver accepts.
     pub(super) driver_features: u64,
+    /// It has accepted features past the 64th, of which none exists.
+    pub(super) accepts_unknown: bool,
     /// Queues as the driver sets them up. Fixed from DRIVER_OK to the reset.
     pub(super) queues: Vec<Queue>,
     kicks: Vec<Arc<EventFd>>,
@@ -79,6 +81,7 @@ impl Transport {
             features: device.features() | COMMON_FEATURES,
             interrupt: Arc::new(Interrupt::new(registers, interrupt)),
             driver_features: 0,
+            accepts_unknown: false,
             queues,
             kicks,
             ram,
@@ -137,7 +140,8 @@ impl Transport {
     }
 
     fn features_are_ok(&self) -> bool {
-        self.driver_features & !self.features == 0
+        !self.accepts_unknown
+            && self.driver_features & !self.features == 0
             && self.driver_features & 1 << conf::VIRTIO_F_VERSION_1 != 0
     }
 
@@ -187,7 +191,7 @@ impl Transport {
         if let DeviceState::Stopped(device) = &mut self.state {
             device.reset();
         }
-        self.driver_features = 0;
+        (self.driver_features, self.accepts_unknown) = (0, false);
         self.queues.iter_mut().for_each(QueueT::reset);
         self.registers().set(VIRTIO_MMIO_INTERRUPT_STATUS, 0);
         let dead = matches!(self.state, DeviceState::Dead);

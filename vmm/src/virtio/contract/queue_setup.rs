@@ -109,6 +109,9 @@ fn only_one_makes_a_queue_ready_and_only_zero_takes_it_back() {
             set_up_with(driver, |driver| {
                 driver.set(VIRTIO_MMIO_QUEUE_READY, value);
                 assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0, "{value:#x}");
+                driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
+                driver.set(VIRTIO_MMIO_QUEUE_READY, value);
+                assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 1, "{value:#x} on a ready queue");
             });
             subject.works(driver);
         }

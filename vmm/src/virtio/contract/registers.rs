@@ -8,9 +8,11 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{
-    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_MAGIC_VALUE,
-    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL,
+    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_NOTIFY,
+    VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
+    VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_LEN_LOW,
+    VIRTIO_MMIO_SHM_SEL, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
@@ -127,6 +129,24 @@ fn features_that_were_not_offered_or_are_too_old_are_refused() {
             assert!(!driver.accept_features(features), "{features:#x}");
         }
         assert!(driver.accept_features(offered), "a driver may try again");
+        for (word, accepted) in [(2, false), (u32::MAX, false), (2, true)] {
+            driver.start_setup();
+            driver.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, word);
+            driver.set(VIRTIO_MMIO_DRIVER_FEATURES, u32::from(!accepted));
+            assert_eq!(driver.accept_features(offered), accepted, "bit 0 of word {word}");
+        }
+    });
+}
+
+#[test]
+fn there_is_no_shared_memory() {
+    for_each_device(|_, driver| {
+        for region in [0, 1, u32::MAX] {
+            driver.set(VIRTIO_MMIO_SHM_SEL, region);
+            for register in (VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH).step_by(4) {
+                assert_eq!(driver.get(register), u32::MAX, "{register:#x} of region {region}");
+            }
+        }
     });
 }
 
