@@ -1,13 +1,14 @@
 //! A virtqueue as a device sees it: requests, one after another.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::Registers;
@@ -107,12 +108,23 @@ impl Virtqueue {
                 return Ok(());
             };
             self.queue.add_used(&ram, head, written)?;
-            if self.queue.needs_notification(&ram)? {
+            if wants_interrupt(&mut self.queue, &ram)? {
                 self.interrupt.raise(USED_BUFFER);
             }
         }
         Ok(self.kick.write(1)?)
     }
+}
+
+/// Whether the driver wants an interrupt for the request that was just answered.
+fn wants_interrupt(queue: &mut Queue, ram: &GuestRam) -> Result<bool> {
+    if queue.event_idx_enabled() {
+        return Ok(queue.needs_notification(ram)?);
+    }
+    // The driver clears the flag before it looks at the used index for the last time (virtio 1.2, 2.7.7).
+    fence(Ordering::SeqCst);
+    let flags: u16 = ram.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)?;
+    Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
 }
 
 /// Takes the next request from the ring, if there is one, and checks all of it.

@@ -267,6 +267,11 @@ impl Driver {
         self.ram.store(index, address, Ordering::Release).unwrap();
     }
 
+    /// Without EVENT_IDX: asks for interrupts, or for none.
+    pub fn want_interrupts(&self, queue: usize, wanted: bool) {
+        self.write(rings(queue)[1], &u16::from(!wanted).to_le_bytes());
+    }
+
     /// With EVENT_IDX: asks for an interrupt once the used index goes past `index`.
     pub fn set_used_event(&self, queue: usize, index: u16) {
         let [_, avail, ..] = rings(queue);
