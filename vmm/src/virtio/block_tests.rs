@@ -128,7 +128,7 @@ impl Disk {
         let read = |(address, len, _): &Buffer| self.driver.read(*address, *len as usize);
         let mut answer: Vec<_> = answers.iter().flat_map(read).collect();
         let status = u32::from(answer.pop().unwrap());
-        assert!((1..=room).contains(&(written as usize)));
+        assert!(written as usize <= room);
         (status, answer)
     }
 

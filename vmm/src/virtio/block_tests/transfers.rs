@@ -92,16 +92,19 @@ fn a_request_may_be_cut_anywhere() {
 }
 
 #[test]
-fn the_answer_tells_how_much_was_written() {
+fn the_answer_tells_how_much_was_written_from_its_start_on_without_a_gap() {
     let mut disk = Disk::new();
-    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_IN, 0), 1025);
-    assert_eq!(written, 1025);
-    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_IN, SECTORS), 513);
-    assert_eq!(written, 1, "only the status");
-    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_FLUSH, 0), 1);
-    assert_eq!(written, 1);
-    let (_, written) = disk.driver.request(0, &header(VIRTIO_BLK_T_GET_ID, 0), 65);
-    assert_eq!(written, 21);
+    let mut written = |kind, sector, room| disk.driver.request(0, &header(kind, sector), room).1;
+    assert_eq!(written(VIRTIO_BLK_T_IN, 0, 1025), 1025);
+    for kind in [VIRTIO_BLK_T_IN, 99] {
+        assert_eq!(written(kind, SECTORS, 513), 0, "the status is behind what was not read");
+        assert_eq!(written(kind, SECTORS + 1, 1), 1, "only the status");
+    }
+    assert_eq!(written(VIRTIO_BLK_T_FLUSH, 0, 1), 1);
+    assert_eq!(written(VIRTIO_BLK_T_FLUSH, 0, 2), 0, "a byte that no flush fills");
+    for (room, expected) in [(4, 4), (21, 21), (22, 20), (65, 20)] {
+        assert_eq!(written(VIRTIO_BLK_T_GET_ID, 0, room), expected, "{room}");
+    }
 }
 
 #[test]
