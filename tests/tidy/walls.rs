@@ -21,12 +21,13 @@ const BUDGETS: [(&str, usize); 4] = [
 
 /// The library's layers from the top: what is in one imports only from those below. A folder is one of them, and what
 /// is in a layer may not know each other.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["machine"],
     &["arch"],
     &["devices", "virtio"],
     &["vcpu", "disk_image"],
     &["coalesced", "overlay", "trace"],
+    &["pieces"],
     &["memory", "timeline"],
     &["bus", "config", "event", "exits", "instructions"],
     &["worker"],

@@ -2,26 +2,21 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, ioctl_blksszget, statx};
-
-use rustix::io::retry_on_intr;
+use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 
 use crate::config::DiskConfig;
 use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
+use crate::pieces::{self, Zero};
 
 /// The unit of virtio-blk's addresses, in bytes.
 pub const SECTOR: u64 = 512;
-/// Alignment that every device's O_DIRECT takes.
-const DIRECT_ALIGN: usize = 4096;
-/// Most bytes copied at a time where a guest's buffers do not suit O_DIRECT.
-const BOUNCE: usize = 128 << 10;
 
 /// An open disk image. Its format is raw: contents are never looked at.
 pub struct DiskImage {
@@ -124,11 +119,9 @@ impl DiskImage {
         }
         match data.clone().read_from_file(&self.file, offset) {
             Err(error) if self.wants_bounce(&error) => {
-                bounce(&mut data, offset, |piece, at, part| {
-                    self.file.read_exact_at(piece, at)?;
-                    part.copy_from(piece);
-                    Ok(())
-                })
+                let range = offset..offset + data.len() as u64;
+                let take = |part: &[u8]| _ = data.take(part.len()).copy_from(part);
+                pieces::read(&self.file, self.unit(), range, take)
             }
             result => result,
         }
@@ -141,10 +134,9 @@ impl DiskImage {
         }
         match data.clone().write_to_file(&self.file, offset) {
             Err(error) if self.wants_bounce(&error) => {
-                bounce(&mut data, offset, |piece, at, part| {
-                    part.copy_to(piece);
-                    self.file.write_all_at(piece, at)
-                })
+                let range = offset..offset + data.len() as u64;
+                let fill = |part: &mut [u8]| data.take(part.len()).copy_to(part);
+                pieces::write(&self.file, self.unit(), range, fill)
             }
             result => result,
         }
@@ -170,18 +162,26 @@ impl DiskImage {
         result
     }
 
-    /// Makes `len` bytes at `offset` read as zeroes. With `unmap` it gives their space back, else
-    /// it keeps the space for what is written there next.
-    pub fn zero(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    /// Does what `how` says to `len` bytes at `offset`. To discard is advice (virtio 1.2, 5.2.6.2): where nothing can
+    /// be given back, the bytes stay.
+    pub fn zero(&mut self, offset: u64, len: u64, how: Zero) -> io::Result<()> {
         if len == 0 {
             return Ok(());
         }
-        if let Some(layer) = &mut self.layer {
-            return layer.zero(&self.file, offset, len);
+        let range = offset..offset + len;
+        let unit = self.unit();
+        let done = match &mut self.layer {
+            Some(layer) => layer.zero(&self.file, range, how),
+            None => pieces::zero(&self.file, unit, range, how),
+        };
+        match done {
+            Err(e) if how == Zero::Discard && e.kind() == io::ErrorKind::Unsupported => Ok(()),
+            done => done,
         }
-        let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
-        let flags = how | FallocateFlags::KEEP_SIZE;
-        Ok(retry_on_intr(|| fallocate(&self.file, flags, offset, len))?)
+    }
+
+    fn unit(&self) -> u64 {
+        self.block_size.into()
     }
 }
 
@@ -196,28 +196,11 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
     DiskImage::new(options.open(&config.path)?, config)
 }
 
-/// Does I/O in aligned pieces: `io` gets a piece, its offset and its part of `data`.
-fn bounce(
-    data: &mut Buffers,
-    mut offset: u64,
-    mut io: impl FnMut(&mut [u8], u64, &Buffers) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut space = vec![0u8; BOUNCE + DIRECT_ALIGN];
-    let start = space.as_ptr().align_offset(DIRECT_ALIGN);
-    while !data.is_empty() {
-        let part = data.take(BOUNCE);
-        let piece = &mut space[start..start + part.len()];
-        io(piece, offset, &part)?;
-        offset += part.len() as u64;
-    }
-    Ok(())
-}
-
 /// The unit of O_DIRECT on a file, as far as its file system tells (since Linux 6.1).
 fn direct_unit(file: &File) -> u32 {
     let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     let unit = told.map_or(0, |told| told.stx_dio_offset_align);
-    if unit >= SECTOR as u32 { unit } else { DIRECT_ALIGN as u32 }
+    if unit >= SECTOR as u32 { unit } else { pieces::ALIGN as u32 }
 }
 
 fn lock(file: &File, shared: bool) -> Result<()> {
@@ -240,6 +223,16 @@ fn lock(file: &File, shared: bool) -> Result<()> {
 mod tests {
     use super::*;
     use vmm_sys_util::tempfile::TempFile;
+
+    #[test]
+    fn a_discard_of_what_cannot_be_given_back_succeeds() {
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let mut image = open(&DiskConfig::new(file.as_path().into())).unwrap();
+        // A file without fallocate(2).
+        image.file = File::options().read(true).write(true).open("/proc/self/comm").unwrap();
+        image.zero(0, 4096, Zero::Discard).unwrap();
+    }
 
     #[test]
     fn what_a_flush_could_not_write_stays_lost_after_a_reset() {

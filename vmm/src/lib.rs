@@ -11,6 +11,7 @@ pub mod instructions;
 pub mod machine;
 pub mod memory;
 pub mod overlay;
+pub mod pieces;
 pub mod random;
 pub mod sync;
 pub mod timeline;

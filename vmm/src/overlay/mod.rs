@@ -16,12 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::retry_on_intr;
 
 use self::bitmap::Bitmap;
 use self::header::{BITMAP, Header};
 use crate::memory::buffers::Buffers;
+use crate::pieces::{self, Zero};
 
 /// What the guest wrote to a disk. It belongs to a base, a file that is only read.
 pub struct Layer {
@@ -97,13 +96,11 @@ impl Layer {
         self.change(base, range, |file| data.write_to_file(file, at))
     }
 
-    /// Makes `len` bytes at `offset` of the disk read as zeroes. They take no space.
-    pub fn zero(&mut self, base: &File, offset: u64, len: u64) -> io::Result<()> {
-        let at = self.header.data() + offset;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        self.change(base, offset..offset + len, |file| {
-            Ok(retry_on_intr(|| fallocate(file, flags, at, len))?)
-        })
+    /// Does what `how` says to `range` of the disk; no zeroes take space where the file system can do without.
+    pub fn zero(&mut self, base: &File, range: Range<u64>, how: Zero) -> io::Result<()> {
+        let at = self.header.data() + range.start..self.header.data() + range.end;
+        let how = if how == Zero::Keep { Zero::Unmap } else { how };
+        self.change(base, range, |file| pieces::zero(file, 1, at, how))
     }
 
     /// Makes what was written survive a crash of the host, if the layer is kept at all.

@@ -11,6 +11,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::{BITMAP, Layer};
 use crate::memory::buffers::Buffers;
 use crate::memory::{self, GuestRam};
+use crate::pieces::Zero;
 
 const BLOCK: usize = 4096;
 /// The tests' disk: its last block is cut short.
@@ -68,7 +69,8 @@ impl Files {
     }
 
     fn zero(&self, layer: &mut Layer, offset: usize, len: usize) {
-        layer.zero(self.base.as_file(), offset as u64, len as u64).unwrap();
+        let range = offset as u64..(offset + len) as u64;
+        layer.zero(self.base.as_file(), range, Zero::Keep).unwrap();
     }
 }
 
@@ -120,4 +122,18 @@ fn a_layer_takes_the_space_of_what_was_written_to_it() {
     );
     let refused = format!("{:#}", large.err().unwrap());
     assert!(refused.contains("32 TiB"), "{refused}");
+}
+
+#[test]
+fn what_cannot_be_discarded_stays_as_it_is() {
+    let files = Files::new(LEN);
+    let mut layer = files.open().unwrap();
+    // A file without fallocate(2).
+    let other = File::options().read(true).write(true).open("/proc/self/comm").unwrap();
+    let own = std::mem::replace(&mut layer.file, other);
+    let range = 0..BLOCK as u64;
+    let error = layer.zero(files.base.as_file(), range, Zero::Discard).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+    layer.file = own;
+    assert_eq!(files.read(&layer, 0, LEN), pattern(LEN, 0));
 }

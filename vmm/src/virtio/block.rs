@@ -15,6 +15,7 @@ use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, SECTOR};
 use crate::memory::buffers::Buffers;
+use crate::pieces::Zero;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -25,9 +26,17 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const SIZE_MAX: u32 = 1 << 20;
 /// More queues than this gain nothing: one thread serves them all.
 const MAX_QUEUES: u16 = 4;
-/// Ranges in one discard or write-zeroes request, and sectors in one range.
-const MAX_RANGES: u32 = 16;
-const MAX_RANGE_SECTORS: u32 = 1 << 22;
+
+/// What a request that discards or zeroes ranges may have.
+struct Limits {
+    ranges: u32,
+    /// Of each range.
+    sectors: u32,
+}
+
+const DISCARD: Limits = Limits { ranges: 16, sectors: 1 << 22 };
+/// Zeroes may have to be written: 128 MiB in a request at most, as long as other requests with data take.
+const WRITE_ZEROES: Limits = Limits { ranges: 4, sectors: 1 << 16 };
 
 /// A request's answer if it is not OK.
 enum Refusal {
@@ -169,8 +178,15 @@ impl Block {
                 room.copy_from(&self.id);
                 Ok(())
             }
-            blk::VIRTIO_BLK_T_DISCARD => self.zero(&mut chain.readable, true),
-            blk::VIRTIO_BLK_T_WRITE_ZEROES => self.zero(&mut chain.readable, false),
+            blk::VIRTIO_BLK_T_DISCARD => self
+                .zero(&mut chain.readable, &DISCARD, |flags| (flags == 0).then_some(Zero::Discard)),
+            blk::VIRTIO_BLK_T_WRITE_ZEROES => {
+                self.zero(&mut chain.readable, &WRITE_ZEROES, |flags| match flags {
+                    0 => Some(Zero::Keep),
+                    blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP => Some(Zero::Unmap),
+                    _ => None,
+                })
+            }
             _ => Err(Refusal::Unsupported),
         }
     }
@@ -193,31 +209,28 @@ impl Block {
         if fits { Ok(offset) } else { Err(Refusal::Invalid) }
     }
 
-    /// Discards or zeroes ranges: both read as zeroes then.
-    fn zero(&mut self, ranges: &mut Buffers, discard: bool) -> Result<(), Refusal> {
+    /// Discards or zeroes `ranges`, as `how` says for the flags of each.
+    fn zero(
+        &mut self,
+        ranges: &mut Buffers,
+        limits: &Limits,
+        how: impl Fn(u32) -> Option<Zero>,
+    ) -> Result<(), Refusal> {
         self.writable()?;
-        if ranges.len() > MAX_RANGES as usize * 16 {
+        if ranges.len() > limits.ranges as usize * 16 {
             return Err(Refusal::Invalid);
         }
         self.shared.counts.discards.add(1);
         while !ranges.is_empty() {
             let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
             let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
-            let allowed = if discard { 0 } else { blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
-            if flags & !allowed != 0 {
-                return Err(Refusal::Unsupported);
-            }
-            if count > MAX_RANGE_SECTORS {
+            let how = how(flags).ok_or(Refusal::Unsupported)?;
+            if count > limits.sectors {
                 return Err(Refusal::Invalid);
             }
             let len = u64::from(count) * SECTOR;
             let offset = self.range(sector, len)?;
-            self.image.zero(offset, len, discard || flags != 0).map_err(|error| {
-                match error.kind() {
-                    io::ErrorKind::Unsupported => Refusal::Unsupported,
-                    _ => Refusal::Io(error),
-                }
-            })?;
+            self.image.zero(offset, len, how)?;
         }
         self.sync_if_write_through()
     }
@@ -275,7 +288,8 @@ impl VirtioDevice for Block {
         config.extend([0; 10]); // topology and writeback: not offered
         config.extend(self.queues.to_le_bytes());
         let alignment = block / SECTOR as u32;
-        for field in [MAX_RANGE_SECTORS, MAX_RANGES, alignment, MAX_RANGE_SECTORS, MAX_RANGES] {
+        let (discard, zeroes) = (DISCARD, WRITE_ZEROES);
+        for field in [discard.sectors, discard.ranges, alignment, zeroes.sectors, zeroes.ranges] {
             config.extend(field.to_le_bytes());
         }
         config.extend([1, 0, 0, 0]); // zeroing may deallocate

@@ -8,7 +8,8 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 
-use super::{Disk, LEN, SECTORS, range};
+use super::{Disk, LEN, SECTORS, pattern, range};
+use vmm_sys_util::tempfile::TempFile;
 
 const KINDS: [u32; 2] = [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES];
 
@@ -83,10 +84,31 @@ fn ranges_outside_the_disk_and_more_than_the_limits_fail() {
 }
 
 #[test]
+fn zeroes_are_written_where_the_file_system_has_no_other_way() {
+    let in_memory = std::path::Path::new("/dev/shm"); // tmpfs: no FALLOC_FL_ZERO_RANGE
+    if !in_memory.is_dir() {
+        return eprintln!("skipped: there is no {}", in_memory.display());
+    }
+    for direct in [false, true] {
+        let file = TempFile::new_in(in_memory).unwrap();
+        std::fs::write(file.as_path(), pattern(LEN, 0)).unwrap();
+        let Some(mut disk) = Disk::open_file(file, false, direct, LEN as u64) else { continue };
+        let mut expected = disk.contents();
+        let ranges = [range(1, 3, 0), range(16, 24, 0), range(60, 60, 0)].concat();
+        let (status, _) = disk.ask(VIRTIO_BLK_T_WRITE_ZEROES, 0, &ranges, 0);
+        assert_eq!(status, VIRTIO_BLK_S_OK);
+        for zeroed in [512..4 * 512, 16 * 512..40 * 512, 60 * 512..120 * 512] {
+            expected[zeroed].fill(0);
+        }
+        assert_eq!(disk.contents(), expected);
+    }
+}
+
+#[test]
 fn a_range_longer_than_the_limit_fails_on_a_disk_that_has_it() {
     let mut disk = Disk::sparse(4 << 30);
-    let max = disk.driver.get(VIRTIO_MMIO_CONFIG + 36);
-    for kind in KINDS {
+    for (kind, limit) in KINDS.into_iter().zip([36, 48]) {
+        let max = disk.driver.get(VIRTIO_MMIO_CONFIG + limit);
         assert_eq!(disk.ask(kind, 0, &range(8, max, 0), 0).0, VIRTIO_BLK_S_OK);
         assert_eq!(disk.ask(kind, 0, &range(8, max + 1, 0), 0).0, VIRTIO_BLK_S_IOERR);
     }
