@@ -25,7 +25,8 @@ pub struct DiskImage {
     len: u64,
     readonly: bool,
     direct: bool,
-    block_size: u32,
+    /// Bytes that O_DIRECT transfers whole; a sector without it.
+    unit: u64,
     /// Takes the writes, if the file is only read.
     layer: Option<Layer>,
     /// A flush failed: the host tells it once, and what it could not write is gone (fsync(2)).
@@ -52,12 +53,16 @@ impl DiskImage {
     fn of_file(mut file: File, config: &DiskConfig) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         let len = file.seek(SeekFrom::End(0)).context("cannot tell its size")?;
-        let block_size = match (config.direct, kind.is_block_device()) {
+        let unit = match (config.direct, kind.is_block_device()) {
             (false, _) => SECTOR as u32,
             (true, true) => ioctl_blksszget(&file).context("cannot tell its block size")?,
             (true, false) => direct_unit(&file),
         };
-        let unit = u64::from(block_size);
+        let unit = u64::from(unit);
+        ensure!(
+            unit <= pieces::MOST as u64,
+            "direct I/O of its file system has a unit of {unit} bytes: leave ,direct out"
+        );
         ensure!(len > 0, "empty: give it a size, as in truncate -s 1G");
         ensure!(
             len.is_multiple_of(unit),
@@ -66,7 +71,7 @@ impl DiskImage {
         let (readonly, direct) = (config.readonly, config.direct);
         let path = config.path.clone();
         let flush_failed = Arc::default();
-        Ok(Self { file, path, len, readonly, direct, block_size, layer: None, flush_failed })
+        Ok(Self { file, path, len, readonly, direct, unit, layer: None, flush_failed })
     }
 
     /// An image of `file`, open as `config` says, to take the place of this one. It may be the same file: then its size
@@ -92,14 +97,14 @@ impl DiskImage {
         clone().with_context(|| format!("disk {}", self.path.display()))
     }
 
-    /// Size in bytes, a multiple of the block size.
+    /// Size in bytes, a multiple of the unit.
     pub fn size(&self) -> u64 {
         self.len
     }
 
-    /// Smallest unit of I/O, in bytes: the guest's logical block size.
-    pub fn block_size(&self) -> u32 {
-        self.block_size
+    /// What is read and written whole, in bytes: a guest's smaller writes cost a read.
+    pub fn unit(&self) -> u64 {
+        self.unit
     }
 
     /// Whether writes have to be refused.
@@ -121,7 +126,7 @@ impl DiskImage {
             Err(error) if self.wants_bounce(&error) => {
                 let range = offset..offset + data.len() as u64;
                 let take = |part: &[u8]| _ = data.take(part.len()).copy_from(part);
-                pieces::read(&self.file, self.unit(), range, take)
+                pieces::read(&self.file, self.unit, range, take)
             }
             result => result,
         }
@@ -136,13 +141,13 @@ impl DiskImage {
             Err(error) if self.wants_bounce(&error) => {
                 let range = offset..offset + data.len() as u64;
                 let fill = |part: &mut [u8]| data.take(part.len()).copy_to(part);
-                pieces::write(&self.file, self.unit(), range, fill)
+                pieces::write(&self.file, self.unit, range, fill)
             }
             result => result,
         }
     }
 
-    /// O_DIRECT refuses guest buffers that are not aligned with EINVAL (open(2)).
+    /// O_DIRECT refuses with EINVAL what is not aligned (open(2)): guest buffers, or sectors within its unit.
     fn wants_bounce(&self, error: &io::Error) -> bool {
         self.direct && error.raw_os_error() == Some(libc::EINVAL)
     }
@@ -169,19 +174,14 @@ impl DiskImage {
             return Ok(());
         }
         let range = offset..offset + len;
-        let unit = self.unit();
         let done = match &mut self.layer {
             Some(layer) => layer.zero(&self.file, range, how),
-            None => pieces::zero(&self.file, unit, range, how),
+            None => pieces::zero(&self.file, self.unit, range, how),
         };
         match done {
             Err(e) if how == Zero::Discard && e.kind() == io::ErrorKind::Unsupported => Ok(()),
             done => done,
         }
-    }
-
-    fn unit(&self) -> u64 {
-        self.block_size.into()
     }
 }
 
@@ -222,7 +222,36 @@ fn lock(file: &File, shared: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
     use vmm_sys_util::tempfile::TempFile;
+
+    #[test]
+    fn sectors_within_a_unit_of_direct_io_are_written_with_what_is_around_them() {
+        let file = TempFile::new().unwrap();
+        std::fs::write(file.as_path(), [1; 8192]).unwrap();
+        let config = DiskConfig { direct: true, ..DiskConfig::new(file.as_path().into()) };
+        let Ok(mut image) = DiskImage::open(&config) else {
+            return eprintln!("skipped: no O_DIRECT in {}", std::env::temp_dir().display());
+        };
+        image.unit = 4096; // as on a device with such sectors
+        let ram = memory::of_ranges(&[(0, 8192)]);
+        ram.write_slice(&[2; 1536], GuestAddress(1)).unwrap(); // at no alignment, which O_DIRECT refuses
+        let buffers = |len| {
+            let mut buffers = Buffers::default();
+            let slices = ram.get_slices(GuestAddress(1), len);
+            slices.for_each(|slice| buffers.push(slice.unwrap()));
+            buffers
+        };
+        image.write(buffers(1536), 3584).unwrap();
+        let mut expected = [1; 8192];
+        expected[3584..5120].fill(2);
+        assert_eq!(std::fs::read(file.as_path()).unwrap(), expected);
+        image.read(buffers(1024), 3072).unwrap();
+        let mut found = [0; 1024];
+        ram.read_slice(&mut found, GuestAddress(1)).unwrap();
+        assert_eq!(found, expected[3072..4096]);
+    }
 
     #[test]
     fn a_discard_of_what_cannot_be_given_back_succeeds() {

@@ -265,6 +265,7 @@ impl VirtioDevice for Block {
         let mut features = 1 << blk::VIRTIO_BLK_F_SIZE_MAX
             | 1 << blk::VIRTIO_BLK_F_SEG_MAX
             | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
+            | 1 << blk::VIRTIO_BLK_F_TOPOLOGY
             | 1 << blk::VIRTIO_BLK_F_FLUSH;
         if self.queues > 1 {
             features |= 1 << blk::VIRTIO_BLK_F_MQ;
@@ -279,15 +280,17 @@ impl VirtioDevice for Block {
 
     /// `struct virtio_blk_config` (5.2.4).
     fn config(&self) -> Arc<dyn ConfigSpace> {
-        let block = self.image.block_size();
+        let unit = self.image.unit() / SECTOR;
         let mut config = (self.image.size() / SECTOR).to_le_bytes().to_vec();
         config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
-        config.extend(block.to_le_bytes());
-        config.extend([0; 10]); // topology and writeback: not offered
+        // However its file is opened, or a partition table that was made for sectors of this size is not found.
+        config.extend((SECTOR as u32).to_le_bytes());
+        config.extend([unit.ilog2() as u8, 0, 0, 0, 0, 0, 0, 0]); // sectors in a physical block
+        config.extend([0; 2]); // writeback: not offered
         config.extend(self.queues.to_le_bytes());
-        let alignment = block / SECTOR as u32;
+        let alignment = unit as u32;
         let (discard, zeroes) = (DISCARD, WRITE_ZEROES);
         for field in [discard.sectors, discard.ranges, alignment, zeroes.sectors, zeroes.ranges] {
             config.extend(field.to_le_bytes());

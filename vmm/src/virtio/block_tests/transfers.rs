@@ -130,12 +130,18 @@ fn the_configuration_tells_size_and_limits() {
 }
 
 #[test]
-fn direct_io_takes_buffers_of_any_alignment() {
+fn direct_io_takes_buffers_and_sectors_of_any_alignment() {
     let Some(mut disk) = Disk::direct() else { return };
-    let block = disk.driver.get(VIRTIO_MMIO_CONFIG + 20) as usize;
-    for at in [DATA, DATA + 1, DATA + 511, DATA + 512] {
-        let data = pattern(2 * block, at as usize);
-        disk.driver.write(at, &header(VIRTIO_BLK_T_OUT, 0));
+    let mut expected = disk.contents();
+    for (at, sector, len) in [
+        (DATA, 0, 4096),
+        (DATA + 1, 8, 4096),
+        (DATA + 511, 3, 512),
+        (DATA + 512, 13, 1024),
+        (DATA + 1, 15, 8704),
+    ] {
+        let data = pattern(len, at as usize);
+        disk.driver.write(at, &header(VIRTIO_BLK_T_OUT, sector));
         disk.driver.write(at + 0x4000, &data);
         let answer = (at + 0x2000, 1, true);
         let out = (at + 0x4000, data.len() as u32, false);
@@ -143,7 +149,25 @@ fn direct_io_takes_buffers_of_any_alignment() {
         disk.driver.kick(0);
         disk.driver.wait_used(0);
         assert_eq!(disk.driver.read(at + 0x2000, 1), [VIRTIO_BLK_S_OK as u8]);
-        assert_eq!(disk.contents()[..2 * block], data);
-        assert_eq!(disk.read(0, 2 * block), (VIRTIO_BLK_S_OK, data));
+        expected[sector as usize * 512..][..len].copy_from_slice(&data);
+        assert!(disk.contents() == expected);
+        assert_eq!(disk.read(sector, len), (VIRTIO_BLK_S_OK, data));
+    }
+}
+
+#[test]
+fn a_sector_has_512_bytes_however_the_file_is_opened() {
+    let unit_of = |disk: &mut Disk| 512 << (disk.driver.get(VIRTIO_MMIO_CONFIG + 24) & 0xff);
+    // Some file systems tell no unit of O_DIRECT, as tmpfs; it is 4096 bytes then.
+    for folder in [std::env::temp_dir(), "/dev/shm".into()] {
+        for direct in [false, true] {
+            let Ok(file) = TempFile::new_in(&folder) else { continue };
+            let Some(mut disk) = Disk::open_file(file, false, direct, 1 << 20) else { continue };
+            assert_eq!(disk.driver.get(VIRTIO_MMIO_CONFIG + 20), 512, "{folder:?} {direct}");
+            let unit = unit_of(&mut disk);
+            assert!(unit == 512 || direct && unit == 4096, "{folder:?} {direct}: {unit}");
+            assert_eq!(disk.write(1, &[7; 512]), VIRTIO_BLK_S_OK);
+            assert_eq!(disk.read(1, 512), (VIRTIO_BLK_S_OK, vec![7; 512]));
+        }
     }
 }
