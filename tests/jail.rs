@@ -126,6 +126,14 @@ fn a_violation_is_no_status_of_a_command() {
 
 #[cfg(debug_assertions)]
 #[test]
+fn a_violation_is_told_though_its_signal_was_blocked_before() {
+    let vmm = Vmm::started_by(&["env", "--block-signal=SYS"]).guest(guests::hello);
+    let outcome = vmm.env("TINYVMM_BREAK_OUT", "Vcpu").run().exits(10);
+    outcome.says(&["the jail", "vcpu0", "openat"]);
+}
+
+#[cfg(debug_assertions)]
+#[test]
 fn with_landlock_nothing_can_be_opened_even_without_a_filter() {
     let doctor = Vmm::new().args(["doctor"]).run();
     if String::from_utf8_lossy(&doctor.stdout).contains("no Landlock") {

@@ -90,6 +90,27 @@ fn a_time_limit_ends_a_busy_guest_and_a_sleeping_one() {
 }
 
 #[test]
+fn signals_that_were_blocked_before_still_end_it() {
+    let blocking = |which: &str| Vmm::started_by(&["env", &format!("--block-signal{which}")]);
+    // All of them, and the one that gets a CPU out of its guest.
+    for which in ["", "=RTMIN"] {
+        let vmm = blocking(which).guest(guests::idle).args(["--timeout", "300ms"]);
+        vmm.run().exits(7).says(&["--timeout is over"]).leaves_nothing();
+    }
+    let running = blocking("=TERM").guest(guests::obedient).start().prints("ready");
+    running.signal(libc::SIGTERM);
+    running.wait().exits(0).prints("button").silently();
+}
+
+#[test]
+fn a_boot_test_ends_whatever_was_done_to_signals_before() {
+    let started_by = ["env", "--block-signal", "--ignore-signal=CHLD"];
+    let spec = "[[machine]]\nname = 'm'\nkernel = 'idle'\ntimeout = '90s'\nexpect = ['idle']\n";
+    let vmm = Vmm::started_by(&started_by).file("idle", guests::elf(&guests::idle()));
+    vmm.file("spec.toml", spec).args(["boot-test", "spec.toml"]).run().exits(0);
+}
+
+#[test]
 fn sigterm_presses_the_power_button_and_the_guest_powers_off() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let running = Vmm::new().guest(guests::obedient).start().prints("ready");

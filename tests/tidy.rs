@@ -17,7 +17,7 @@ const CRATES: [&str; 3] = ["vmm/unpack/src", "vmm/src", "vmm/cli/src"];
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 
 /// The only files that may contain `unsafe`.
-const UNSAFE_FILES: [&str; 17] = [
+const UNSAFE_FILES: [&str; 18] = [
     "vmm/src/coalesced.rs",
     "vmm/cli/src/command.rs",
     "vmm/src/exits.rs",
@@ -26,6 +26,7 @@ const UNSAFE_FILES: [&str; 17] = [
     "vmm/src/memory/mod.rs",
     "vmm/src/memory/slots.rs",
     "vmm/cli/src/process.rs",
+    "vmm/cli/src/signals.rs",
     "vmm/src/vcpu.rs",
     "vmm/src/worker.rs",
     "vmm/src/memory/buffers.rs",

@@ -231,7 +231,7 @@ mod tests {
         let file = TempFile::new().unwrap();
         std::fs::write(file.as_path(), [1; 8192]).unwrap();
         let config = DiskConfig { direct: true, ..DiskConfig::new(file.as_path().into()) };
-        let Ok(mut image) = DiskImage::open(&config) else {
+        let Ok(mut image) = open(&config) else {
             return eprintln!("skipped: no O_DIRECT in {}", std::env::temp_dir().display());
         };
         image.unit = 4096; // as on a device with such sectors

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::thread::sched_getaffinity;
 use rustix::time::{ClockId, clock_gettime};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// What a thread does. The program decides what a thread of a kind may do: [`on_thread_start`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +131,8 @@ impl<W: Work> Worker<W> {
             let stop = StopFlag::new()?;
             let flag = stop.clone();
             let thread = builder.spawn(move || {
+                // Whoever started us may have it blocked: then nothing would stop this thread.
+                let _ = unblock_signal(SIGRTMIN());
                 thread_starts(kind);
                 work.run(&flag);
                 if let Some(time) = work.cpu_time() {

@@ -29,4 +29,5 @@ pub mod logger;
 mod process;
 pub mod report;
 pub mod run;
+pub mod signals;
 pub mod terminal;

@@ -8,10 +8,11 @@ use tinyvmm::timeline;
 use tinyvmm_cli::cli::{self, CacheCommand, Command, Invocation};
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
-use tinyvmm_cli::{command, host, logger, run};
+use tinyvmm_cli::{command, host, logger, run, signals};
 
 fn main() -> ExitCode {
     let start = timeline::process_start();
+    signals::reset();
     #[cfg(feature = "boot-test")]
     tinyvmm_cli::boot_test::die_with_runner();
     let argv: Vec<_> = std::env::args_os().collect();
