@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::fixture::{Outcome, Running, Vmm};
@@ -80,6 +81,22 @@ impl Terminal {
 
     fn settings(&self) -> String {
         format!("{:?}", tcgetattr(&self.line).unwrap())
+    }
+
+    /// What follows `text` on the screen.
+    fn number_after(&self, text: &str) -> i32 {
+        let screen = self.screen.lock().unwrap();
+        let rest = screen.split(text).nth(1).unwrap();
+        rest.split('.').next().unwrap().parse().unwrap()
+    }
+
+    #[track_caller]
+    fn becomes_raw(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.is_raw() {
+            assert!(Instant::now() < deadline, "it does not become raw");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn is_raw(&self) -> bool {
@@ -209,6 +226,45 @@ fn ctrl_c_and_the_like_are_the_guests() {
         terminal.shows("ready").types("<\x03\x1a\x1c\x04\r>").shows("<\x03\x1a\x1c\x04\r>");
         terminal.types("q");
     });
+}
+
+/// What a shell does for its jobs: the first starts in the background and comes to the foreground twice.
+const SHELL: &str = r#"
+set -m
+"$@" &
+echo "job $!."
+read -r line && echo "read $line." && fg >/dev/null
+stty sane && echo "stopped."
+read -r line && echo "read $line." && fg >/dev/null
+stty sane && echo "stopped again." && bg >/dev/null
+wait $!
+echo "ended $?."
+"#;
+
+#[test]
+fn a_shell_gives_it_and_takes_it_away_while_the_machine_runs() {
+    let terminal = Terminal::new();
+    let started_by = ["setsid", "--ctty", "bash", "-c", SHELL, "bash"];
+    let vmm = Vmm::started_by(&started_by).guest(guests::echo).args(["--log-level", "info"]);
+    let running = terminal.start(vmm);
+    let job = terminal.shows("ready").shows("job ").number_after("job ");
+    let signal = |signal| kill_process(Pid::from_raw(job).unwrap(), signal).unwrap();
+    assert!(!terminal.is_raw(), "in the background it is the shell's");
+    terminal.types("<1>\n").shows("read <1>.").becomes_raw();
+    terminal.types("<2>").shows("<2>");
+    signal(Signal::STOP);
+    terminal.shows("stopped.").types("<3>\n").shows("read <3>.").becomes_raw();
+    terminal.types("<4>").shows("<4>");
+    signal(Signal::TSTP);
+    terminal.shows("stopped again.");
+    let before = terminal.settings();
+    signal(Signal::TERM);
+    terminal.shows("power button");
+    thread::sleep(Duration::from_millis(600));
+    signal(Signal::TERM);
+    terminal.shows("ended 8.");
+    assert_eq!(terminal.settings(), before, "in the background it is the shell's");
+    running.wait().exits(0);
 }
 
 #[test]

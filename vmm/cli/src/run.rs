@@ -18,7 +18,6 @@ use crate::config::{Config, ProcessConfig};
 use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
 use crate::report::Target;
-use crate::terminal::RawMode;
 use crate::{console, files, host, logger, process};
 
 /// A second signal this soon is the same request: timeout(1) signals a child and then its group.
@@ -58,7 +57,6 @@ pub fn run(config: &Config, start: Instant) -> Result<End> {
             used.get_or_insert_with(|| report.memory(&parts.ram));
         }
     });
-    drop(parts); // and the terminal is as it was
     let end = end.unwrap_or_else(|error| End::Guest(Halt::Internal(format!("{error:#}"))));
     if let Some(report) = report
         && let Err(error) = report.write(&host.timeline, &end, used.unwrap_or_default())
@@ -99,8 +97,6 @@ struct Parts {
     /// When `--timeout` is over.
     deadline: Option<Instant>,
     ends_at_reset: bool,
-    /// Kept for as long as the machine.
-    _raw: Option<RawMode>,
 }
 
 /// A machine that can start, and who asked for that over the API.
@@ -151,10 +147,9 @@ impl Host<'_> {
         capabilities::check(&self.kvm, &machine)?;
         let files = files::open(&machine, process)?;
         let mut console = console::new(config)?;
-        let mut raw = None;
         if process.jail.is_some() {
             // Its file is opened as the others are: by the user who started us.
-            raw = console::connect(&mut console, config, self.inbox.waker())?;
+            console::connect(&mut console, config, self.inbox.waker())?;
         }
         self.jail.drop_privileges()?;
         if machine.mem.room().is_some() && process.api_sock.is_none() {
@@ -163,11 +158,11 @@ impl Host<'_> {
         let ram = host::allocate_ram(&machine)?;
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ends_at_reset = process.ends_at_reset();
-        let mut parts = Parts { machine, files, ram, deadline, ends_at_reset, _raw: raw };
+        let parts = Parts { machine, files, ram, deadline, ends_at_reset };
         let mut machine = self.build(&parts, console)?;
         if process.jail.is_none() {
             // The last thing to do before the start, when nothing else can go wrong.
-            parts._raw = console::connect(machine.console(), config, self.inbox.waker())?;
+            console::connect(machine.console(), config, self.inbox.waker())?;
         }
         Ok((parts, machine))
     }

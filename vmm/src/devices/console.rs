@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,8 +46,22 @@ pub enum Input {
     Taken,
 }
 
-/// Looks at each byte of input before the guest gets it: for keys that are the program's.
-pub type InputFilter = Box<dyn FnMut(u8) -> Input + Send>;
+/// Input that the program looks after: a terminal, which may be others' for a time, and some of whose keys are the
+/// program's. The console's thread calls all of it.
+pub trait Keyboard: Send {
+    /// Whether what is typed comes to us now. Else nothing is read.
+    fn is_ours(&self) -> bool;
+    /// Readable when that may have changed.
+    fn changed(&self) -> BorrowedFd<'_>;
+    /// How long to wait at most before [`Self::check`] is called.
+    fn patience(&self) -> Option<Duration>;
+    /// Looks whether what is typed comes to us; `changed` was readable or not.
+    fn check(&mut self, changed: bool);
+    /// Reads what was typed from `source`, the terminal.
+    fn read(&mut self, source: &File, bytes: &mut [u8]) -> io::Result<usize>;
+    /// What becomes of a byte that was read.
+    fn input(&mut self, byte: u8) -> Input;
+}
 
 /// What a console is connected to; outlives resets of the machine.
 pub struct Console {
@@ -57,7 +71,7 @@ pub struct Console {
     /// Where input comes from; `None` at its end.
     source: Option<File>,
     /// With one, input is read also while the guest has no room for it.
-    filter: Option<InputFilter>,
+    keyboard: Option<Box<dyn Keyboard>>,
     /// Input that the guest's FIFO has no room for yet.
     typed: Vec<u8>,
     /// Input is for a command: it waits until init runs, and its end is a Ctrl-D.
@@ -74,7 +88,7 @@ impl Console {
             output: Output::new(discard)?,
             sink: None,
             source: None,
-            filter: None,
+            keyboard: None,
             typed: Vec::new(),
             for_command: false,
         })
@@ -86,9 +100,9 @@ impl Console {
         self.source = source;
     }
 
-    /// Has each byte of input go through `filter`.
-    pub fn set_filter(&mut self, filter: InputFilter) {
-        self.filter = Some(filter);
+    /// Has `keyboard` look after the input.
+    pub fn set_keyboard(&mut self, keyboard: Box<dyn Keyboard>) {
+        self.keyboard = Some(keyboard);
     }
 
     /// Has input wait until the guest's init runs; its end is a Ctrl-D.
@@ -123,7 +137,11 @@ impl Console {
     fn read_in(&mut self) {
         let mut bytes = [0; 64];
         let Some(source) = &mut self.source else { return };
-        let bytes = match source.read(&mut bytes) {
+        let read = match &mut self.keyboard {
+            Some(keyboard) => keyboard.read(source, &mut bytes),
+            None => source.read(&mut bytes),
+        };
+        let bytes = match read {
             Ok(len) if len > 0 => &bytes[..len],
             Err(e)
                 if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
@@ -140,12 +158,12 @@ impl Console {
                 return;
             }
         };
-        let Some(filter) = &mut self.filter else {
+        let Some(keyboard) = &mut self.keyboard else {
             self.typed.extend(bytes);
             return;
         };
         for byte in bytes {
-            match filter(*byte) {
+            match keyboard.input(*byte) {
                 Input::Guest(byte) if self.typed.len() < CHUNK => self.typed.push(byte),
                 Input::Guest(_) | Input::Taken => {} // the guest does not read: typed in vain
                 Input::Show(text) => text.bytes().for_each(|byte| self.output.push(byte)),
@@ -259,7 +277,8 @@ impl ConsoleWork {
         let nothing = stop.as_fd();
         let sink = console.sink.as_ref().filter(|_| pending).map(File::as_fd);
         // A pipe waits until the guest has room; a terminal is read always, for the keys that are ours.
-        let listen = fed || console.filter.is_some();
+        let keyboard = console.keyboard.as_deref();
+        let listen = keyboard.map_or(fed, Keyboard::is_ours);
         let source = console.source.as_ref().filter(|_| listen).map(File::as_fd);
         let watch = |fd: Option<_>, flags| match fd {
             Some(fd) => PollFd::from_borrowed_fd(fd, flags),
@@ -270,10 +289,12 @@ impl ConsoleWork {
             PollFd::from_borrowed_fd(borrow(output.filled()), PollFlags::IN),
             watch(sink, PollFlags::OUT),
             watch(source, PollFlags::IN),
+            watch(keyboard.map(Keyboard::changed), PollFlags::IN),
         ];
         let collecting = self.buses.coalesced.as_ref().is_some_and(|writes| writes.is_collecting());
         let tick = collecting.then_some(LATEST);
         let timeout = if fed { tick } else { Some(SOON) };
+        let timeout = timeout.or(keyboard.and_then(Keyboard::patience));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An error is EINTR: the caller looks at `stop` and comes again.
         let _ = poll(&mut fds, timeout.as_ref());
@@ -281,6 +302,9 @@ impl ConsoleWork {
         if ready[1] {
             let _ = output.filled().read();
             thread::sleep(GATHER);
+        }
+        if let Some(keyboard) = &mut self.console.keyboard {
+            keyboard.check(ready[4]);
         }
         self.collect(ready[1]);
         if ready[2] && pending {

@@ -86,6 +86,7 @@ const KVM_REGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone
 const KVM_UNREGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x68);
 /// Of the terminal's requests: its modes are taken back at the end, and by a panic. (Not TIOCSTI.)
 const TERMINAL: [u32; 2] = [TCSETS as u32, TCSETS2];
+const TCGETS2: u32 = 0x802c_542a;
 const TCSETS2: u32 = 0x402c_542b;
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
@@ -144,8 +145,11 @@ const DEVICE: &[Call] = &[
 
 const MEMORY: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
 
-const CONSOLE: &[Call] =
-    &[Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED]))];
+const CONSOLE: &[Call] = &[
+    Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED])),
+    // Of a terminal that becomes ours only now: its modes, to be taken back.
+    Call(SYS_ioctl, Is(1, &[TCGETS as u32, TCGETS2])),
+];
 
 /// Clients of the API. They come to a socket that is there; none is made.
 const CLIENTS: &[Call] = &[
@@ -223,5 +227,5 @@ const KVM_BUILD: [u32; 25] = [
     io(0xce),                                  // KVM_GET_STATS_FD
     io(0xad),                                  // KVM_KVMCLOCK_CTRL
     TCGETS as u32,                             // is this a terminal?
-    0x802c_542a,                               // TCGETS2
+    TCGETS2,
 ];
