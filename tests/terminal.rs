@@ -14,12 +14,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::fixture::{Outcome, Running, Vmm};
-use crate::guests;
+use crate::guests::{self, guest};
 
 const CTRL_A: &str = "\x01";
 
 /// A terminal, seen from where its user sits.
-struct Terminal {
+pub struct Terminal {
     /// The user's side: what is typed and shown.
     keyboard: File,
     /// The program's side, kept open so that its settings can be looked at.
@@ -31,7 +31,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (mut user, mut line) = (-1, -1);
         // SAFETY: writes two descriptors; the other arguments may be null (openpty(3)).
         let made =
@@ -57,14 +57,20 @@ impl Terminal {
         Self { keyboard, line, screen, reader, stop }
     }
 
-    /// `vmm`, started by `setsid --ctty`, on this terminal.
-    fn start(&self, vmm: Vmm) -> Running {
+    /// So many lines and columns; two zeroes are a size that nobody knows.
+    pub fn resize(&self, ws_row: u16, ws_col: u16) {
+        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.keyboard, size).unwrap();
+    }
+
+    /// `vmm` on this terminal; started by `setsid --ctty`, it is its own.
+    pub fn start(&self, vmm: Vmm) -> Running {
         let line = || self.line.try_clone().unwrap();
         vmm.stdin(line()).stdout(line()).stderr(line()).start()
     }
 
     #[track_caller]
-    fn shows(&self, text: &str) -> &Self {
+    pub fn shows(&self, text: &str) -> &Self {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !self.screen.lock().unwrap().contains(text) {
             let screen = self.screen.lock().unwrap().clone();
@@ -228,6 +234,33 @@ fn ctrl_c_and_the_like_are_the_guests() {
     });
 }
 
+guest!(
+    /// Prints the first 8 KiB of its initrd, and powers off.
+    initrd,
+    "mov esi, [rsi + 0x218]",
+    "dump 8192",
+    "power_off",
+);
+
+#[test]
+fn a_command_gets_its_size_and_kind() {
+    for (size, stty, term, file) in [
+        ((50, 132), "echo opost rows 50 cols 132\0", "xterm-256color", Some("xterm-256color\0")),
+        ((0, 0), "echo opost\0", "$(x)", None),
+    ] {
+        let terminal = Terminal::new();
+        terminal.resize(size.0, size.1);
+        let vmm = vmm().guest(initrd).file("initrd", "1234").env("TERM", term);
+        let running = terminal.start(vmm.args(["--initrd", "initrd", "--", "true"]));
+        terminal.shows("TRAILER!!!").shows(stty);
+        let screen = terminal.screen.lock().unwrap().clone();
+        assert_eq!(screen.contains("tinyvmm/term\0"), file.is_some(), "{screen:?}");
+        assert!(screen.contains(file.unwrap_or("")), "{screen:?}");
+        assert!(!screen.contains("$(x)"), "{screen:?}");
+        running.wait().exits(125);
+    }
+}
+
 /// What a shell does for its jobs: the first starts in the background and comes to the foreground twice.
 const SHELL: &str = r#"
 set -m
@@ -271,10 +304,7 @@ fn a_shell_gives_it_and_takes_it_away_while_the_machine_runs() {
 fn a_window_that_changes_its_size_is_harmless() {
     leaves_the_terminal_as_it_was(vmm().guest(guests::echo), 0, |terminal, _| {
         terminal.shows("ready");
-        for ws_row in 20..40 {
-            let size = Winsize { ws_row, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-            tcsetwinsize(&terminal.keyboard, size).unwrap();
-        }
+        (20..40).for_each(|lines| terminal.resize(lines, 80));
         terminal.types("still here").shows("still here").types("q");
     });
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{CLOUD_ELF, Console};
 use crate::fixture::{Outcome, Vmm};
+use crate::terminal::Terminal;
 
 /// Runs `words` in a guest.
 fn vmm(words: &[&str]) -> Vmm {
@@ -46,6 +47,17 @@ fn a_machine_that_ends_without_a_status_is_told() {
     let outcome = vmm(&["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 9"]).run();
     let outcome = outcome.exits(125).says(&["kernel panic in the guest"]);
     assert_eq!(Console::of(&outcome).count("Kernel panic - not syncing: sysrq"), 1, "last words");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_command_at_a_terminal_has_its_size_and_kind() {
+    let terminal = Terminal::new();
+    terminal.resize(50, 132);
+    let vmm = vmm(&["sh", "-c", "stty size; echo $TERM"]).env("TERM", "xterm-256color");
+    let running = terminal.start(vmm);
+    running.wait().exits(0);
+    terminal.shows("50 132\r").shows("\nxterm-256color\r");
 }
 
 #[test]

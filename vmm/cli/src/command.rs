@@ -4,7 +4,9 @@
 //! runs the command and tells its status through [`tinyvmm::devices::guest_report`].
 
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, stdin, stdout};
+
+use rustix::termios::{Winsize, tcgetwinsize};
 
 /// Exit code when the machine ended without a status of the command.
 pub const EXIT_NO_STATUS: u8 = 125;
@@ -37,16 +39,43 @@ pub fn archive(command: &[String], before: u64) -> Vec<u8> {
     add(&mut archive, "tinyvmm/init", PROGRAM, INIT.as_bytes());
     add(&mut archive, "tinyvmm/tell", PROGRAM, tell());
     add(&mut archive, "tinyvmm/command", PROGRAM, format!("{}\n", quoted(command)).as_bytes());
-    // A terminal is raw, so that the guest's side has to echo and to return the carriage.
-    let (input, output) = (std::io::stdin().is_terminal(), std::io::stdout().is_terminal());
-    let modes = [if input { "echo" } else { "-echo" }, if output { "opost" } else { "-opost" }];
-    add(&mut archive, "tinyvmm/stty", PROGRAM, modes.join(" ").as_bytes());
+    let (input, output) = (stdin().is_terminal(), stdout().is_terminal());
+    let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
+    add(&mut archive, "tinyvmm/stty", PROGRAM, stty(input, output, size).as_bytes());
+    let term = std::env::var("TERM").ok();
+    if let Some(term) = term.filter(|term| (input || output) && is_kind_of_terminal(term)) {
+        add(&mut archive, "tinyvmm/term", PROGRAM, term.as_bytes());
+    }
     if input {
         add(&mut archive, "tinyvmm/terminal", PROGRAM, b"");
     }
     add(&mut archive, "TRAILER!!!", 0, b"");
     let zeroes = before.next_multiple_of(4) - before;
     std::iter::repeat_n(0, zeroes as usize).chain(archive).collect()
+}
+
+/// The words for stty with which the guest's end of the serial port becomes what the user's terminal is.
+fn stty(input: bool, output: bool, size: Option<Winsize>) -> String {
+    // A terminal is raw, so that the guest's side has to echo and to return the carriage.
+    let mut words =
+        [if input { "echo" } else { "-echo" }, if output { "opost" } else { "-opost" }].join(" ");
+    let Winsize { ws_row, ws_col, .. } =
+        size.unwrap_or(Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 });
+    // One that does not know its size has 0.
+    for (name, number) in
+        [("rows", ws_row), ("cols", ws_col)].into_iter().filter(|(_, number)| *number > 0)
+    {
+        // Writing to a string cannot fail.
+        let _ = write!(words, " {name} {number}");
+    }
+    words
+}
+
+/// Whether `term` may name an entry of terminfo(5), and is nothing else to a shell or in a path.
+fn is_kind_of_terminal(term: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_+.".contains(c);
+    let starts = term.starts_with(|c: char| c.is_ascii_alphanumeric());
+    starts && term.len() <= 64 && term.chars().all(fits)
 }
 
 /// `words` as sh takes them for just these words.
@@ -84,6 +113,26 @@ mod tests {
         let shell =
             std::process::Command::new("sh").args(["-c", &quoted(&words)]).output().unwrap();
         assert_eq!(shell.stdout, b"it's||a b|$HOME|\"`\\|new\nline|");
+    }
+
+    #[test]
+    fn the_guest_has_the_size_of_the_terminal_as_far_as_it_is_known() {
+        let size = |ws_row, ws_col| Some(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 });
+        assert_eq!(stty(true, true, size(50, 132)), "echo opost rows 50 cols 132");
+        assert_eq!(stty(false, true, size(0, 132)), "-echo opost cols 132");
+        assert_eq!(stty(true, false, size(0, 0)), "echo -opost");
+        assert_eq!(stty(false, false, None), "-echo -opost");
+    }
+
+    #[test]
+    fn only_a_name_is_a_kind_of_terminal() {
+        for term in ["xterm-256color", "linux", "screen.xterm-256color", "rxvt-16color+x"] {
+            assert!(is_kind_of_terminal(term), "{term}");
+        }
+        let long = "x".repeat(65);
+        for term in ["", ".", "../x", "-e", "a b", "a\nb", "$(reboot)", "x;y", "ä", &long] {
+            assert!(!is_kind_of_terminal(term), "{term}");
+        }
     }
 
     #[test]
