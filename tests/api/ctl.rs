@@ -20,11 +20,15 @@ fn a_person_can_do_everything_with_it() {
     client.ctl(&["balloon", "5K"]).refuses(1, &["whole number of M"]);
     let watching =
         Vmm::new().args(["ctl", client.0.to_str().unwrap(), "status", "--watch"]).start();
-    let watching = watching.prints("Running");
+    let watching = watching.prints("Running").prints("\n\n");
     client.ctl(&["power-button"]).exits(0).silently();
     running.wait().exits(0).prints("button").silently();
     // What it watches is gone.
-    watching.wait().exits(0).silently();
+    let watched = watching.wait().exits(0).silently();
+    // Tables, a line apart; nothing that is for a terminal only.
+    let text = String::from_utf8(watched.stdout).unwrap();
+    assert!(text.starts_with("app_name") && text.contains("\n\napp_name"), "{text:?}");
+    assert!(!text.contains('\x1b'), "{text:?}");
     client.ctl(&["status"]).refuses(1, &[SOCKET, "no machine listens"]);
 }
 

@@ -1,7 +1,7 @@
 //! `tinyvmm ctl`: a person's client of the API.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -102,8 +102,12 @@ pub fn main(options: &Options) -> Result<ExitCode> {
             (true, true) => format!("{answer}\n"),
             (true, false) => table(&answer),
         };
-        // To the top left, and the rest of the screen cleared.
-        let clear = if options.watch && !options.json { "\x1b[H\x1b[J" } else { "" };
+        // On a terminal to the top left, and the rest of the screen cleared; else tables are a line apart.
+        let clear = match options.watch && !options.json {
+            true if std::io::stdout().is_terminal() => "\x1b[H\x1b[J",
+            true if seen => "\n",
+            _ => "",
+        };
         let written = std::io::stdout().write_all(format!("{clear}{text}").as_bytes());
         if !options.watch || written.is_err() {
             return Ok(ExitCode::SUCCESS);
