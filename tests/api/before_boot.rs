@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use serde_json::json;
 
@@ -319,35 +318,6 @@ fn a_socket_that_was_left_behind_is_replaced() {
     let again = again.guest(guests::hello).run().exits(0).silently();
     assert!(!path.exists());
     drop(again);
-}
-
-#[test]
-fn curl_is_understood() {
-    let (running, client) = waiting(guests::hello);
-    let curl = |path: &str, args: &[&str]| {
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--unix-socket"]).arg(&client.0);
-        curl.args(["--max-time", "60", "--write-out", "%{http_code}"]).args(args);
-        let output = curl.arg(format!("http://localhost{path}")).output().ok()?;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Some(String::from_utf8(output.stdout).unwrap())
-    };
-    let Some(version) = curl("/version", &[]) else { return eprintln!("SKIPPED: no curl") };
-    assert!(version.ends_with("}200"), "{version}");
-    let json = ["-H", "Content-Type: application/json"];
-    let put =
-        |path: &str, body: &str| curl(path, &[&["-X", "PUT", "-d", body], &json[..]].concat());
-    // So long that curl waits to be told to go on.
-    let args = "x".repeat(2000);
-    let source = format!(r#"{{"kernel_image_path":"vmlinux","boot_args":"{args}"}}"#);
-    assert_eq!(put("/boot-source", &source).unwrap(), "204");
-    assert!(put("/boot-source", "{").unwrap().ends_with("400"));
-    assert!(curl("/actions", &["-X", "PUT", "-d", START]).unwrap().ends_with("400"), "a form");
-    // Two requests over one connection.
-    let both = curl("/version", &["http://localhost/"]).unwrap();
-    assert_eq!(both.matches("200").count(), 2, "{both}");
-    assert_eq!(put("/actions", START).unwrap(), "204");
-    running.wait().exits(0).prints("hello");
 }
 
 #[test]

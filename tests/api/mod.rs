@@ -3,6 +3,7 @@
 mod abuse;
 mod after_boot;
 mod before_boot;
+mod clients;
 mod ctl;
 mod exchange;
 mod firecracker;

@@ -68,12 +68,12 @@ pub fn parse(bytes: &[u8], most_bytes: usize) -> Result<Option<Head>, Refusal> {
             return Err(bad(format!("method {method}: there are GET, PUT and PATCH")));
         }
     };
-    let path = request.path.unwrap_or_default().to_owned();
+    let path = path(request.path.unwrap_or_default()).to_owned();
     let keeps = request.version == Some(1);
     let mut head = Head { method, path, len, body: 0, closes: !keeps, waits: false };
     let mut length = None;
     for field in request.headers.iter() {
-        let value = std::str::from_utf8(field.value).map_err(|_| bad("a header is not UTF-8"))?;
+        let value = String::from_utf8_lossy(field.value);
         read_field(&mut head, &mut length, &field.name.to_ascii_lowercase(), value.trim())?;
     }
     head.body = length.unwrap_or(0);
@@ -84,6 +84,17 @@ pub fn parse(bytes: &[u8], most_bytes: usize) -> Result<Option<Head>, Refusal> {
     Ok(Some(head))
 }
 
+/// The path of a request's target, which may be a whole URI (RFC 9112, 3.2.2). Its host is ours: there is one.
+fn path(target: &str) -> &str {
+    match target.split_once("://") {
+        Some((_, rest)) if !target.starts_with('/') => {
+            rest.find('/').map_or("/", |start| rest.split_at(start).1)
+        }
+        _ => target,
+    }
+}
+
+/// Content-Type is none of them: a body is JSON or refused, and curl says of its bodies that they are forms.
 fn read_field(
     head: &mut Head,
     length: &mut Option<usize>,
@@ -101,16 +112,16 @@ fn read_field(
             *length = Some(told);
         }
         "transfer-encoding" => {
-            return Err(bad("Transfer-Encoding: send the body with a Content-Length instead"));
+            let reason =
+                format!("Transfer-Encoding {value}: send the body with a Content-Length instead");
+            return Err(Refusal(411, reason));
         }
-        "content-type" => {
-            let kind = value.split(';').next().unwrap_or_default().trim();
-            if !kind.eq_ignore_ascii_case("application/json") {
-                return Err(bad(format!("Content-Type {kind}: bodies are application/json")));
+        "connection" => {
+            for option in value.split(',').map(str::trim) {
+                head.closes |= option.eq_ignore_ascii_case("close");
+                head.closes &= !option.eq_ignore_ascii_case("keep-alive");
             }
         }
-        "connection" if value.eq_ignore_ascii_case("close") => head.closes = true,
-        "connection" if value.eq_ignore_ascii_case("keep-alive") => head.closes = false,
         "expect" if value.eq_ignore_ascii_case("100-continue") => head.waits = true,
         "expect" => return Err(Refusal(417, format!("Expect {value}"))),
         _ => {}
@@ -140,6 +151,7 @@ fn render_with(status: u16, body: Option<&Value>, closes: bool) -> Vec<u8> {
     let reason = match status {
         200 => "OK",
         204 => "No Content",
+        411 => "Length Required",
         413 => "Payload Too Large",
         417 => "Expectation Failed",
         431 => "Request Header Fields Too Large",
@@ -194,8 +206,7 @@ mod tests {
         assert_eq!(request("Content-Length: 99999999999999999999999"), Err(413));
         assert_eq!(request("Content-Length: -1"), Err(400));
         assert_eq!(request("Content-Length: 1\r\nContent-Length: 2"), Err(400));
-        assert_eq!(request("Transfer-Encoding: chunked"), Err(400));
-        assert_eq!(request("Content-Type: text/plain"), Err(400));
+        assert_eq!(request("Transfer-Encoding: chunked"), Err(411));
         assert_eq!(request("Expect: more"), Err(417));
         assert_eq!(request(&format!("X: {}", "y".repeat(MAX_HEAD))), Err(431));
         assert_eq!(request(&"X: y\r\n".repeat(MAX_FIELDS + 1)), Err(400));
@@ -204,6 +215,33 @@ mod tests {
         }
         let endless = vec![b'A'; MAX_HEAD];
         assert_eq!(parse(&endless, 100).unwrap_err().0, 431);
+    }
+
+    #[test]
+    fn what_clients_may_send_is_understood() {
+        let request = |text: &str| parse(text.as_bytes(), 100).unwrap().unwrap();
+        for (target, path) in [
+            ("/version", "/version"),
+            ("http://localhost/version", "/version"),
+            ("HTTP://localhost:80/drives/a", "/drives/a"),
+            ("http+unix://%2Fvm%2Fapi.sock/vm/config", "/vm/config"),
+            ("http://localhost", "/"),
+            ("/a?b=http://c", "/a?b=http://c"),
+            ("*", "*"),
+        ] {
+            assert_eq!(request(&format!("GET {target} HTTP/1.1\r\n\r\n")).path, path, "{target}");
+        }
+        for (fields, closes) in [
+            ("connection: Close", true),
+            ("Connection: TE, close", true),
+            ("Connection: keep-alive, Upgrade\r\nUpgrade: h2c", false),
+            ("Content-Type: text/plain\r\nUser-Agent: caf\u{e9}", false),
+        ] {
+            let text = format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n");
+            assert_eq!(request(&text).closes, closes, "{fields}");
+        }
+        let latin = b"\r\nGET / HTTP/1.0\r\nUser-Agent: caf\xe9\r\nConnection: Keep-Alive\r\n\r\n";
+        assert!(!parse(latin, 100).unwrap().unwrap().closes);
     }
 
     proptest! {

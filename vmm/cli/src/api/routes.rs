@@ -81,8 +81,13 @@ pub enum Control {
 
 /// What `method` of `path` with `body` is for; or why it is for nothing.
 pub fn request(method: Method, path: &str, body: &[u8]) -> Result<Request, String> {
-    let parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     let of = |error: String| format!("{path}: {error}");
+    let (place, query) = path.split_once('?').unwrap_or((path, ""));
+    if !query.is_empty() {
+        return Err(of("no request takes a query, leave it out".into()));
+    }
+    // Slashes at its ends say nothing, as with Firecracker.
+    let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
         (
             _,
@@ -179,6 +184,8 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     if body.is_empty() {
         return Err("a body is missing".into());
     }
+    // A file that curl sends may have a byte order mark.
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
@@ -214,12 +221,23 @@ mod tests {
         for path in ["/vsock", "/mmds", "/mmds/config", "/snapshot/create", "/pmem/a"] {
             assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
         }
-        for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/", "/?a=b"] {
+        for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/"] {
             assert!(refused(Method::Put, path).contains("there is no PUT"), "{path}");
         }
+        assert!(refused(Method::Put, "/drives/a?b=c").contains("takes a query"));
         assert!(refused(Method::Patch, "/boot-source").contains("there is no PATCH"));
         assert!(refused(Method::Get, "/version").contains("no body"));
         assert!(refused(Method::Put, "/actions").contains("action_type"));
+    }
+
+    #[test]
+    fn slashes_and_an_empty_query_say_nothing() {
+        for path in ["/version/", "//version", "/version?", "/version/?"] {
+            let subject = request(Method::Get, path, b"").unwrap();
+            assert!(matches!(subject, Request::Tell(Subject::Version)), "{path}");
+        }
+        let body = b"\xef\xbb\xbf{\"action_type\":\"InstanceStart\"}\r\n";
+        assert!(matches!(request(Method::Put, "/actions/", body), Ok(Request::Start)));
     }
 
     #[test]
