@@ -48,6 +48,21 @@ fn with_fifo(vmm: Vmm) -> Vmm {
 }
 
 #[test]
+fn what_was_open_before_can_be_named() {
+    let script = r#"exec 3<kernel 5<disk 6>log && exec "$@" --config-file <(cat vm.json)"#;
+    let drive =
+        r#"{"drive_id":"d","path_on_host":"/dev/fd/5","is_root_device":true,"is_read_only":true}"#;
+    let source = r#"{"kernel_image_path":"/dev/fd/3"}"#;
+    let json = format!("\u{feff}{{\"boot-source\":{source},\r\n\"drives\":[{drive}]}}\r\n");
+    for flags in [&["--console", "/dev/fd/6"][..], &["--console", "/dev/fd/6", "--api-sock", "s"]] {
+        let vmm = Vmm::started_by(&["bash", "-c", script, "bash"]).sparse_file("disk", 1 << 20);
+        let vmm = vmm.file("kernel", guests::elf(&guests::hello())).file("vm.json", &json);
+        let outcome = vmm.args(flags).run().exits(0).silently();
+        assert!(outcome.file("log").starts_with("hello byte by byte\n"), "{}", outcome.file("log"));
+    }
+}
+
+#[test]
 fn a_whole_bzimage_is_entered_512_bytes_after_its_start() {
     let mut file = bzimage();
     file.resize(2 * 512, 0);

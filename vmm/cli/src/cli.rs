@@ -202,12 +202,15 @@ fn cli(matches: &ArgMatches) -> Result<Cli> {
     Cli::from_arg_matches(matches).map_err(|e| one_line(&e))
 }
 
-/// Reads a file that is to be text of at most `max` bytes. It may be a pipe, or endless.
+/// Reads a file that is to be text of at most `max` bytes, with or without a byte order mark. It may be a pipe, or endless.
 pub fn read_text(file: &Path, max: u64) -> Result<String> {
     let mut text = String::new();
     let read = |file: File| file.take(max + 1).read_to_string(&mut text);
     File::open(file).and_then(read).context("cannot read it")?;
     ensure!(text.len() as u64 <= max, "is larger than {} KiB", max >> 10);
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     Ok(text)
 }
 

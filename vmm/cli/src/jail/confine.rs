@@ -21,7 +21,7 @@ use rustix::thread::{
 };
 use vmm_sys_util::signal::register_signal_handler;
 
-use super::raw;
+use super::raw::{self, Inherited};
 use crate::config::JailConfig;
 use crate::{cli, inbox, logger};
 
@@ -30,7 +30,7 @@ const MAX_FILES: u64 = 1024;
 
 /// Goes on in new namespaces, as the first process there. The one that was started stays outside, hands
 /// on signals and ends as this one does.
-pub(super) fn isolate(config: &JailConfig) -> Result<()> {
+pub(super) fn isolate(config: &JailConfig, inherited: &mut Inherited) -> Result<()> {
     ensure!(
         geteuid().is_root(),
         "only root can do that: leave it out, the rest of the jail needs no root"
@@ -50,6 +50,7 @@ pub(super) fn isolate(config: &JailConfig) -> Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         return Ok(());
     };
+    inherited.close();
     CHILD.store(child.as_raw_nonzero().get(), Ordering::SeqCst);
     // One that came before there was a child.
     hand_on(PENDING.load(Ordering::SeqCst));

@@ -11,6 +11,7 @@ mod rules;
 mod seccomp;
 mod violation;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,7 @@ use anyhow::{Context, Result};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use self::landlock::Place;
+use self::raw::Inherited;
 use crate::command::EXIT_NO_STATUS;
 use crate::config::{JailConfig, ProcessConfig};
 use crate::logger;
@@ -70,6 +72,8 @@ pub struct Jail<'a> {
     config: Option<&'a JailConfig>,
     /// What the process ends with when a thread makes a call that is not for it.
     exit_code: u8,
+    /// Open until the files are that may be named by it, as in /dev/fd/3.
+    inherited: RefCell<Inherited>,
 }
 
 impl<'a> Jail<'a> {
@@ -86,19 +90,20 @@ impl<'a> Jail<'a> {
             logger::tell(
                 "--no-jail: this process may do all that its user may, and so may a guest that breaks out",
             );
-            return Ok(Self { on, config, exit_code });
+            return Ok(Self { on, config, exit_code, inherited: RefCell::default() });
         }
-        if let Err(error) = raw::close_inherited() {
+        let mut inherited = Inherited::find().unwrap_or_else(|error| {
             log::warn!(
-                "files that were open before stay so, Linux 5.9 or later could close them ({error})"
+                "files that were open before stay so, /proc or Linux 5.9 could tell them ({error})"
             );
-        }
+            Inherited::default()
+        });
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         setrlimit(Resource::Core, none).context("cannot forbid core dumps")?;
         if let Some(config) = config {
-            confine::isolate(config).with_context(|| format!("--jail {config}"))?;
+            confine::isolate(config, &mut inherited).with_context(|| format!("--jail {config}"))?;
         }
-        Ok(Self { on, config, exit_code })
+        Ok(Self { on, config, exit_code, inherited: RefCell::new(inherited) })
     }
 
     /// Becomes the user that the configuration names, in the folder that it names.
@@ -107,9 +112,10 @@ impl<'a> Jail<'a> {
         confine::drop_privileges(config).with_context(|| format!("--jail {config}"))
     }
 
-    /// From now on new threads have a filter: one of the API has it from its first moment, long before the others.
-    /// One that makes another call ends the process. The main thread may remove files of `folder`.
+    /// From now on what was inherited is closed, and new threads have a filter: one of the API has it from its first moment,
+    /// long before the others. One that makes another call ends the process. The main thread may remove files of `folder`.
     pub fn prepare(&self, folder: Option<&File>) -> Result<()> {
+        self.inherited.take().close();
         if self.on && has_seccomp() && !FILTERS.load(Ordering::SeqCst) {
             worker::on_thread_start(enter_thread);
             violation::watch(self.exit_code)?;
@@ -126,6 +132,7 @@ impl<'a> Jail<'a> {
         if !self.on {
             return Ok(true);
         }
+        self.prepare(folder)?;
         let places = if has_seccomp() { places } else { &[] };
         // Other processes of this user can neither trace this one nor read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid tracing")?;
@@ -141,7 +148,6 @@ impl<'a> Jail<'a> {
             );
             return Ok(false);
         }
-        self.prepare(folder)?;
         let opens = landlock.is_some() && !places.is_empty();
         MAIN_OPENS.store(opens, Ordering::SeqCst);
         worker::spawn_starter_thread().context("cannot start threads")?;

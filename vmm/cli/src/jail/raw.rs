@@ -1,16 +1,39 @@
 //! The system calls of the jail that have no safe form in Rust.
 
-use std::io;
+use std::os::fd::RawFd;
+use std::{fs, io};
 
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Closes all descriptors but 0 to 2: what whoever started us has left open. Only for the start, before
-/// anything is opened.
-pub(super) fn close_inherited() -> io::Result<()> {
-    // SAFETY: nothing in this process owns a descriptor yet.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Descriptors that whoever started this process has left open, other than 0 to 2.
+#[derive(Default)]
+pub(super) struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    /// All that there are; where /proc is not mounted, none, for then they are closed at once. Only for the start, before
+    /// anything is opened.
+    pub(super) fn find() -> io::Result<Self> {
+        let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+            // SAFETY: nothing in this process owns a descriptor yet.
+            let done = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+            return if done == 0 { Ok(Self::default()) } else { Err(io::Error::last_os_error()) };
+        };
+        let numbers =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut all: Vec<RawFd> = numbers.filter(|fd| *fd > 2).collect();
+        // The folder's own has been closed since.
+        all.retain(|fd| fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
+        Ok(Self(all))
+    }
+
+    /// Closes them.
+    pub(super) fn close(&mut self) {
+        for fd in self.0.drain(..) {
+            // SAFETY: it was open before this process opened anything, so nothing here owns it; and it is closed once.
+            unsafe { libc::close(fd) };
+        }
+    }
 }
 
 /// Leaves the namespaces that `flags` names for new ones.
