@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::fixture::{Outcome, Vmm};
-use crate::guests;
+use crate::{bzimage, guests};
 
 /// Hides /dev with what is in it.
 const WITHOUT_KVM: &str = "mount -t tmpfs none /dev && exec \"$@\"";
@@ -118,6 +118,28 @@ fn doctor_knows_a_host_on_which_these_tests_run() {
     Vmm::new().guest(guests::hello).args(["--mem", "16M"]).run().exits(0);
     let doctor = Vmm::new().args(["doctor"]).run();
     assert_ne!(doctor.code(), 2, "a machine has just run here");
+}
+
+#[test]
+fn a_kernel_that_this_host_interprets_is_told_of_if_it_is_linux() {
+    let interprets = fs::exists("/sys/module/kvm_pvm").unwrap();
+    let mut kernel = bzimage::setup();
+    bzimage::put(&mut kernel, 0x1f4, &64u32.to_le_bytes()); // syssize
+    bzimage::put(&mut kernel, 0x260, &0x1000u32.to_le_bytes()); // init_size
+    kernel.resize(bzimage::SETUP + 0x200, 0x90);
+    kernel.extend(guests::idle());
+    kernel.resize(bzimage::SETUP + 1024, 0);
+    let stderr = |kernel: &[u8]| {
+        let vmm = Vmm::new().kernel(kernel).args(["--timeout", "300ms"]);
+        vmm.run().exits(7).prints("idle").stderr
+    };
+    let by_hand = stderr(&kernel);
+    assert_eq!(by_hand, "tinyvmm: stopped: --timeout is over\n", "a kernel without a version");
+    bzimage::put(&mut kernel, 0x20e, &0x100u16.to_le_bytes()); // kernel_version
+    let reason = "this host's KVM (kvm_pvm) interprets guest kernels, and stock ones fail on it: use scripts/kvm-box";
+    let expected =
+        format!("tinyvmm: warn: {reason}\ntinyvmm: stopped: --timeout is over; {reason}\n");
+    assert_eq!(stderr(&kernel), if interprets { expected } else { by_hand });
 }
 
 #[test]

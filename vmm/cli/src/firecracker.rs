@@ -17,7 +17,8 @@ use crate::api::FIRECRACKER_VERSION;
 use crate::cli::{self, Invocation};
 use crate::config::{Config, FirecrackerConfig, StartTimes, instance_id};
 use crate::inbox::End;
-use crate::{host, logger, run};
+use crate::logger;
+use crate::run::{self, Outcome};
 use tinyvmm::event::Halt;
 
 /// Exit code of what could not be done (Firecracker's src/vmm/src/lib.rs, FcExitCode, has them all).
@@ -153,10 +154,8 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
         Ok(Asked::Shown(text)) => return show(&text),
         Err(error) => return fail(format_args!("{error:#}"), EXIT_BAD_FLAGS),
     };
-    // Asked now: in its jail the process cannot look any more.
-    let why_boots_fail = host::why_boots_fail_here();
     match run::run(&config, start) {
-        Ok(end) => conclude(&end, why_boots_fail),
+        Ok(outcome) => conclude(&outcome),
         Err(error) => fail(format_args!("{error:#}"), EXIT_GENERIC),
     }
 }
@@ -207,9 +206,9 @@ fn exit_code(end: &End) -> u8 {
     }
 }
 
-fn conclude(end: &End, why_boots_fail: Option<String>) -> ExitCode {
+fn conclude(Outcome { end, reason }: &Outcome) -> ExitCode {
     let code = exit_code(end);
-    match (end, why_boots_fail) {
+    match (end, reason) {
         (End::Guest(Halt::TripleFault), Some(reason)) => log::warn!("{end}; {reason}"),
         (End::Guest(Halt::TripleFault | Halt::Panic), _) => log::warn!("{end}"),
         (End::Guest(Halt::Internal(_)), Some(reason)) => log::error!("{reason}"),

@@ -4,11 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use kvm_ioctls::Kvm;
+use log::Level;
 use tinyvmm::arch::capabilities;
+use tinyvmm::arch::kernel::KernelFile;
 use tinyvmm::config::MachineConfig;
+use tinyvmm::event::Halt;
 use tinyvmm::machine;
 use tinyvmm::memory::GuestRam;
 use vmm_sys_util::errno;
+
+use crate::inbox::End;
 
 /// How KVM runs guest code here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,33 @@ pub fn why_boots_fail(kind: KvmKind) -> Option<String> {
     let reason = "this host's KVM (kvm_pvm) interprets guest kernels, and stock ones fail on it: \
                   use scripts/kvm-box";
     (!kind.runs_stock_kernels()).then(|| reason.into())
+}
+
+/// What keeps stock kernels from booting on this host.
+pub struct Misfit {
+    reason: String,
+    /// The machine's kernel is Linux, and not some instructions that may well run.
+    is_linux: bool,
+}
+
+impl Misfit {
+    /// Looks for it and says so.
+    pub fn find(kernel: &KernelFile) -> Option<Self> {
+        let reason = why_boots_fail_here()?;
+        let is_linux = kernel.is_linux();
+        log::log!(if is_linux { Level::Warn } else { Level::Info }, "{reason}");
+        Some(Self { reason, is_linux })
+    }
+
+    /// What explains this end, if it does.
+    pub fn explain(self, end: &End) -> Option<String> {
+        let explains = match end {
+            End::Guest(Halt::Internal(_) | Halt::TripleFault) => true,
+            End::Timeout => self.is_linux,
+            _ => false,
+        };
+        explains.then_some(self.reason)
+    }
 }
 
 /// Opens `/dev/kvm` and checks that it is a KVM that machines can be built on.

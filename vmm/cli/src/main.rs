@@ -8,7 +8,8 @@ use tinyvmm::timeline;
 use tinyvmm_cli::cli::{self, CacheCommand, Command, Invocation};
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
-use tinyvmm_cli::{command, host, logger, run, signals};
+use tinyvmm_cli::run::{self, Outcome};
+use tinyvmm_cli::{command, logger, signals};
 
 fn main() -> ExitCode {
     let start = timeline::process_start();
@@ -57,22 +58,18 @@ fn main() -> ExitCode {
     if let Err(error) = cli.config.validate() {
         return fail(&error, ours(cli::EXIT_USAGE));
     }
-    // Asked now: in its jail the process cannot look any more.
-    let why_boots_fail = host::why_boots_fail_here();
-    if let Some(reason) = &why_boots_fail {
-        log::info!("{reason}");
-    }
     match run::run(&cli.config, start) {
-        Ok(end @ End::Guest(Halt::Exited(_))) if in_guest => ExitCode::from(end.exit_code()),
-        Ok(end) => conclude(&end, ours(end.exit_code()), why_boots_fail),
+        Ok(Outcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
+            ExitCode::from(status)
+        }
+        Ok(outcome) => conclude(&outcome, ours(outcome.end.exit_code())),
         Err(error) => fail(&error, ours(cli::EXIT_CANNOT_START)),
     }
 }
 
 /// One line that says how the machine ended. A power-off is a success, and success is quiet.
-fn conclude(end: &End, code: u8, why_boots_fail: Option<String>) -> ExitCode {
-    let failed = matches!(end, End::Guest(Halt::Internal(_) | Halt::TripleFault));
-    match why_boots_fail.filter(|_| failed) {
+fn conclude(Outcome { end, reason }: &Outcome, code: u8) -> ExitCode {
+    match reason {
         Some(reason) => logger::tell(format_args!("{end}; {reason}")),
         None if code == 0 => log::info!("{end}"),
         None => logger::tell(end),

@@ -15,6 +15,7 @@ use tinyvmm::trace::ExitTrace;
 
 use crate::api::{Api, Call};
 use crate::config::{Config, ProcessConfig};
+use crate::host::Misfit;
 use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
 use crate::report::Target;
@@ -25,9 +26,17 @@ const ONE_REQUEST: Duration = Duration::from_millis(500);
 /// How long a guest has to power off once its power button was pressed.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How a machine ended, and what of this host explains it, if something does.
+pub struct Outcome {
+    /// How.
+    pub end: End,
+    /// Why a kernel like this one is bound to fail here.
+    pub reason: Option<String>,
+}
+
 /// Runs the machine until it ends for good, and returns why. An error means that it did not start.
 /// `start` is when the process was started.
-pub fn run(config: &Config, start: Instant) -> Result<End> {
+pub fn run(config: &Config, start: Instant) -> Result<Outcome> {
     let process = &config.process;
     let timeline = timeline(process, start);
     process::share_heap();
@@ -42,7 +51,7 @@ pub fn run(config: &Config, start: Instant) -> Result<End> {
     let mut report = report.map(|path| Target::open(path, &config.machine.0)).transpose()?;
     let (mut parts, machine, call) = match host.wait_for_start(config, &mut api)? {
         Ok(started) => started,
-        Err(end) => return Ok(end),
+        Err(end) => return Ok(Outcome { end, reason: None }),
     };
     host.close_jail(&mut parts, &mut api)?;
     let machine = LiveMachine::Running(machine.start()?);
@@ -66,7 +75,8 @@ pub fn run(config: &Config, start: Instant) -> Result<End> {
     if process.trace_exits {
         logger::tell(trace.to_string().trim_end());
     }
-    Ok(end)
+    let reason = parts.misfit.and_then(|misfit| misfit.explain(&end));
+    Ok(Outcome { end, reason })
 }
 
 /// Notes when the boot passes what, if anybody wants to know.
@@ -97,6 +107,7 @@ struct Parts {
     /// When `--timeout` is over.
     deadline: Option<Instant>,
     ends_at_reset: bool,
+    misfit: Option<Misfit>,
 }
 
 /// A machine that can start, and who asked for that over the API.
@@ -146,6 +157,7 @@ impl Host<'_> {
         let (machine, process) = (config.machine_to_build(), &config.process);
         capabilities::check(&self.kvm, &machine)?;
         let files = files::open(&machine, process)?;
+        let misfit = Misfit::find(&files.kernel);
         let mut console = console::new(config)?;
         if process.jail.is_some() {
             // Its file is opened as the others are: by the user who started us.
@@ -158,7 +170,7 @@ impl Host<'_> {
         let ram = host::allocate_ram(&machine)?;
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ends_at_reset = process.ends_at_reset();
-        let parts = Parts { machine, files, ram, deadline, ends_at_reset };
+        let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit };
         let mut machine = self.build(&parts, console)?;
         if process.jail.is_none() {
             // The last thing to do before the start, when nothing else can go wrong.

@@ -61,6 +61,13 @@ pub fn load(kernel: &KernelFile, ram: &GuestRam, options: &Options) -> Result<Ke
     Ok(Kernel { entry: Entry::Linux64(load + ENTRY_64_OFFSET), end, header })
 }
 
+/// Whether the bzImage names the version of Linux that it is: only what is made by hand does not.
+pub fn is_linux(file: &File) -> bool {
+    let mut header = setup_header::default();
+    let read = file.read_exact_at(header.as_mut_slice(), SETUP_HEADER_OFFSET);
+    read.is_ok() && header.kernel_version != 0
+}
+
 /// The compressed kernel in a bzImage.
 struct Payload<'a> {
     /// The whole bzImage.

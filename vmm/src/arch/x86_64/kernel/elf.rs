@@ -98,8 +98,22 @@ impl Image {
         Ok(sums)
     }
 
-    /// What its headers say, if it is a kernel for x86-64 that `ram_end` bytes of RAM have room for.
-    fn layout(&self, ram_end: u64) -> Result<Layout> {
+    /// Whether it is Linux, which has a note with the salt of its build (include/linux/build-salt.h, since 4.18).
+    pub fn is_linux(&self) -> bool {
+        // The type, LINUX_ELFNOTE_BUILD_SALT, and the name behind it.
+        const SALT: &[u8] = b"\0\x01\0\0Linux\0";
+        let has_salt = |phdr: &Elf64_Phdr| {
+            let mut notes = vec![0; phdr.p_filesz.min(MAX_NOTES) as usize];
+            let read = self.file.read_exact_at(&mut notes, phdr.p_offset);
+            read.is_ok() && notes.windows(SALT.len()).any(|bytes| bytes == SALT)
+        };
+        let headers = self.headers();
+        headers
+            .is_ok_and(|(_, all)| all.iter().any(|phdr| phdr.p_type == PT_NOTE && has_salt(phdr)))
+    }
+
+    /// Its headers, if it is an ELF for x86-64.
+    fn headers(&self) -> Result<(Elf64_Ehdr, Vec<Elf64_Phdr>)> {
         let mut ehdr = Elf64_Ehdr::default();
         self.file.read_exact_at(ehdr.as_mut_slice(), 0).map_err(|_| truncated())?;
         ensure!(ehdr.e_ident[4] == 2, "a 32-bit ELF: use an x86-64 kernel");
@@ -125,6 +139,12 @@ impl Image {
             let at = ehdr.e_phoff.checked_add(at).with_context(truncated)?;
             self.file.read_exact_at(phdr.as_mut_slice(), at).map_err(|_| truncated())?;
         }
+        Ok((ehdr, phdrs))
+    }
+
+    /// What its headers say, if it is a kernel for x86-64 that `ram_end` bytes of RAM have room for.
+    fn layout(&self, ram_end: u64) -> Result<Layout> {
+        let (ehdr, phdrs) = self.headers()?;
         let segments = self.segments(&phdrs, ram_end)?;
         let pvh = phdrs.iter().filter(|phdr| phdr.p_type == PT_NOTE);
         let pvh = pvh.filter_map(|phdr| self.pvh_entry(phdr)).next();

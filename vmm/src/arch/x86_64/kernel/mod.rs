@@ -86,6 +86,16 @@ impl KernelFile {
     pub fn new(file: Loadable, store: Option<Box<dyn KernelStore>>) -> Self {
         Self { file, store, unpacked: OnceLock::new() }
     }
+
+    /// Whether it is Linux, as far as its headers tell.
+    pub fn is_linux(&self) -> bool {
+        let Loadable { file, len, .. } = &self.file;
+        match (identify(file), file.try_clone()) {
+            (Ok(Format::BzImage), _) => bzimage::is_linux(file),
+            (Ok(Format::Elf), Ok(file)) => elf::Image::plain(file, *len).is_linux(),
+            _ => false,
+        }
+    }
 }
 
 /// Loads `kernel` into `ram`. From the second time on it opens nothing.

@@ -20,6 +20,22 @@ fn image(contents: &[u8]) -> Image {
 }
 
 #[test]
+fn linux_is_known_by_the_salt_of_its_build() {
+    let is_linux = |name: &[u8; 8], kind: u32, type_of_segment: u32| {
+        let note = [&[6, 4, kind].map(u32::to_le_bytes).concat(), &name[..], b"salt"].concat();
+        let image = image(&note);
+        image.file.write_all_at(&type_of_segment.to_le_bytes(), 64).unwrap();
+        image.is_linux()
+    };
+    assert!(is_linux(b"Linux\0\0\0", 0x100, PT_NOTE));
+    assert!(!is_linux(b"Linux\0\0\0", 0x101, PT_NOTE));
+    assert!(!is_linux(b"Minix\0\0\0", 0x100, PT_NOTE));
+    assert!(!is_linux(b"Linux\0\0\0", 0x100, PT_LOAD));
+    let file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
+    assert!(!Image::plain(file, 0).is_linux());
+}
+
+#[test]
 fn what_is_zero_is_not_touched_and_all_else_is_loaded() {
     let mut contents = vec![0; 4 * HUGE_PAGE as usize - 100];
     let last = contents.len() - 1;
