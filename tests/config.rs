@@ -1,6 +1,8 @@
 //! Configuration files: keys are flags, flags win, errors name the file and the place.
 
-use crate::fixture::Vmm;
+use serde_json::Value;
+
+use crate::fixture::{Outcome, Vmm};
 use crate::guests;
 
 fn with_config(text: &str) -> Vmm {
@@ -72,6 +74,43 @@ fn what_is_printed_is_read_back_as_the_same_machine() {
         &defaults,
         &["balloon = \"0\"", "cpus = \"1\"", "mem = \"256M\"", "console = \"stdio\""],
     );
+}
+
+fn json(vmm: Vmm) -> (Outcome, Value) {
+    let outcome = vmm.args(["--print-config=json"]).run().leaves_nothing();
+    let json = serde_json::from_slice(&outcome.stdout).unwrap();
+    (outcome, json)
+}
+
+#[test]
+fn json_has_every_key_and_what_the_machine_takes() {
+    let text = "kernel = 'k'\ncpus = '4,cores=2,threads=2'\nmem = '512M,max=1G'";
+    let disks = ["--disk=a,readonly", "--disk=b", "--disk=c,overlay", "--disk=d,overlay=e"];
+    let (outcome, printed) = json(with_config(text).args(disks));
+    outcome.exits(0).silently();
+    let config = &printed["config"];
+    assert_eq!(
+        [&config["mem"], &config["kernel"], &config["log-level"]],
+        ["512M,max=1G", "k", "warn"]
+    );
+    assert!(config["initrd"].is_null() && config.as_object().unwrap().contains_key("initrd"));
+    assert_eq!([&printed["cpus"], &printed["memory"]], [4, 512 << 20]);
+    let files = [("a", true), ("b", false), ("c", true), ("d", true), ("e", false)];
+    let files = files.map(|(path, shared)| serde_json::json!({ "path": path, "shared": shared }));
+    assert_eq!(printed["disks"], serde_json::json!(files));
+    let command = ["--print-config=json", "--kernel=k", "--initrd=i", "--", "sh", "-c", "exit 7"];
+    let outcome = Vmm::new().args(command).run().exits(0).silently();
+    let printed: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    assert_eq!(printed["command"], serde_json::json!(["sh", "-c", "exit 7"]));
+}
+
+#[test]
+fn json_of_what_cannot_be_run_comes_with_the_reason() {
+    let (outcome, printed) = json(Vmm::new());
+    outcome.exits(2).says(&["no kernel"]);
+    assert_eq!(printed["disks"], serde_json::json!([]));
+    json(Vmm::new().args(["--kernel=k", "--mem=5"])).0.exits(2).says(&["--mem 5: too little"]);
+    Vmm::new().args(["--print-config=xml"]).run().refuses(2, &["'xml'", "toml|json"]);
 }
 
 #[test]

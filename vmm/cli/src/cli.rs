@@ -18,6 +18,7 @@ use crate::boot_test;
 use crate::config::Config;
 #[cfg(feature = "api")]
 use crate::ctl;
+use crate::print_config::Format;
 
 /// Largest configuration file, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -79,9 +80,14 @@ pub struct Cli {
     #[arg(long = "config", value_name = "FILE", help_heading = "Program", value_hint = clap::ValueHint::FilePath)]
     pub config_toml: Option<PathBuf>,
 
-    /// Print the machine that would be run, as a configuration file, and exit
-    #[arg(long, help_heading = "Program")]
-    pub print_config: bool,
+    /// Print the machine that would be run, as a configuration file or as JSON, and exit
+    ///
+    /// The JSON has every key, `null` where it is not set, and what the machine takes from the host: `cpus`, `memory`
+    /// in bytes, and the files of `disks`, each with whether other machines may share it. Exit code 2, with the
+    /// reason on stderr: no machine can run like this on any host.
+    #[arg(long, value_name = "toml|json", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "toml", hide_possible_values = true, help_heading = "Program")]
+    pub print_config: Option<Format>,
 
     /// Which messages of tinyvmm's own go to stderr: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Program")]

@@ -26,6 +26,7 @@ pub mod inbox;
 pub mod jail;
 pub mod kernel_cache;
 pub mod logger;
+pub mod print_config;
 mod process;
 pub mod report;
 pub mod run;

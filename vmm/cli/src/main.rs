@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use tinyvmm::event::Halt;
 use tinyvmm::timeline;
-use tinyvmm_cli::cli::{self, CacheCommand, Command, Invocation};
+use tinyvmm_cli::cli::{self, CacheCommand, Cli, Command, Invocation};
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
+use tinyvmm_cli::print_config::{self, Format};
 use tinyvmm_cli::run::{self, Outcome};
 use tinyvmm_cli::{command, logger, signals};
 
@@ -44,13 +45,8 @@ fn main() -> ExitCode {
         Some(Command::Man) => return show(&cli::man_page()),
         None => {}
     }
-    if cli.print_config && !cli.config.process.command.is_empty() {
-        let error = anyhow!("--print-config: a configuration file has no COMMAND, leave one out");
-        return fail(&error, cli::EXIT_USAGE);
-    }
-    if cli.print_config {
-        let text = toml::to_string(&cli.config).map_err(anyhow::Error::from);
-        return text.map_or_else(|error| fail(&error, cli::EXIT_INTERNAL), |text| show(&text));
+    if let Some(format) = cli.print_config {
+        return print_config(&cli, format).unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
     }
     let in_guest = !cli.config.process.command.is_empty();
     // A command's status is its own, whatever it is; ours must not be taken for it.
@@ -65,6 +61,22 @@ fn main() -> ExitCode {
         Ok(outcome) => conclude(&outcome, ours(outcome.end.exit_code())),
         Err(error) => fail(&error, ours(cli::EXIT_CANNOT_START)),
     }
+}
+
+/// A configuration file may be of half a machine, with the other half in flags; JSON is of one that can be run.
+fn print_config(cli: &Cli, format: Format) -> Result<ExitCode> {
+    let text = match format {
+        Format::Toml if cli.config.process.command.is_empty() => print_config::toml(cli)?,
+        Format::Toml => {
+            bail!("--print-config: a configuration file has no COMMAND, leave one out")
+        }
+        Format::Json => print_config::json(cli)?,
+    };
+    let shown = show(&text);
+    if format == Format::Json {
+        cli.config.validate()?;
+    }
+    Ok(shown)
 }
 
 /// One line that says how the machine ended. A power-off is a success, and success is quiet.

@@ -43,15 +43,12 @@ pub struct MachineConfig {
     #[serde(skip_serializing_if = "BalloonFeatures::is_default")]
     pub balloon_features: BalloonFeatures,
     /// A bzImage or an ELF.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
     /// Who unpacks a bzImage.
     pub kernel_entry: KernelEntry,
     /// Initial RAM disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line, appended to the default one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// Whether `cmdline` is the whole command line.
     pub cmdline_only: bool,
@@ -66,7 +63,6 @@ pub struct MachineConfig {
     #[serde(skip_serializing_if = "is_off")]
     pub boot_timer: bool,
     /// Identity in the SMBIOS tables. Random unless given.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
 }
 

@@ -1,0 +1,77 @@
+//! `--print-config`: the machine that would be run, as a configuration file; or, for programs, as JSON.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use tinyvmm::config::{DiskConfig, Overlay};
+
+use crate::cli::Cli;
+use crate::config::Config;
+
+/// A form in which a machine is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A configuration file.
+    Toml,
+    /// JSON, with what the machine takes from the host.
+    Json,
+}
+
+#[derive(Serialize)]
+struct Printed<'a> {
+    config: Keys<'a>,
+    command: &'a [String],
+    cpus: u32,
+    /// In bytes.
+    memory: u64,
+    disks: Vec<DiskFile<'a>>,
+}
+
+/// Every key of a configuration file.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Keys<'a> {
+    #[serde(flatten)]
+    config: &'a Config,
+    log_level: String,
+}
+
+/// A file that a disk needs: its image, or the layer that takes its writes.
+#[derive(Serialize)]
+struct DiskFile<'a> {
+    path: &'a Path,
+    /// Whether other machines may have it open at the same time.
+    shared: bool,
+}
+
+impl<'a> DiskFile<'a> {
+    fn all_of(disk: &'a DiskConfig) -> impl Iterator<Item = Self> {
+        let layer = match &disk.overlay {
+            Some(Overlay::Kept(path)) => Some(Self { path, shared: false }),
+            _ => None,
+        };
+        std::iter::once(Self { path: &disk.path, shared: disk.is_shared() }).chain(layer)
+    }
+}
+
+/// The machine of `cli` as a configuration file.
+pub fn toml(cli: &Cli) -> Result<String> {
+    Ok(toml::to_string(&cli.config)?)
+}
+
+/// The machine of `cli` as JSON; keys that are not set are `null`.
+pub fn json(cli: &Cli) -> Result<String> {
+    let config = &cli.config;
+    let machine = &config.machine.0;
+    let printed = Printed {
+        config: Keys { config, log_level: cli.log_level.to_string().to_lowercase() },
+        command: &config.process.command,
+        cpus: machine.cpus.count(),
+        memory: machine.mem.bytes(),
+        disks: machine.disk.iter().flat_map(DiskFile::all_of).collect(),
+    };
+    Ok(serde_json::to_string_pretty(&printed)? + "\n")
+}
