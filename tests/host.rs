@@ -54,11 +54,25 @@ fn without_permission_the_error_says_what_to_do() {
 }
 
 #[test]
-fn without_dev_kvm_boot_tests_are_not_run() {
-    let Some(vmm) = vmm(WITHOUT_KVM) else { return };
-    let spec = "[[machine]]\nname = 'm'\nkernel = 'kernel'\n";
-    let vmm = vmm.file("spec.toml", spec).args(["boot-test", "spec.toml", "--json", "results"]);
-    vmm.run().refuses(3, &["no /dev/kvm", "enable virtualization"]);
+fn where_no_machine_can_run_boot_tests_report_an_error_with_doctors_advice() {
+    for script in [WITHOUT_KVM, WITH_KVM_CLOSED] {
+        let (Some(doctor), Some(vmm)) = (vmm(script), vmm(script)) else { return };
+        let doctor = json(&doctor.args(["doctor", "--json"]).run().exits(2));
+        let findings = doctor["findings"].as_array().unwrap();
+        let obstacle = findings.iter().find(|finding| finding["status"] == "unusable").unwrap();
+        let [detail, remedy] = ["detail", "remedy"].map(|key| obstacle[key].as_str().unwrap());
+        let spec = "[[machine]]\nname = 'm'\nkernel = 'kernel'\n";
+        let flags = ["boot-test", "spec.toml", "--json", "results.json", "--junit", "results.xml"];
+        let outcome = vmm.file("spec.toml", spec).args(flags).run().exits(3);
+        let outcome = outcome.says(&["this host cannot run machines: ", detail, remedy]);
+        let results: Value = serde_json::from_str(&outcome.file("results.json")).unwrap();
+        assert_eq!((&results["not_run"], &results["failed"]), (&1.into(), &0.into()));
+        assert!(results["error"].as_str().unwrap().contains(remedy), "{results}");
+        let xml = outcome.file("results.xml");
+        assert!(xml.contains("tests=\"2\" failures=\"0\" errors=\"1\" skipped=\"1\""), "{xml}");
+        assert!(xml.contains("<error message=\"this host cannot run machines: "), "{xml}");
+        assert!(xml.contains("<skipped message=\"not run\"/>"), "{xml}");
+    }
 }
 
 #[test]

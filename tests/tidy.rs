@@ -12,7 +12,7 @@ const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 /// The crates, from below.
-const CRATES: [&str; 3] = ["vmm/unpack/src", "vmm/src", "vmm/cli/src"];
+const CRATES: [&str; 4] = ["vmm/unpack/src", "vmm/src", "vmm/boot-test/src", "vmm/cli/src"];
 /// What is before an item that no user gets.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 
@@ -189,6 +189,17 @@ fn no_function_is_long() {
 }
 
 #[test]
+/// Two programs, one interface: the runner starts the command and reads its JSON.
+#[test]
+fn the_runner_of_boot_tests_does_not_link_the_machine() {
+    let manifest = read("vmm/boot-test/Cargo.toml");
+    let dependencies = manifest.split("[dependencies]").nth(1).unwrap();
+    for word in ["path =", "tinyvmm", "kvm"] {
+        assert!(!dependencies.contains(word), "vmm/boot-test depends on {word}");
+    }
+}
+
+#[test]
 fn unsafe_is_in_a_handful_of_files_and_explained() {
     let mut found = HashSet::new();
     for name in rust_files().iter().filter(|name| *name != "tests/tidy.rs") {
@@ -273,7 +284,7 @@ fn nothing_gets_around_the_rules_for_unsafe() {
 fn dependencies_are_from_the_registry_and_locked() {
     const REGISTRY: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
     let locks: [(&str, &[&str]); 3] = [
-        ("Cargo.lock", &["tinyvmm", "tinyvmm-cli", "tinyvmm-fuzz", "unpack"]),
+        ("Cargo.lock", &["boot-test", "tinyvmm", "tinyvmm-cli", "tinyvmm-fuzz", "unpack"]),
         ("guest-images/hostile/Cargo.lock", &["hostile"]),
         ("tests/client/Cargo.lock", &["client"]),
     ];

@@ -74,16 +74,27 @@ fn one(keys: &str) -> String {
     format!("[defaults]\nmem = '32M'\n[[machine]]\nname = 'm'\n{keys}\n")
 }
 
+/// Standard error has a line for each machine as it ended, and no more.
+#[track_caller]
+fn reports(outcome: Outcome) -> Outcome {
+    let number = |line: &str| Some(line.strip_prefix("tinyvmm: [")?.split_once('/')?.0.parse());
+    for (index, line) in outcome.stderr.lines().enumerate() {
+        assert_eq!(number(line), Some(Ok(index + 1)), "stderr: {}", outcome.stderr);
+    }
+    assert!(!outcome.stderr.is_empty(), "no line for a machine that has ended");
+    outcome
+}
+
 /// All tests pass, and nothing is left.
 #[track_caller]
 fn passes(spec: &str) -> Outcome {
-    boot_test(spec).run().exits(0).silently().leaves_nothing()
+    reports(boot_test(spec).run().exits(0)).leaves_nothing()
 }
 
 /// A test fails, for a reason that has all of `words`.
 #[track_caller]
 fn fails(spec: &str, words: &[&str]) -> Outcome {
-    let mut outcome = boot_test(spec).run().exits(1).silently();
+    let mut outcome = reports(boot_test(spec).run().exits(1));
     for word in words {
         outcome = outcome.prints(word);
     }

@@ -1,6 +1,6 @@
 //! What passes and what fails, and why.
 
-use super::{boot_test, fails, logs, one, passes, row};
+use super::{boot_test, fails, logs, one, passes, reports, row};
 
 #[test]
 fn a_machine_that_powers_off_passes() {
@@ -119,10 +119,13 @@ fn what_a_guest_prints_does_not_reach_the_users_terminal_raw() {
     let evil =
         super::printing("\u{1b}[2J\u{1b}]0;x\u{7}a\u{9b}2J <title> & \u{8}\n", super::Then::Sleep);
     let flags = ["--junit", "results.xml"];
-    let outcome = boot_test(&spec).file("evil", evil).args(flags).run().exits(1).silently();
+    let outcome = reports(boot_test(&spec).file("evil", evil).args(flags).run().exits(1));
     let outcome = outcome.prints("the console shows 'title': a 2J <title> &\n");
     let stdout = String::from_utf8(outcome.stdout.clone()).unwrap();
-    assert!(!stdout.contains(|c: char| c.is_control() && c != '\n'), "{stdout:?}");
+    for text in [&stdout, &outcome.stderr] {
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+    }
+    assert!(stdout.contains("\nthe console of m ends with:\n    a 2J <title> &"), "{stdout}");
     let xml = outcome.file("results.xml");
     assert!(xml.contains("&lt;title&gt; &amp;"), "{xml}");
     assert!(!xml.contains(|c: char| c.is_ascii_control() && c != '\n'), "{xml:?}");
@@ -146,5 +149,54 @@ fn a_spec_may_be_elsewhere_and_its_files_are_beside_it() {
     let vmm = boot_test(&one("kernel = 'hello'"));
     let spec = vmm.dir().path("spec.toml");
     let other = crate::fixture::Vmm::new().args(["boot-test".as_ref(), spec.as_os_str()]);
-    other.run().exits(0).silently().leaves_nothing();
+    reports(other.run().exits(0)).leaves_nothing();
+}
+
+#[test]
+fn a_failure_has_all_its_reasons() {
+    let keys = "kernel = 'reset'\nexpect = ['up']\nend = 'power-off'";
+    let spec = one(keys);
+    let reasons = [
+        "'up' was not seen before the end: reboot (the guest rebooted)",
+        "the end is to be 'power-off': reboot",
+    ];
+    let outcome = fails(&spec, &reasons);
+    assert!(reasons.iter().all(|reason| outcome.stderr.contains(reason)), "{}", outcome.stderr);
+    let figures = "budget = { init-ms = 1, init-exits = 1 }";
+    let spec = one(&format!("kernel = 'hello'\n{figures}"));
+    let outcome = fails(&spec, &["init-ms was not measured", "init-exits was not measured"]);
+    assert!(outcome.stderr.contains("failed: init-ms was"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("; init-exits was"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_failure_shows_how_its_console_ends() {
+    let text: String = (1..=30).map(|line| format!("line {line} {}\n", "x".repeat(300))).collect();
+    let long = super::printing(&text, super::Then::PowerOff);
+    let spec = "[defaults]\nmem = '32M'\n\
+        [[machine]]\nname = 'long'\nkernel = 'long'\nend = 'reboot'\n[[machine]]\nname = 'good'\nkernel = 'hello'\n";
+    let outcome = boot_test(spec).file("long", long).run().exits(1);
+    let stdout = String::from_utf8(outcome.stdout).unwrap();
+    let console: Vec<&str> = stdout.lines().filter(|line| line.starts_with("    line")).collect();
+    assert_eq!(console.len(), 15, "{stdout}");
+    assert!(console[14].starts_with("    line 30 x") && console[14].len() == 204, "{stdout}");
+    assert_eq!(stdout.matches("the console of").count(), 1, "{stdout}");
+    assert!(stdout.lines().last().unwrap().starts_with("1 passed, 1 failed in "), "{stdout}");
+}
+
+#[test]
+fn what_keeps_many_machines_from_starting_is_shown_once() {
+    let spec = one("matrix = { kernel = ['missing'], cpus = [1, 2, 3] }");
+    let outcome = fails(&spec, &["it could not start, as 'm[kernel=missing,cpus=1]'", "3 failed"]);
+    let stdout = String::from_utf8_lossy(&outcome.stdout);
+    assert_eq!(stdout.matches("No such file").count(), 1, "{stdout}");
+    assert_eq!(outcome.stderr.matches("No such file").count(), 1, "{}", outcome.stderr);
+    assert!(!stdout.contains("the console of"), "{stdout}");
+}
+
+#[test]
+fn a_commands_status_may_be_any() {
+    // What tinyvmm ends with where there is no status is no status.
+    let spec = one("kernel = 'hello'\ninitrd = 'hello'\nrun = 'true'\nexit-status = 125");
+    fails(&spec, &["the machine ended before its command: power-off"]);
 }

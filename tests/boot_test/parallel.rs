@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{boot_test, logs};
+use super::{boot_test, logs, reports};
 use crate::fixture::{Running, Vmm};
 
 /// Five machines that sleep until they are stopped.
@@ -34,7 +34,7 @@ fn most_at_once(vmm: Vmm) -> usize {
         }
         most
     });
-    running.wait().exits(0).silently().prints("5 passed").leaves_nothing();
+    reports(running.wait().exits(0)).prints("5 passed").leaves_nothing();
     watcher.join().unwrap()
 }
 
@@ -63,7 +63,9 @@ fn machines_that_write_to_the_same_disk_take_turns() {
 fn interruptible() -> Running {
     let spec = sleepers("").replace("1500ms", "60s");
     let vmm = boot_test(&spec).args(["--jobs", "2", "--json", "results.json"]);
-    vmm.start().until(|running| children(&running.proc("")) == 2)
+    // Before there are logs the runner's children check the spec.
+    let has_log = |running: &Running| running.dir().path("boot-test-logs/s1.log").exists();
+    vmm.start().until(|running| has_log(running) && children(&running.proc("")) == 2)
 }
 
 #[test]
@@ -83,6 +85,29 @@ fn a_signal_stops_the_machines_and_tells_what_was_done() {
         // The console of what was cut short is worth reading.
         assert_eq!(logs(outcome.dir()), ["s0.log", "s1.log"]);
     }
+}
+
+#[test]
+fn signals_that_a_supervisor_blocks_stop_the_machines() {
+    let spec = sleepers("").replace("1500ms", "60s");
+    let vmm = Vmm::started_by(&["env", "--block-signal=TERM"]).file("spec.toml", spec);
+    let vmm = vmm.file("idle", super::printing("up\n", super::Then::Sleep));
+    let running = vmm.args(["boot-test", "spec.toml", "--jobs", "1"]).start();
+    let running = running.until(|running| running.dir().path("boot-test-logs/s0.log").exists());
+    running.signal(libc::SIGTERM);
+    running.wait().exits(1).says(&["interrupted"]).prints("0 passed, 5 not run");
+}
+
+#[test]
+fn a_line_is_printed_as_each_machine_ends() {
+    let spec = "[defaults]\nmem = '32M'\n\
+        [[machine]]\nname = 'slow'\nkernel = 'idle'\nend = 'timeout'\ntimeout = '60s'\n\
+        [[machine]]\nname = 'quick'\nkernel = 'reset'\n";
+    let running = boot_test(spec).args(["--jobs", "2"]).start();
+    // While the other one still runs.
+    let running = running.says("tinyvmm: [1/2] quick: failed: the end is to be 'power-off'");
+    running.signal(libc::SIGTERM);
+    running.wait().exits(1).prints("0 passed, 1 failed, 1 not run in ");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{boot_test, fails, logs, one, passes, row};
+use super::{boot_test, fails, logs, one, passes, reports, row};
 use crate::fixture::Outcome;
 
 const TWO: &str = "
@@ -26,13 +26,21 @@ fn json(outcome: &Outcome) -> Value {
     serde_json::from_str(&outcome.file("results.json")).unwrap()
 }
 
+/// `2026-01-31T23:59:59Z`.
+#[track_caller]
+fn assert_iso_8601(text: &str) {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(shape, "0000-00-00T00:00:00Z", "{text}");
+}
+
 #[test]
 fn results_for_programs() {
-    let outcome = boot_test(TWO).args(["--json", "results.json"]).run().exits(1).silently();
+    let outcome = reports(boot_test(TWO).args(["--json", "results.json"]).run().exits(1));
     let json = json(&outcome);
     assert_eq!(json["schema"], 1);
     assert_eq!(json["spec"], "spec.toml");
-    assert_eq!(json["interrupted"], false);
+    assert_eq!((&json["interrupted"], &json["error"]), (&false.into(), &Value::Null));
+    assert_iso_8601(json["timestamp"].as_str().unwrap());
     assert_eq!([&json["passed"], &json["failed"], &json["not_run"]], [1, 1, 0]);
     let [good, bad] = [&json["tests"][0], &json["tests"][1]];
     assert_eq!([&good["name"], &good["result"]], ["good", "passed"]);
@@ -49,7 +57,7 @@ fn results_for_programs() {
 
 #[test]
 fn results_for_ci_systems() {
-    let outcome = boot_test(TWO).args(["--junit", "results.xml"]).run().exits(1).silently();
+    let outcome = reports(boot_test(TWO).args(["--junit", "results.xml"]).run().exits(1));
     let xml = outcome.file("results.xml");
     for part in [
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n",
@@ -61,6 +69,43 @@ fn results_for_ci_systems() {
     ] {
         assert!(xml.contains(part), "no {part} in:\n{xml}");
     }
+    let stamps: Vec<&str> = xml.split(" timestamp=\"").skip(1).collect();
+    assert_eq!(stamps.len(), 4, "the suites' and each machine's: {xml}");
+    stamps.iter().for_each(|rest| assert_iso_8601(rest.split('"').next().unwrap()));
+}
+
+#[test]
+fn figures_are_properties_for_ci_systems() {
+    let vmm = boot_test(&measured("repeat = 2")).args(["--junit", "results.xml"]);
+    let xml = reports(vmm.run().exits(0)).file("results.xml");
+    let property = |name: &str| {
+        let rest = xml.split(&format!("        <property name=\"{name}\" value=\"")).nth(1);
+        rest.and_then(|rest| rest.split('"').next()?.parse::<f64>().ok())
+    };
+    for name in ["init-ms", "init-ms-p99", "memory-mib", "memory-mib-p99"] {
+        assert!(property(name).is_some_and(|value| value > 0.0), "{name}: {xml}");
+    }
+    assert_eq!(xml.matches("      <properties>\n").count(), 1, "{xml}");
+}
+
+#[test]
+fn what_keeps_a_spec_from_being_run_is_an_error_for_programs() {
+    let files = ["--junit", "results.xml", "--json", "results.json"];
+    let outcome = boot_test("[[machine]]\nname = 'm'\nmem = '5'\nkernel = 'k'").args(files).run();
+    let outcome = outcome.exits(2).says(&["spec.toml: line 3: machine.mem: --mem 5"]);
+    let xml = outcome.file("results.xml");
+    assert!(xml.contains("tests=\"1\" failures=\"0\" errors=\"1\" skipped=\"0\""), "{xml}");
+    assert!(xml.contains("<error message=\"spec.toml: line 3: machine.mem: --mem 5"), "{xml}");
+    let json = json(&outcome);
+    assert!(json["error"].as_str().unwrap().starts_with("spec.toml: line 3"), "{json}");
+    assert_eq!(json["tests"], serde_json::json!([]));
+}
+
+#[test]
+fn a_spec_and_a_baseline_may_begin_with_a_byte_order_mark() {
+    let spec = format!("\u{feff}baseline = 'base.json'\n{}", one("kernel = 'hello'"));
+    let base = "\u{feff}{\"schema\":1,\"machines\":{}}";
+    reports(boot_test(&spec).file("base.json", base).run().exits(0)).prints("1 passed");
 }
 
 #[test]
@@ -106,7 +151,7 @@ fn each_machine_of_a_matrix_is_run_and_logged() {
 #[test]
 fn only_some_can_be_run() {
     let vmm = boot_test(TWO).args(["--only", "goo"]);
-    vmm.run().exits(0).silently().leaves_nothing().prints("1 passed");
+    reports(vmm.run().exits(0)).leaves_nothing().prints("1 passed");
 }
 
 #[test]
@@ -140,7 +185,7 @@ fn measured(keys: &str) -> String {
 #[test]
 fn figures_are_measured_and_shown() {
     let flags = ["--json", "results.json"];
-    let outcome = boot_test(&measured("repeat = 3")).args(flags).run().exits(0).silently();
+    let outcome = reports(boot_test(&measured("repeat = 3")).args(flags).run().exits(0));
     let json = json(&outcome);
     let test = &json["tests"][0];
     for name in ["init-ms", "memory-mib"] {
@@ -149,7 +194,7 @@ fn figures_are_measured_and_shown() {
         assert!(test["runs"][2]["figures"][name].as_f64().unwrap() > 0.0, "{name}: {json}");
     }
     assert_eq!(test["runs"][0]["end"], "exit");
-    outcome.prints("p99 of 3 runs: init-ms ");
+    outcome.prints("p99 of 3 runs: exits ");
 }
 
 #[test]
@@ -166,12 +211,12 @@ fn a_budget_is_kept_or_the_machine_fails() {
 fn a_baseline_is_saved_and_then_compared_with() {
     let spec =
         format!("baseline = 'base.json'\n{}", measured("tolerance = { memory-mib = '50%' }"));
-    let saved = boot_test(&spec).args(["--save-baseline"]).run().exits(0).silently();
+    let saved = boot_test(&spec).args(["--save-baseline"]).run().exits(0);
     let mut base: Value = serde_json::from_str(&saved.file("base.json")).unwrap();
     assert_eq!(base["schema"], 1);
     let memory = base["machines"]["m"]["memory-mib"].as_f64().unwrap();
     let run = |base: &Value| boot_test(&spec).file("base.json", base.to_string()).run();
-    run(&base).exits(0).silently();
+    reports(run(&base).exits(0));
     base["machines"]["m"]["memory-mib"] = (memory / 2.0).into();
     let outcome = run(&base).exits(1).prints("memory-mib is ");
     outcome.prints(" and 50% more are tolerated");

@@ -7,9 +7,9 @@ use tinyvmm::timeline::Timeline;
 use tinyvmm_cli::api::control::Control;
 use tinyvmm_cli::api::routes::{Configure, Request};
 use tinyvmm_cli::api::{Answer, Call, http, routes};
-use tinyvmm_cli::boot_test;
 use tinyvmm_cli::cli::{self, Invocation};
 use tinyvmm_cli::config::Config;
+use tinyvmm_cli::print_config;
 
 use crate::files::MemoryFile;
 
@@ -89,7 +89,11 @@ pub fn config(data: &[u8]) {
 
 pub fn spec(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
-    if let Err(error) = boot_test::read_spec(text) {
+    let Ok(Invocation::Run(cli)) = cli::parse(vec!["tinyvmm".into()]) else {
+        panic!("no flags are as they should be")
+    };
+    let printed = print_config::json(&cli.config, cli.log_level).unwrap();
+    if let Err(error) = boot_test::read_spec(text, &printed) {
         let line = format!("{error:#}");
         assert!(!line.contains('\n'), "more than a line: {line:?}");
     }

@@ -39,7 +39,7 @@ exit-status = 7
 expect = ["^out$", "^err$"]
 cpus = 2
 "##;
-    run(CLOUD_ELF, machines).exits(0).silently().prints("3 passed in ");
+    run(CLOUD_ELF, machines).exits(0).prints("3 passed in ");
 }
 
 #[test]
@@ -57,7 +57,7 @@ cmdline = 'quiet -- "echo c > /proc/sysrq-trigger"'
 expect = "Kernel panic - not syncing: sysrq triggered crash"
 end = "panic"
 "##;
-    run(CLOUD_ELF, machines).exits(0).silently().prints("2 passed in ");
+    run(CLOUD_ELF, machines).exits(0).prints("2 passed in ");
 }
 
 #[test]
@@ -78,7 +78,7 @@ instructions = 1
 "##;
     let outcome = run(CLOUD_ELF, machines);
     let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
-    let json = results(&outcome.exits(0).silently().prints("2 passed in "));
+    let json = results(&outcome.exits(0).prints("2 passed in "));
     for test in json["tests"].as_array().unwrap() {
         assert_eq!(test["runs"].as_array().unwrap().len(), 2, "{text}");
         for figure in ["init-ms", "init-exits", "exits", "memory-mib"] {

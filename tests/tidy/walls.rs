@@ -2,20 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{code, has_word, read, test_lines};
-
-/// All but the runner of boot tests, which is about to become a crate.
-fn production_lines() -> Vec<(String, usize, usize)> {
-    let mut lines = super::production_lines();
-    lines.retain(|(name, ..)| !name.contains("/boot_test/"));
-    lines
-}
+use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 6700),
+    ("vmm/src/", 6850),
     ("vmm/cli/src/", 6000),
-    ("vmm/boot-test/src/", 1800),
+    ("vmm/boot-test/src/", 2200),
     ("vmm/unpack/src/", 200),
 ];
 

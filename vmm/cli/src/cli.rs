@@ -13,8 +13,6 @@ use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, S
 use clap_complete::Shell;
 use log::LevelFilter;
 
-#[cfg(feature = "boot-test")]
-use crate::boot_test;
 use crate::config::Config;
 #[cfg(feature = "api")]
 use crate::ctl;
@@ -239,18 +237,13 @@ fn flags_of_file(file: &Path, given: &ArgMatches) -> Result<Vec<OsString>> {
 }
 
 /// Whether a flag is a key of configuration files too.
-pub(crate) fn is_key(arg: &Arg) -> bool {
+fn is_key(arg: &Arg) -> bool {
     arg.get_long()
         .is_some_and(|long| !["config", "print-config", "help", "version"].contains(&long))
 }
 
 /// Adds what `key = value` of a configuration file stands for.
-pub(crate) fn push_flags(
-    flags: &mut Vec<OsString>,
-    key: &str,
-    value: &toml::Value,
-    arg: &Arg,
-) -> Result<()> {
+fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &Arg) -> Result<()> {
     let mut push = |text: &dyn Display| flags.push(format!("--{key}={text}").into());
     match value {
         toml::Value::String(text) => push(text),
@@ -267,15 +260,12 @@ pub(crate) fn push_flags(
 }
 
 /// Says that there is no such key, and which of `known` may be meant.
-pub(crate) fn no_such_key<'a>(
-    key: &str,
-    known: impl IntoIterator<Item = &'a str>,
-) -> anyhow::Error {
+fn no_such_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> anyhow::Error {
     anyhow!("there is no key '{key}', the nearest is '{}'", nearest(key, known.into_iter()))
 }
 
 /// What is wrong with the TOML of `text`, with the line.
-pub(crate) fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
+fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let start = error.span().map_or(0, |span| span.start);
     let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
     anyhow!("line {line}: {}", error.message().replace('\n', ", "))

@@ -6,9 +6,6 @@ pub mod api;
 #[cfg(not(feature = "api"))]
 #[path = "no_api.rs"]
 pub mod api;
-#[cfg(feature = "boot-test")]
-#[path = "../../src/boot_test/mod.rs"]
-pub mod boot_test;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let start = timeline::process_start();
     signals::reset();
     #[cfg(feature = "boot-test")]
-    tinyvmm_cli::boot_test::die_with_runner();
+    boot_test::die_with_runner();
     let argv: Vec<_> = std::env::args_os().collect();
     #[cfg(feature = "api")]
     if tinyvmm_cli::firecracker::invoked_as_firecracker(argv.first()) {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "doctor")]
         Some(Command::Doctor { json }) => return tinyvmm_cli::doctor::main(json),
         #[cfg(feature = "boot-test")]
-        Some(Command::BootTest(options)) => return tinyvmm_cli::boot_test::main(&options),
+        Some(Command::BootTest(options)) => return run_boot_tests(&options),
         Some(Command::Cache { command }) => {
             return cache(&command).unwrap_or_else(|error| fail(&error, cli::EXIT_CANNOT_START));
         }
@@ -63,14 +63,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// Machines are this program again, each a process.
+#[cfg(feature = "boot-test")]
+fn run_boot_tests(options: &boot_test::Options) -> ExitCode {
+    match std::env::current_exe().context("cannot find the path of this program") {
+        Ok(program) => boot_test::main(options, &program),
+        Err(error) => fail(&error, cli::EXIT_INTERNAL),
+    }
+}
+
 /// A configuration file may be of half a machine, with the other half in flags; JSON is of one that can be run.
 fn print_config(cli: &Cli, format: Format) -> Result<ExitCode> {
     let text = match format {
-        Format::Toml if cli.config.process.command.is_empty() => print_config::toml(cli)?,
+        Format::Toml if cli.config.process.command.is_empty() => print_config::toml(&cli.config)?,
         Format::Toml => {
             bail!("--print-config: a configuration file has no COMMAND, leave one out")
         }
-        Format::Json => print_config::json(cli)?,
+        Format::Json => print_config::json(&cli.config, cli.log_level)?,
     };
     let shown = show(&text);
     if format == Format::Json {

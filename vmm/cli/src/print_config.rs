@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use log::LevelFilter;
 use serde::Serialize;
 
 use tinyvmm::config::{DiskConfig, Overlay};
 
-use crate::cli::Cli;
 use crate::config::Config;
 
 /// A form in which a machine is printed.
@@ -57,17 +57,16 @@ impl<'a> DiskFile<'a> {
     }
 }
 
-/// The machine of `cli` as a configuration file.
-pub fn toml(cli: &Cli) -> Result<String> {
-    Ok(toml::to_string(&cli.config)?)
+/// The machine as a configuration file.
+pub fn toml(config: &Config) -> Result<String> {
+    Ok(toml::to_string(config)?)
 }
 
-/// The machine of `cli` as JSON; keys that are not set are `null`.
-pub fn json(cli: &Cli) -> Result<String> {
-    let config = &cli.config;
+/// The machine as JSON, with `level` of messages; keys that are not set are `null`.
+pub fn json(config: &Config, level: LevelFilter) -> Result<String> {
     let machine = &config.machine.0;
     let printed = Printed {
-        config: Keys { config, log_level: cli.log_level.to_string().to_lowercase() },
+        config: Keys { config, log_level: level.to_string().to_lowercase() },
         command: &config.process.command,
         cpus: machine.cpus.count(),
         memory: machine.mem.bytes(),

@@ -86,7 +86,7 @@ fn landlock() -> Option<i32> {
 }
 
 /// Memory that new programs can have without swapping, in MiB (proc(5)).
-pub(super) fn available_mib() -> Option<u64> {
+fn available_mib() -> Option<u64> {
     field("/proc/meminfo", "MemAvailable:").and_then(|kib| mib(&kib))
 }
 

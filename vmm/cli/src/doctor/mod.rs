@@ -223,11 +223,6 @@ fn judge_jail(facts: &Facts) -> [Finding; 2] {
     [seccomp, landlock]
 }
 
-/// Memory that new programs can have without swapping, in MiB; `None` where the host does not tell.
-pub fn available_mib() -> Option<u64> {
-    facts::available_mib()
-}
-
 /// Prints the findings, for people or as JSON. Exit code 0: ready; 1: limited; 2: unusable.
 pub fn main(json: bool) -> ExitCode {
     let report = Report::judge(&Facts::gather());

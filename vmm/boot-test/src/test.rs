@@ -1,19 +1,17 @@
 //! One machine of the spec and what it must do.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 use regex_lite::Regex;
 
 use super::budget::{Limit, Tolerance};
-use super::figures::Figure;
-use super::machine::Machine;
+use super::figures::INIT_MS;
+use super::input::no_such_key;
+use super::machine::MachineSpec;
 use super::node::Node;
 use super::spec::Entries;
-use crate::command::EXIT_NO_STATUS;
-use crate::inbox::End as Halt;
-use tinyvmm::event::Halt as Guest;
+use super::tinyvmm::Keys;
 
 /// Keys of a machine in a spec that are not the machine's but the test's.
 pub(super) const KEYS: [&str; 11] = [
@@ -38,21 +36,18 @@ const FAILURES: [&str; 3] = ["Kernel panic", r"\bBUG:", r"\bOops\b"];
 /// the mitigations' `Speculative Return Stack Overflow: WARNING: See ...` warns of no failure.
 const WARNING: &str = r"^(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? ?WARNING: ";
 
-/// The ends that a machine can be wanted to have; a spec has their names.
-const ENDS: [Halt; 5] = [
-    Halt::Guest(Guest::PowerOff),
-    Halt::Guest(Guest::Reset),
-    Halt::Guest(Guest::TripleFault),
-    Halt::Guest(Guest::Panic),
-    Halt::Timeout,
-];
+/// The ends that a machine can be wanted to have, by their names in the boot report.
+const ENDS: [&str; 5] = [POWER_OFF, "reboot", "triple-fault", PANIC, TIMEOUT];
+const POWER_OFF: &str = "power-off";
+const PANIC: &str = "panic";
+pub(super) const TIMEOUT: &str = "timeout";
 
 /// A machine, and what it must do to pass.
 #[derive(Clone, Debug)]
 pub(super) struct Test {
     /// Unique in the spec.
     pub(super) name: String,
-    pub(super) machine: Machine,
+    pub(super) machine: MachineSpec,
     /// What is to run in the guest; nothing if empty.
     pub(super) command: Vec<String>,
     /// Of a whole run.
@@ -83,27 +78,26 @@ pub(super) enum Wanted {
     /// The runner stops the machine once it has shown all that is expected.
     Shown,
     /// The machine ends like this, by itself.
-    End(Halt),
+    End(&'static str),
     /// The command, or the guest by itself, ends with this status.
     Status(u8),
 }
 
 impl Test {
-    /// Reads what `keys` say of the machine that is described at `node`.
+    /// Reads `keys` of the machine that is described at `node`. Those that are tinyvmm's are among `known`.
     ///
-    /// `baseline`: figures will be compared with those of another time.
+    /// `baseline`: figures will be compared with those of an earlier run.
     pub(super) fn read(
         name: String,
         node: &Node,
         keys: &Entries,
-        (folder, baseline): (&Path, bool),
+        (known, baseline): (&Keys, bool),
     ) -> Result<Self> {
-        let mut machine = Machine::default();
+        let mut machine = MachineSpec::new(node);
         for (key, value) in keys.of_machine() {
-            machine.set(key, value)?;
+            machine.set(key, value, known)?;
         }
         let command = keys.get("run").map(read_command).transpose()?.unwrap_or_default();
-        machine.finish(node, &command, folder)?;
         let expect = keys.get("expect").map(read_expect).transpose()?.unwrap_or_default();
         let end = read_end(keys, !command.is_empty(), !expect.is_empty())?;
         let fail_on = read_fail_on(keys, &end)?;
@@ -113,8 +107,8 @@ impl Test {
         let tolerance = keys.get("tolerance").map(Tolerance::read).transpose()?;
         let tolerance = tolerance.unwrap_or_default();
         let alone = keys.get("alone").map(Node::bool).transpose()?;
-        let limited = limits.iter().any(|limit| limit.figure == Figure::InitMs);
-        let timed = limited || baseline && tolerance.of(Figure::InitMs).is_some();
+        let limited = limits.iter().any(|limit| limit.figure == INIT_MS);
+        let timed = limited || baseline && tolerance.of(INIT_MS).is_some();
         Ok(Self {
             name,
             machine,
@@ -160,7 +154,7 @@ fn read_expected(node: &Node) -> Result<Expected> {
         match key {
             "pattern" => pattern = Some(value.regex()?),
             "timeout" => timeout = Some(value.duration()?),
-            _ => return Err(value.error(crate::cli::no_such_key(key, ["pattern", "timeout"]))),
+            _ => return Err(value.error(no_such_key(key, ["pattern", "timeout"]))),
         }
     }
     let pattern = pattern.ok_or_else(|| node.error("has no pattern"))?;
@@ -173,30 +167,23 @@ fn read_end(keys: &Entries, command: bool, expect: bool) -> Result<Wanted> {
         return match (command, status) {
             (true, _) => Err(node.error("a machine with 'run' ends with its command")),
             (_, Some(node)) => Err(node.error("the machine has an 'end': leave one out")),
-            _ => read_halt(node).map(Wanted::End),
+            _ => read_end_name(node).map(Wanted::End),
         };
     }
     let Some(node) = status else {
         return Ok(match (command, expect) {
             (true, _) => Wanted::Status(0),
             (false, true) => Wanted::Shown,
-            (false, false) => Wanted::End(Halt::Guest(Guest::PowerOff)),
+            (false, false) => Wanted::End(POWER_OFF),
         });
     };
-    match u8::try_from(node.integer(0..=255)?) {
-        Ok(EXIT_NO_STATUS) if command => {
-            Err(node
-                .error(format_args!("{EXIT_NO_STATUS} says that there is none: choose another")))
-        }
-        status => Ok(Wanted::Status(status?)),
-    }
+    Ok(Wanted::Status(u8::try_from(node.integer(0..=255)?)?))
 }
 
-fn read_halt(node: &Node) -> Result<Halt> {
+fn read_end_name(node: &Node) -> Result<&'static str> {
     let name = node.string()?;
-    let found = ENDS.into_iter().find(|halt| halt.name() == name);
-    let names = || ENDS.map(|halt| halt.name()).join(", ");
-    found.ok_or_else(|| node.error(format_args!("'{name}' is not one of {}", names())))
+    let found = ENDS.into_iter().find(|end| *end == name);
+    found.ok_or_else(|| node.error(format_args!("'{name}' is not one of {}", ENDS.join(", "))))
 }
 
 /// A machine that is to panic says so, and may say anything else.
@@ -208,7 +195,7 @@ fn read_fail_on(keys: &Entries, end: &Wanted) -> Result<Vec<Regex>> {
             let items = node.items("a list of patterns")?;
             items.iter().map(Node::regex).collect::<Result<_>>()?
         }
-        None if *end == Wanted::End(Halt::Guest(Guest::Panic)) => Vec::new(),
+        None if *end == Wanted::End(PANIC) => Vec::new(),
         None => FAILURES.iter().map(|text| built_in(text)).collect::<Result<_>>()?,
     };
     if keys.get("fail-on-warning").map(Node::bool).transpose()? == Some(true) {

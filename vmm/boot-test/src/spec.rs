@@ -1,16 +1,16 @@
-//! The spec: a TOML file that describes machines and what each must do. docs/boot-test.md tells its keys.
+//! The spec: a TOML file that describes machines and what each must do. docs/boot-test.md lists its keys.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::machine;
+use super::input::{no_such_key, read_text, toml_error};
 use super::matrix::{self, MAX_MACHINES, Matrix};
 use super::node::Node;
 use super::test::{self, Test};
-use crate::cli;
+use super::tinyvmm::{Keys, Tinyvmm};
 
 /// Largest spec, in bytes.
 const MAX_SPEC: u64 = 1 << 20;
@@ -30,35 +30,40 @@ pub(super) struct Spec {
 }
 
 impl Spec {
-    /// Reads `path`. Errors are one line with the file, the line and the key.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let named = || path.display().to_string();
+    /// Reads `path`. Errors are one line with the line and the key.
+    pub(super) fn read(path: &Path, known: &Keys) -> Result<Self> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let text = cli::read_text(path, MAX_SPEC).with_context(named)?;
-        let folder = std::path::absolute(folder).with_context(named)?;
-        Self::parse(&text, folder).with_context(named)
+        let text = read_text(path, MAX_SPEC)?;
+        Self::parse(&text, std::path::absolute(folder)?, known)
     }
 
-    /// Reads the text of a spec in `folder`.
-    pub(super) fn parse(text: &str, folder: PathBuf) -> Result<Self> {
-        let table = DeTable::parse(text).map_err(|error| cli::toml_error(text, &error))?;
+    /// Has tinyvmm check each machine.
+    pub(super) fn check(&mut self, tinyvmm: &Tinyvmm) -> Result<()> {
+        let check = |test: &mut Test| test.machine.check(tinyvmm, &test.command, &self.folder);
+        self.tests.iter_mut().try_for_each(check)
+    }
+
+    /// Reads the text of a spec in `folder`, with `known` as the keys that machines can have.
+    pub(super) fn parse(text: &str, folder: PathBuf, known: &Keys) -> Result<Self> {
+        let table = DeTable::parse(text).map_err(|error| toml_error(text, &error))?;
         let root = Spanned::new(0..0, DeValue::Table(table.into_inner()));
         let top =
             Entries::read(&Node::root(text, &root), |key| TOP_KEYS.contains(&key), &TOP_KEYS)?;
         let baseline = top.get("baseline").map(Node::string).transpose()?;
         let defaults = match top.get("defaults") {
-            Some(node) => Entries::read_machine(node, |key| !OWN_KEYS.contains(&key))?,
+            Some(node) => Entries::read_machine(node, known, |key| !OWN_KEYS.contains(&key))?,
             None => Entries::default(),
         };
-        let matrix = top.get("matrix").map(Matrix::read).transpose()?.unwrap_or_default();
+        let read_matrix = |node| Matrix::read(node, known);
+        let matrix = top.get("matrix").map(read_matrix).transpose()?.unwrap_or_default();
         let machines = top.get("machine").map(|node| node.items("[[machine]]")).transpose()?;
         let mut tests = Vec::new();
         for node in machines.unwrap_or_default() {
-            let place = (folder.as_path(), baseline.is_some());
-            add_machine(&mut tests, &node, &defaults, &matrix, place)?;
+            let context = (known, baseline.is_some());
+            add_machine(&mut tests, &node, &defaults, &matrix, context)?;
         }
         if tests.is_empty() {
             bail!("line 1: machine: there is none, describe one under [[machine]]");
@@ -73,12 +78,16 @@ fn add_machine<'a>(
     node: &Node<'a>,
     defaults: &Entries<'a>,
     matrix: &Matrix<'a>,
-    place: (&Path, bool),
+    context: (&Keys, bool),
 ) -> Result<()> {
-    let own = Entries::read_machine(node, |_| true)?;
+    let own = Entries::read_machine(node, context.0, |_| true)?;
     let name = own.get("name").ok_or_else(|| node.error("it has no name: add name = \"...\""))?;
     let base = check_name(name)?;
-    let theirs = own.get("matrix").map(Matrix::read).transpose()?.unwrap_or_default();
+    let theirs = own
+        .get("matrix")
+        .map(|node| Matrix::read(node, context.0))
+        .transpose()?
+        .unwrap_or_default();
     if let Some((key, node)) = own.0.iter().find(|(key, _)| theirs.has(key)) {
         return Err(node.error(format_args!("'{key}' is in this machine's matrix too")));
     }
@@ -93,7 +102,7 @@ fn add_machine<'a>(
         if tests.iter().any(|test| test.name == full_name) {
             return Err(name.error(format_args!("there is a machine '{full_name}' already")));
         }
-        tests.push(Test::read(full_name, node, &keys, place)?);
+        tests.push(Test::read(full_name, node, &keys, context)?);
     }
     Ok(())
 }
@@ -119,16 +128,13 @@ impl<'a> Entries<'a> {
     fn read(node: &Node<'a>, is_key: impl Fn(&str) -> bool, known: &[&str]) -> Result<Self> {
         let entries = node.entries()?;
         if let Some((key, node)) = entries.iter().find(|(key, _)| !is_key(key)) {
-            let at = node.error(cli::no_such_key(key, known.iter().copied()));
-            return Err(anyhow!("{at:#}"));
+            return Err(node.error(no_such_key(key, known.iter().copied())));
         }
         Ok(Self(entries))
     }
 
-    fn read_machine(node: &Node<'a>, may: impl Fn(&str) -> bool) -> Result<Self> {
-        let machine = machine::keys();
-        let machine = machine.iter().map(String::as_str);
-        let known = machine.chain(test::KEYS).chain(OWN_KEYS).filter(|key| may(key));
+    fn read_machine(node: &Node<'a>, keys: &Keys, may: impl Fn(&str) -> bool) -> Result<Self> {
+        let known = keys.names().chain(test::KEYS).chain(OWN_KEYS).filter(|key| may(key));
         let known: Vec<&str> = known.collect();
         Self::read(node, |key| known.contains(&key), &known)
     }
@@ -137,13 +143,13 @@ impl<'a> Entries<'a> {
         self.0.iter().find(|(name, _)| *name == key).map(|(_, node)| node)
     }
 
-    /// Those of the machine itself.
+    /// Those that are tinyvmm's.
     pub(super) fn of_machine(&self) -> impl Iterator<Item = &(&'a str, Node<'a>)> {
         let own = |key: &str| test::KEYS.contains(&key) || OWN_KEYS.contains(&key);
         self.0.iter().filter(move |(key, _)| !own(key))
     }
 
-    /// These, with what `other` says of the same keys.
+    /// These, but those that `other` has as `other` has them.
     fn overlaid(mut self, other: &Self) -> Self {
         self.0.retain(|(key, _)| other.get(key).is_none());
         self.0.extend(other.0.iter().cloned());

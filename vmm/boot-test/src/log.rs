@@ -50,10 +50,10 @@ impl Log {
         }
     }
 
-    /// Where it is, and what went wrong with it if something did.
+    /// The log's path, and the error if it could not be written in whole.
     pub(super) fn keep(self) -> (PathBuf, Option<String>) {
-        let told = |error| format!("log {}: {error}", self.path.display());
-        (self.path.clone(), self.error.map(told))
+        let text = |error| format!("log {}: {error}", self.path.display());
+        (self.path.clone(), self.error.map(text))
     }
 }
 

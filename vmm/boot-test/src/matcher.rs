@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::test::{Expected, Test};
 
-/// Most of a line that is told.
-const MAX_TOLD: usize = 200;
+/// Longest part of a line that is shown, in characters.
+const MAX_SHOWN: usize = 200;
 
 /// What a test's patterns have seen so far.
 pub(super) struct Matcher<'a> {
@@ -17,9 +17,9 @@ pub(super) struct Matcher<'a> {
     failure: Option<String>,
 }
 
-/// How far into an unfinished line the expected patterns were found, in bytes.
+/// How far into an unfinished line patterns were found, in bytes: later ones have to come behind that.
 #[derive(Default)]
-pub(super) struct Place(usize);
+pub(super) struct Position(usize);
 
 impl<'a> Matcher<'a> {
     pub(super) fn new(test: &'a Test, now: Instant) -> Self {
@@ -27,29 +27,29 @@ impl<'a> Matcher<'a> {
     }
 
     /// Looks at a whole line, whose start may have been looked at while it was unfinished.
-    pub(super) fn line(&mut self, line: &str, place: &mut Place, now: Instant) {
-        self.unfinished(line, place, now);
-        *place = Place::default();
+    pub(super) fn line(&mut self, line: &str, position: &mut Position, now: Instant) {
+        self.unfinished(line, position, now);
+        *position = Position::default();
     }
 
     /// Looks at a line that may go on.
-    pub(super) fn unfinished(&mut self, line: &str, place: &mut Place, now: Instant) {
+    pub(super) fn unfinished(&mut self, line: &str, position: &mut Position, now: Instant) {
         if self.failure.is_some() {
             return;
         }
         if let Some(pattern) = self.test.fail_on.iter().find(|pattern| pattern.is_match(line)) {
-            let line = line.chars().take(MAX_TOLD).collect::<String>();
+            let line = line.chars().take(MAX_SHOWN).collect::<String>();
             self.failure = Some(format!("the console shows '{}': {}", pattern, line.trim()));
             return;
         }
         while let Some(expected) = self.missing() {
             // An incomplete character at the end of an unfinished line has another length later.
-            let mut start = place.0.min(line.len());
+            let mut start = position.0.min(line.len());
             while !line.is_char_boundary(start) {
                 start += 1;
             }
             let Some(found) = expected.pattern.find_at(line, start) else { return };
-            place.0 = found.end();
+            position.0 = found.end();
             self.seen += 1;
             self.since = now;
         }

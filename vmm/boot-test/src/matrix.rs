@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use super::machine;
+use super::input::no_such_key;
 use super::node::Node;
-use crate::cli;
+use super::tinyvmm::Keys;
 
 /// Most machines that a spec can ask for.
 pub(super) const MAX_MACHINES: usize = 1000;
@@ -17,13 +17,12 @@ pub(super) type Choice<'a> = (&'a str, Node<'a>);
 pub(super) struct Matrix<'a>(Vec<(&'a str, Vec<Node<'a>>)>);
 
 impl<'a> Matrix<'a> {
-    /// Reads the table `node`.
-    pub(super) fn read(node: &Node<'a>) -> Result<Self> {
+    /// Reads the table `node`, whose keys have to be among `known`.
+    pub(super) fn read(node: &Node<'a>, known: &Keys) -> Result<Self> {
         let mut keys = Vec::new();
         for (key, values) in node.entries()? {
-            if !machine::is_key(key) {
-                let known = machine::keys();
-                return Err(values.error(cli::no_such_key(key, known.iter().map(String::as_str))));
+            if !known.has(key) {
+                return Err(values.error(no_such_key(key, known.names())));
             }
             let items = values.items("a list of values")?;
             if items.is_empty() {

@@ -8,10 +8,15 @@ use std::path::Path;
 
 use super::spec::Spec;
 use super::test::Test;
+use super::tinyvmm::Keys;
+
+/// Some of what `tinyvmm --print-config=json` prints.
+const PRINTED: &[u8] = br#"{"config": {"kernel": null, "cpus": "1", "mem": "256M", "disk": []}}"#;
 
 /// The tests of a spec.
 fn tests_of(text: &str) -> Vec<Test> {
-    Spec::parse(text, Path::new("/specs").into()).unwrap().tests
+    let keys = Keys::parse(PRINTED).unwrap();
+    Spec::parse(text, Path::new("/specs").into(), &keys).unwrap().tests
 }
 
 /// The test of a machine with these keys.

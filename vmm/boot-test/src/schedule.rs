@@ -3,15 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::run::Run;
 use super::test::Test;
-use crate::inbox::Inbox as Events;
 
 /// What a machine takes besides its RAM, in bytes: a generous guess.
 const OVERHEAD: u64 = 16 << 20;
-/// How often signals are looked for.
+/// How often `interrupt` is looked at.
 const TICK: Duration = Duration::from_millis(50);
 
 /// One run of one test.
@@ -30,15 +29,22 @@ impl Job<'_> {
     }
 }
 
-/// What machines may have together.
+/// What machines that run at the same time may take together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Budget {
+pub(super) struct Capacity {
     pub(super) cpus: u32,
     /// In bytes.
     pub(super) memory: u64,
 }
 
-impl Budget {
+impl Capacity {
+    /// That of this host, with `cpus` CPUs or as many as it has.
+    pub(super) fn of_host(cpus: Option<u32>) -> Self {
+        let has = || thread::available_parallelism().map_or(1, usize::from).try_into();
+        let cpus = cpus.unwrap_or_else(|| has().unwrap_or(u32::MAX));
+        Self { cpus, memory: available_memory().unwrap_or(u64::MAX) }
+    }
+
     /// Whether `test` may run beside `running`. Alone, every machine may.
     pub(super) fn allows(self, test: &Test, running: &[&Test]) -> bool {
         if running.is_empty() {
@@ -48,8 +54,8 @@ impl Budget {
             return false;
         }
         let all = || running.iter().copied().chain([test]);
-        let cpus: u64 = all().map(|test| u64::from(test.machine.cpus)).sum();
-        let needs = all().map(|test| test.machine.memory.saturating_add(OVERHEAD));
+        let cpus: u64 = all().map(|test| u64::from(test.machine.needs.cpus)).sum();
+        let needs = all().map(|test| test.machine.needs.memory.saturating_add(OVERHEAD));
         let memory = needs.fold(0u64, u64::saturating_add);
         cpus <= self.cpus.into() && memory <= self.memory
     }
@@ -57,18 +63,18 @@ impl Budget {
 
 /// Whether one of them writes to a disk that the other has: that is locked.
 fn share_a_disk(one: &Test, other: &Test) -> bool {
-    one.machine.disks.iter().any(|(path, shared)| {
-        let same = |(theirs, their_shared): &_| theirs == path && !(*shared && *their_shared);
-        other.machine.disks.iter().any(same)
+    one.machine.needs.disks.iter().any(|disk| {
+        let others = &other.machine.needs.disks;
+        others.iter().any(|theirs| theirs.path == disk.path && !(disk.shared && theirs.shared))
     })
 }
 
-/// Runs all `jobs`, within `budget`, and hands what came of each to `done`. A signal sets
-/// `interrupt`; then no more are started.
+/// Runs all `jobs`, within `capacity`, and passes each run to `done`. Once `interrupt` is set
+/// no more are started.
 pub(super) fn run_all<'a>(
     jobs: Vec<Job<'a>>,
-    budget: Budget,
-    (events, interrupt): (&Events, &AtomicBool),
+    capacity: Capacity,
+    interrupt: &AtomicBool,
     run: impl Fn(Job<'a>) -> Run + Sync,
     mut done: impl FnMut(Job<'a>, Run),
 ) {
@@ -78,13 +84,13 @@ pub(super) fn run_all<'a>(
     let mut running: Vec<Job> = Vec::new();
     thread::scope(|scope| {
         while !running.is_empty() || !waiting.is_empty() {
-            while let Some(job) = next(&mut waiting, &running, budget) {
+            while let Some(job) = next(&mut waiting, &running, capacity) {
                 let sender = sender.clone();
                 // The receiver lives until the last has sent.
                 let work = move || drop(sender.send((job, run(job))));
                 match thread::Builder::new().spawn_scoped(scope, work) {
                     Ok(_) => running.push(job),
-                    Err(error) => done(job, Run::impossible(&error.into())),
+                    Err(error) => done(job, Run::not_started(&error.into())),
                 }
             }
             match results.recv_timeout(TICK) {
@@ -94,8 +100,7 @@ pub(super) fn run_all<'a>(
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
-            if events.wait(Some(Instant::now())).is_some() {
-                interrupt.store(true, Ordering::Relaxed);
+            if interrupt.load(Ordering::Relaxed) {
                 waiting.clear();
             }
         }
@@ -103,8 +108,19 @@ pub(super) fn run_all<'a>(
 }
 
 /// Takes the first job that may be started now.
-fn next<'a>(waiting: &mut Vec<Job<'a>>, running: &[Job<'a>], budget: Budget) -> Option<Job<'a>> {
+fn next<'a>(
+    waiting: &mut Vec<Job<'a>>,
+    running: &[Job<'a>],
+    capacity: Capacity,
+) -> Option<Job<'a>> {
     let tests: Vec<&Test> = running.iter().map(|job| job.test).collect();
-    let index = waiting.iter().position(|job| budget.allows(job.test, &tests))?;
+    let index = waiting.iter().position(|job| capacity.allows(job.test, &tests))?;
     Some(waiting.remove(index))
+}
+
+/// Bytes that new programs can have without swapping (proc(5), MemAvailable).
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -6,7 +6,7 @@ pub(super) const MAX_LINE: usize = 4096;
 
 /// Takes console output apart.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(super) struct LineSplitter {
     line: Vec<u8>,
     escape: Escape,
 }
@@ -25,7 +25,7 @@ enum Escape {
     String,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Calls `each` with every line that `bytes` complete.
     pub(super) fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {
         for byte in bytes {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn lines(parts: &[&[u8]]) -> (Vec<String>, Option<String>) {
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         let mut all = Vec::new();
         for part in parts {
             lines.push(part, |line| all.push(line.to_owned()));

@@ -10,6 +10,8 @@ use serde::Deserialize;
 use toml::de::{DeValue, ValueDeserializer};
 use toml::{Spanned, Value};
 
+use super::input::line_of;
+
 /// Longest duration that can be asked for: what is longer is a slip of the pen.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -36,15 +38,14 @@ impl<'a> Node<'a> {
 
     /// `line N: KEY`.
     pub(super) fn place(&self) -> String {
-        let before = self.text.as_bytes().get(..self.at).unwrap_or_default();
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = line_of(self.text, self.at);
         match self.path.as_str() {
             "" => format!("line {line}"),
             path => format!("line {line}: {path}"),
         }
     }
 
-    fn wrong_type(&self, wanted: &str) -> anyhow::Error {
+    pub(super) fn wrong_type(&self, wanted: &str) -> anyhow::Error {
         self.error(format_args!("is of type {}: say {wanted}", self.value.get_ref().type_str()))
     }
 

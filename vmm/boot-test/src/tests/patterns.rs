@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::lines::Lines;
-use super::super::matcher::{Matcher, Place};
+use super::super::lines::LineSplitter;
+use super::super::matcher::{Matcher, Position};
 use super::test_of;
 
 /// Why a test with `keys` fails, or `None`, and whether all was seen, when `parts` are printed one after
@@ -12,11 +12,11 @@ fn shown(keys: &str, parts: &[&str]) -> (Option<String>, bool) {
     let test = test_of(keys);
     let now = Instant::now();
     let mut matcher = Matcher::new(&test, now);
-    let (mut lines, mut place) = (Lines::default(), Place::default());
+    let (mut lines, mut position) = (LineSplitter::default(), Position::default());
     for part in parts {
-        lines.push(part.as_bytes(), |line| matcher.line(line, &mut place, now));
+        lines.push(part.as_bytes(), |line| matcher.line(line, &mut position, now));
         if let Some(line) = lines.unfinished() {
-            matcher.unfinished(&line, &mut place, now);
+            matcher.unfinished(&line, &mut position, now);
         }
     }
     (matcher.failure().map(Into::into), matcher.all_seen())
@@ -50,11 +50,11 @@ fn a_character_that_comes_in_two_does_not_matter() {
     let test = test_of("expect = ['x.', 'y']");
     let now = Instant::now();
     let mut matcher = Matcher::new(&test, now);
-    let (mut lines, mut place) = (Lines::default(), Place::default());
+    let (mut lines, mut position) = (LineSplitter::default(), Position::default());
     for byte in "xüüy\n".bytes() {
-        lines.push(&[byte], |line| matcher.line(line, &mut place, now));
+        lines.push(&[byte], |line| matcher.line(line, &mut position, now));
         if let Some(line) = lines.unfinished() {
-            matcher.unfinished(&line, &mut place, now);
+            matcher.unfinished(&line, &mut position, now);
         }
     }
     assert!(matcher.all_seen());
@@ -66,7 +66,7 @@ fn a_failure_wins_and_stays() {
     assert_eq!(failure.unwrap(), r"the console shows '\bBUG:': up BUG: up");
     assert!(!all);
     let (failure, _) = shown("fail-on = 'x'", &[&"x".repeat(4000), "\n"]);
-    assert!(failure.unwrap().len() < 300, "a long line is not told whole");
+    assert!(failure.unwrap().len() < 300, "a long line is not shown whole");
     for harmless in ["DEBUG: x", "Oopsie", "kernel panic", "WARNING: x"] {
         assert_eq!(shown("", &[harmless, "\n"]).0, None, "{harmless}");
     }
@@ -85,7 +85,7 @@ fn a_patterns_time_starts_with_the_pattern_before_it() {
     let after = |seconds| start + Duration::from_secs(seconds);
     let mut matcher = Matcher::new(&test, start);
     assert_eq!(matcher.deadline(), None);
-    matcher.line("a", &mut Place::default(), after(100));
+    matcher.line("a", &mut Position::default(), after(100));
     assert_eq!(matcher.deadline(), Some(after(110)));
     matcher.check(after(109));
     assert_eq!(matcher.failure(), None);

@@ -1,0 +1,133 @@
+//! A machine as a process of its own, which cannot outlive the runner.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
+
+/// Variable with the id of the process that a tinyvmm must not outlive.
+const RUNNER: &str = "TINYVMM_BOOT_TEST_RUNNER";
+/// What stops a machine, and when: tinyvmm takes two signals that are less than half a second apart for one
+/// request, and has to end then.
+const SIGNALS: [(Duration, Signal); 3] = [
+    (Duration::ZERO, Signal::TERM),
+    (Duration::from_millis(600), Signal::TERM),
+    (Duration::from_millis(5600), Signal::KILL),
+];
+
+/// If a runner has started this process, it dies when that does, however it does.
+///
+/// The signal comes when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG): the runner's
+/// thread for a machine ends after the machine.
+pub fn die_with_runner() {
+    let Some(runner) = std::env::var(RUNNER).ok().and_then(|pid| pid.parse::<i32>().ok()) else {
+        return;
+    };
+    // Where this fails, --timeout still ends the machine.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    // It may have died before.
+    if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(runner) {
+        std::process::exit(super::EXIT_FAILED.into());
+    }
+}
+
+/// Where output came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stream {
+    /// What the guest prints.
+    Stdout,
+    /// tinyvmm's messages, and what the guest's command prints there.
+    Stderr,
+}
+
+/// What is read next.
+pub(super) enum Next {
+    Output(Stream, Vec<u8>),
+    /// Nothing came until the time that was given.
+    Quiet,
+    /// The process has ended.
+    Ended(ExitStatus),
+}
+
+/// A running tinyvmm. Dropping it kills it.
+pub(super) struct Vmm {
+    child: Child,
+    /// Those that have not ended yet.
+    pipes: Vec<(Stream, File)>,
+    /// When it was first asked to stop, and how many of [`SIGNALS`] were sent.
+    stopping: Option<Instant>,
+    sent: usize,
+}
+
+impl Vmm {
+    /// Starts `program`, which is tinyvmm, with `flags` in the folder `folder`.
+    pub(super) fn start(program: &Path, flags: &[OsString], folder: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(flags).current_dir(folder).env(RUNNER, std::process::id().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Ctrl-C is the runner's, which then writes the results that there are.
+        command.process_group(0);
+        let mut child = command.spawn().context("cannot start tinyvmm")?;
+        let stdout = child.stdout.take().map(|pipe| (Stream::Stdout, OwnedFd::from(pipe).into()));
+        let stderr = child.stderr.take().map(|pipe| (Stream::Stderr, OwnedFd::from(pipe).into()));
+        let pipes = stdout.into_iter().chain(stderr).collect();
+        Ok(Self { child, pipes, stopping: None, sent: 0 })
+    }
+
+    /// What comes until `until`.
+    pub(super) fn next(&mut self, until: Instant) -> Result<Next> {
+        let left = until.saturating_duration_since(Instant::now());
+        if self.pipes.is_empty() {
+            if let Some(status) = self.child.try_wait().context("cannot wait for tinyvmm")? {
+                return Ok(Next::Ended(status));
+            }
+            thread::sleep(left.min(Duration::from_millis(2)));
+            return Ok(Next::Quiet);
+        }
+        let pipes = self.pipes.iter().map(|(_, pipe)| pipe);
+        let mut fds: Vec<_> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
+        // An error is EINTR: nothing is ready.
+        let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
+        let Some(ready) = fds.iter().position(|fd| !fd.revents().is_empty()) else {
+            return Ok(Next::Quiet);
+        };
+        let mut bytes = vec![0; 16 << 10];
+        let (stream, mut pipe) = self.pipes.swap_remove(ready);
+        let len = pipe.read(&mut bytes).unwrap_or(0);
+        bytes.truncate(len);
+        if !bytes.is_empty() {
+            // Behind the other one, which has its turn then.
+            self.pipes.push((stream, pipe));
+        }
+        Ok(Next::Output(stream, bytes))
+    }
+
+    /// Asks the machine to stop, then ends it: to be called until it has ended.
+    pub(super) fn stop(&mut self, now: Instant) {
+        let since = *self.stopping.get_or_insert(now);
+        while let Some((after, signal)) = SIGNALS.get(self.sent)
+            && now >= since + *after
+        {
+            // The process was not waited for yet, or `Ended` was the answer: the number is its own.
+            let _ = kill_process(Pid::from_child(&self.child), *signal);
+            self.sent += 1;
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // Both fail when it has ended already, as it should have.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

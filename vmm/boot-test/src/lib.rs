@@ -1,0 +1,256 @@
+//! `tinyvmm boot-test`: boots the machines of a spec and checks what they do. docs/boot-test.md is its manual.
+//!
+//! `Spec::read` makes `Test`s, `schedule::run_all` has each run by a `Runner` as a process of its own, and
+//! `Outcome::judge` says what came of it. The machine is not linked: `tinyvmm.rs` and the boot report
+//! (`figures.rs`) are all that is known of it.
+
+mod budget;
+mod child;
+mod figures;
+mod input;
+mod junit;
+mod lines;
+mod log;
+mod machine;
+mod matcher;
+mod matrix;
+mod node;
+mod outcome;
+mod progress;
+mod results;
+mod run;
+mod schedule;
+mod signals;
+mod spec;
+mod table;
+mod tail;
+mod test;
+#[cfg(test)]
+mod tests;
+mod tinyvmm;
+
+use std::fmt::Display;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::{Args, ValueHint};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use budget::Baseline;
+pub use child::die_with_runner;
+use outcome::{Outcome, Status};
+use progress::Progress;
+use results::{ResultFiles, Results};
+use run::{Run, Runner};
+use schedule::{Capacity, Job};
+use spec::Spec;
+use tinyvmm::Tinyvmm;
+
+/// Exit code when a test failed or was not run, or a result could not be written.
+const EXIT_FAILED: u8 = 1;
+/// Exit code when the spec, the baseline or a flag is wrong.
+const EXIT_USAGE: u8 = 2;
+/// Exit code when this host cannot run machines.
+const EXIT_CANNOT_START: u8 = 3;
+
+/// The flags of `tinyvmm boot-test`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Spec: a TOML file with the machines and what each must do
+    #[arg(value_name = "SPEC", value_hint = ValueHint::FilePath)]
+    spec: PathBuf,
+
+    /// Run only machines whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+
+    /// Print the names of the machines and exit
+    #[arg(long)]
+    list: bool,
+
+    /// How many virtual CPUs may run at once [default: those of the host]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    jobs: Option<u32>,
+
+    /// Where the consoles of machines that fail are kept
+    #[arg(long, value_name = "DIR", default_value = "boot-test-logs", value_hint = ValueHint::DirPath)]
+    logs: PathBuf,
+
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    json: Option<PathBuf>,
+
+    /// Write the results as JUnit XML
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    junit: Option<PathBuf>,
+
+    /// Store the figures of machines that pass in the spec's baseline file, instead of comparing
+    #[arg(long)]
+    save_baseline: bool,
+}
+
+/// Reads the text of a spec and returns how many machines it describes. `printed` is what `--print-config=json`
+/// prints.
+#[cfg(fuzzing)]
+pub fn read_spec(text: &str, printed: &str) -> Result<usize> {
+    let keys = tinyvmm::Keys::parse(printed.as_bytes())?;
+    Ok(Spec::parse(text, "/".into(), &keys)?.tests.len())
+}
+
+/// Runs the tests with `program`, which is the `tinyvmm` command. Exit code 0: all passed; 1: not all; 2: the spec is
+/// wrong; 3: no machine can run here.
+pub fn main(options: &Options, program: &Path) -> ExitCode {
+    let tinyvmm = Tinyvmm { program };
+    let spec = read(options, &tinyvmm);
+    if let (true, Ok(spec)) = (options.list, &spec) {
+        let names: String = spec.tests.iter().map(|test| format!("{}\n", test.name)).collect();
+        show(&names);
+        return ExitCode::SUCCESS;
+    }
+    let files = ResultFiles::create(options.json.as_deref(), options.junit.as_deref());
+    let mut results = Results::new(&options.spec);
+    let start = Instant::now();
+    let run = match (&files, &spec) {
+        (Err(error), _) => Err((EXIT_FAILED, anyhow!("{error:#}"))),
+        (_, Err(error)) => Err((EXIT_USAGE, anyhow!("{error:#}"))),
+        (Ok(_), Ok(spec)) => run_spec(spec, options, &tinyvmm, &mut results),
+    };
+    results.seconds = start.elapsed().as_secs_f64();
+    let code = match run {
+        Ok(()) => u8::from(!results.all_passed()),
+        Err((code, error)) => {
+            let tests = spec.iter().flat_map(|spec| &spec.tests);
+            results.set_tests(tests.map(|test| Outcome::judge(test, vec![], None)).collect());
+            results.error = Some(format!("{error:#}"));
+            code
+        }
+    };
+    let mut written = files.map_or(Ok(()), |files| files.write(&results));
+    if let (true, Ok(Some(path))) = (options.save_baseline, spec.as_ref().map(|s| &s.baseline)) {
+        written = written.and(save_baseline(path, &results.tests));
+    }
+    match &results.error {
+        Some(error) => say(error),
+        None => show(&table::table(&results)),
+    }
+    if results.interrupted {
+        say("interrupted: not all machines were run");
+    }
+    if let Err(error) = written {
+        say(format_args!("{error:#}"));
+        return ExitCode::from(code.max(EXIT_FAILED));
+    }
+    ExitCode::from(code)
+}
+
+/// Writes `message` to stderr, if that can be done soon: no reader is worth a runner that cannot be stopped.
+fn say(message: impl Display) {
+    let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let stderr = std::io::stderr();
+    if poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience)).is_ok_and(|n| n > 0) {
+        let _ = (&stderr).write_all(format!("tinyvmm: {message}\n").as_bytes());
+    }
+}
+
+/// A reader that has gone away is not an error: the exit code says what came of the tests.
+fn show(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// The spec with the machines that are wanted, checked.
+fn read(options: &Options, tinyvmm: &Tinyvmm) -> Result<Spec> {
+    let named = || options.spec.display().to_string();
+    let mut spec = Spec::read(&options.spec, &tinyvmm.keys()?).with_context(named)?;
+    if let Some(text) = &options.only {
+        spec.tests.retain(|test| test.name.contains(text.as_str()));
+        ensure!(!spec.tests.is_empty(), "--only {text}: no machine has that in its name");
+    }
+    spec.check(tinyvmm).with_context(named)?;
+    Ok(spec)
+}
+
+/// The figures that new ones are compared with, if there are any.
+fn baseline(spec: &Spec, options: &Options) -> Result<Option<Baseline>> {
+    match &spec.baseline {
+        None => ensure!(
+            !options.save_baseline,
+            "--save-baseline: the spec names no file for it, add baseline = \"FILE\""
+        ),
+        Some(path) if !options.save_baseline => return Baseline::read(path).map(Some),
+        Some(_) => {}
+    }
+    Ok(None)
+}
+
+/// Keeps the figures of machines that were not run or did not pass.
+fn save_baseline(path: &Path, outcomes: &[Outcome]) -> Result<()> {
+    let mut baseline = if path.exists() { Baseline::read(path)? } else { Baseline::new() };
+    for outcome in outcomes.iter().filter(|outcome| outcome.result == Status::Passed) {
+        baseline.set(&outcome.test.name, &outcome.figures);
+    }
+    baseline.write(path)
+}
+
+/// Runs all tests of `spec`, if this host can. An error comes with the exit code.
+fn run_spec<'a>(
+    spec: &'a Spec,
+    options: &Options,
+    tinyvmm: &Tinyvmm,
+    results: &mut Results<'a>,
+) -> Result<(), (u8, anyhow::Error)> {
+    let baseline = baseline(spec, options).map_err(|error| (EXIT_USAGE, error))?;
+    let host = tinyvmm.doctor().map_err(|error| (EXIT_FAILED, error))?;
+    let obstacles = host.advice("unusable").join("; ");
+    if !obstacles.is_empty() {
+        let error = anyhow!("this host cannot run machines: {obstacles}");
+        return Err((EXIT_CANNOT_START, error));
+    }
+    results.advice = host.advice("limited");
+    let ran = run_tests(spec, baseline.as_ref(), options, tinyvmm.program);
+    let (outcomes, interrupted) = ran.map_err(|error| (EXIT_FAILED, error))?;
+    results.interrupted = interrupted;
+    results.set_tests(outcomes);
+    Ok(())
+}
+
+/// Runs every test as often as it is to be run, with a line for each that has ended; and says whether a signal ended
+/// it all.
+fn run_tests<'a>(
+    spec: &'a Spec,
+    baseline: Option<&Baseline>,
+    options: &Options,
+    program: &Path,
+) -> Result<(Vec<Outcome<'a>>, bool)> {
+    let interrupt = signals::interrupt_flag()?;
+    let existed = options.logs.exists();
+    let logs = fs::create_dir_all(&options.logs).and_then(|()| options.logs.canonicalize());
+    let logs = logs.with_context(|| format!("--logs {}", options.logs.display()))?;
+    let runner = Runner { program, folder: &spec.folder, logs: &logs, interrupt };
+    let mut jobs = Vec::new();
+    for (index, test) in spec.tests.iter().enumerate() {
+        jobs.extend((1..=test.repeat).map(|repetition| Job { test, index, repetition }));
+    }
+    let mut progress = Progress::new(spec, baseline);
+    let run = |job: Job| {
+        let run = runner.run(job.test, &file_name(job));
+        run.unwrap_or_else(|error| Run::not_started(&error))
+    };
+    let done = |job: Job<'a>, run: Run| progress.add(job, run);
+    schedule::run_all(jobs, Capacity::of_host(options.jobs), interrupt, run, done);
+    let outcomes = progress.finish();
+    if !existed {
+        let _ = fs::remove_dir(&options.logs); // unless a log was kept
+    }
+    let cut_short = outcomes.iter().any(|outcome| outcome.result == Status::NotRun);
+    Ok((outcomes, cut_short && interrupt.load(Ordering::Relaxed)))
+}
+
+fn file_name(job: Job) -> String {
+    let name = log::file_name(&job.test.name, job.index);
+    if job.test.repeat == 1 { name } else { format!("{name}+{}", job.repetition) }
+}
