@@ -376,5 +376,4 @@ fn is_settled(file: &File) -> Result<bool> {
 }
 
 #[cfg(test)]
-#[path = "kernel_cache_tests.rs"]
 mod tests;
