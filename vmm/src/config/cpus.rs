@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::text::ensure_once;
+use super::text::{counted, ensure_once};
 
 /// A processor topology. `count() == sockets * cores * threads`, all at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl FromStr for Cpus {
         let number = |text: &str| match text.parse::<u32>() {
             Ok(0) => Err("at least 1 is needed".to_owned()),
             Ok(n) if n <= 1 << 16 => Ok(n),
-            _ => Err(format!("'{text}' is not a number of CPUs")),
+            _ => Err(format!("'{text}' is not a number of CPUs, say one as in 4")),
         };
         let count = number(parts.next().unwrap_or_default())?;
         ensure_once(parts.clone())?;
@@ -44,15 +44,24 @@ impl FromStr for Cpus {
                 "threads" => &mut threads,
                 _ => return Err(format!("'{key}' is not one of sockets, cores, threads")),
             };
+            if value.is_empty() {
+                return Err(format!("{key}: say how many, as in {key}=2"));
+            }
             *field = Some(number(value)?);
         }
         let (sockets, threads) = (sockets.unwrap_or(1), threads.unwrap_or(1));
         let cores = cores.unwrap_or(count / sockets.saturating_mul(threads).clamp(1, count));
         let product: u64 = [sockets, cores, threads].map(u64::from).iter().product();
         if product != u64::from(count) {
-            return Err(format!(
-                "{sockets} sockets of {cores} cores of {threads} threads are not {count} CPUs"
-            ));
+            let [sockets, cores, threads, product, count] = [
+                (u64::from(sockets), "socket"),
+                (u64::from(cores), "core"),
+                (u64::from(threads), "thread"),
+                (product, "CPU"),
+                (u64::from(count), "CPU"),
+            ]
+            .map(|(number, what)| counted(number, what));
+            return Err(format!("{sockets} x {cores} x {threads} = {product}, not {count}"));
         }
         Ok(Self { sockets, cores, threads })
     }
@@ -99,6 +108,17 @@ mod tests {
             "70000",
         ] {
             text.parse::<Cpus>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_topology_that_does_not_add_up_is_said_in_numbers() {
+        for (text, why) in [
+            ("1,cores=3", "1 socket x 3 cores x 1 thread = 3 CPUs, not 1 CPU"),
+            ("4,sockets=2,threads=1,cores=1", "2 sockets x 1 core x 1 thread = 2 CPUs, not 4 CPUs"),
+            ("4,cores", "cores: say how many, as in cores=2"),
+        ] {
+            assert_eq!(text.parse::<Cpus>(), Err(why.to_owned()));
         }
     }
 }

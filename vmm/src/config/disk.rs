@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::RateLimit;
@@ -50,6 +51,25 @@ impl DiskConfig {
             overlay: None,
             limit: RateLimit::default(),
         }
+    }
+
+    /// Refuses a file that two of `disks` would write to, or that one writes and another reads.
+    pub(super) fn ensure_apart(disks: &[Self]) -> Result<()> {
+        for (index, disk) in disks.iter().enumerate() {
+            let Self { path, overlay, .. } = disk;
+            for other in &disks[..index] {
+                ensure!(
+                    *path != other.path || disk.is_shared() && other.is_shared(),
+                    "--disk {}: it is there twice: leave one out, or say readonly or overlay in both",
+                    path.display()
+                );
+                ensure!(
+                    !matches!(overlay, Some(Overlay::Kept(_))) || *overlay != other.overlay,
+                    "--disk {disk}: another disk has this overlay: name another file"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Whether other machines may have its file open at the same time.
@@ -109,10 +129,7 @@ impl FromStr for DiskConfig {
                 Some(("overlay", file)) if !file.is_empty() => {
                     disk.overlay = Some(Overlay::Kept(file.into()));
                 }
-                _ => {
-                    let known = "readonly, direct, overlay, overlay=FILE, id=NAME";
-                    return Err(format!("'{part}' is not one of {known}"));
-                }
+                _ => return Err(format!("'{part}' is no option of a disk: {}", remedy(part))),
             }
         }
         match disk {
@@ -125,6 +142,19 @@ impl FromStr for DiskConfig {
             }
             disk => Ok(disk),
         }
+    }
+}
+
+/// What to say instead of an option that there is not.
+fn remedy(part: &str) -> &'static str {
+    match part.split('=').next().unwrap_or_default() {
+        "readonly" | "ro" | "read-only" | "read_only" => "say readonly",
+        "rw" | "writable" => "leave it out, a disk can be written unless readonly",
+        "direct" | "cache" | "aio" => "say direct, or leave it out",
+        "overlay" | "snapshot" | "cow" => "say overlay or overlay=FILE",
+        "id" | "serial" | "name" => "say id=NAME",
+        "format" | "if" | "media" | "index" => "leave it out, a disk is raw and virtio",
+        _ => "say readonly, direct, overlay, overlay=FILE or id=NAME",
     }
 }
 
@@ -159,18 +189,39 @@ mod tests {
         assert!(disk.readonly && disk.direct);
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert_eq!(disk.to_string().parse(), Ok(disk));
-        for text in [
-            "",
-            ",readonly",
-            "a,ro",
-            "a,id=b,id=c",
-            "a,overlay,overlay=b",
-            "a,id=",
-            "a,id=123456789012345678901",
-            "a,readonly=1",
+        for (text, why) in [
+            ("", "file first"),
+            (",readonly", "file first"),
+            ("a,ro", "'ro' is no option of a disk: say readonly"),
+            ("a,rw", "leave it out"),
+            ("a,", "say readonly, direct"),
+            ("a,id", "say id=NAME"),
+            ("a,snapshot=on", "say overlay"),
+            ("a,format=raw", "leave it out"),
+            ("a,id=b,id=c", "'id' is there twice"),
+            ("a,overlay,overlay=b", "'overlay' is there twice"),
+            ("a,id=", "1 to 20 bytes"),
+            ("a,id=123456789012345678901", "1 to 20 bytes"),
+            ("a,readonly=1", "say readonly"),
         ] {
-            text.parse::<DiskConfig>().unwrap_err();
+            let error = text.parse::<DiskConfig>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_written_is_one_disk() {
+        let apart = |disks: &[&str]| {
+            let disks: Vec<DiskConfig> = disks.iter().map(|text| text.parse().unwrap()).collect();
+            DiskConfig::ensure_apart(&disks).map_err(|error| error.to_string())
+        };
+        for disks in [["a", "b"], ["a,readonly", "a,overlay"], ["a,overlay", "a,overlay=b"]] {
+            apart(&disks).unwrap();
+        }
+        for disks in [["a", "a"], ["a,readonly", "a"], ["a,id=b", "a,direct"]] {
+            assert!(apart(&disks).unwrap_err().contains("--disk a: it is there twice"));
+        }
+        assert!(apart(&["a,overlay=l", "b", "c,overlay=l"]).unwrap_err().contains("another file"));
     }
 
     #[test]

@@ -88,11 +88,20 @@ impl FromStr for Mem {
         let boot: Size = boot.parse()?;
         let Some(rest) = rest else { return Ok(Self::fixed(boot)) };
         let (max, block) = rest.split_once(",block=").map_or((rest, None), |(a, b)| (a, Some(b)));
-        let max = max.strip_prefix("max=").ok_or("say SIZE,max=SIZE, as in 512M,max=8G")?;
+        let max = max.strip_prefix("max=").ok_or_else(|| {
+            let point = if rest.starts_with(|c: char| c.is_ascii_digit()) {
+                ", and a fraction with a point, as in 4.5G"
+            } else {
+                ""
+            };
+            format!("say SIZE,max=SIZE, as in 512M,max=8G{point}")
+        })?;
         let max: Size = max.parse()?;
         let block = block.map(|size| Ok::<_, String>(size.parse::<Size>()?.bytes())).transpose()?;
         let more = max.bytes().checked_sub(boot.bytes());
-        let more = more.ok_or_else(|| format!("max={max} is less than {boot}"))?;
+        let more = more.ok_or_else(|| {
+            format!("max={max} is less than {boot}: say how much there can be in all")
+        })?;
         Ok(Self { more: Size::new(more), block, ..Self::fixed(boot) })
     }
 }

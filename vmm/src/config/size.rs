@@ -24,19 +24,20 @@ impl Size {
 impl FromStr for Size {
     type Err = String;
 
-    /// `512M`, `512MiB`, `512MB`, `4.5G` and plain bytes; units are powers of 1024.
+    /// `512M`, `512Mi`, `512MiB`, `512MB`, `4.5G` and plain bytes; units are powers of 1024.
     fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text.starts_with('-') {
+            return Err("a size cannot be negative, say one as in 512M".into());
+        }
         let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(split);
-        let unit = unit.trim().to_ascii_uppercase();
-        let unit = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
-        let shift = match UNITS.iter().find(|(letter, _)| unit == letter.to_string()) {
-            Some((_, shift)) => *shift,
-            None if unit.is_empty() => 0,
-            None => return Err("say a number and K, M, G or T, as in 512M".into()),
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let bad = || "say a number and K, M, G or T, as in 512M or 4.5G".to_owned();
+        if number.is_empty() {
+            return Err(bad());
+        }
+        let shift = shift_of(unit.trim())?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let mut bytes = u128::from(whole.parse::<u64>().map_err(|_| bad())?) << shift;
         if number.contains('.') {
             let digits: u64 = fraction.parse().map_err(|_| bad())?;
@@ -45,6 +46,20 @@ impl FromStr for Size {
         }
         u64::try_from(bytes).map(Self).map_err(|_| "more than 64 bits can count".into())
     }
+}
+
+/// What the unit of a number stands for, as a power of two.
+fn shift_of(unit: &str) -> Result<u32, String> {
+    let upper = unit.to_ascii_uppercase();
+    if upper.is_empty() || upper == "B" {
+        return Ok(0);
+    }
+    let mut letters = upper.chars();
+    let first = letters.next();
+    let known = UNITS.iter().find(|(letter, _)| first == Some(*letter));
+    let known = known.filter(|_| ["", "B", "I", "IB"].contains(&letters.as_str()));
+    let unknown = || format!("'{unit}' is no unit, say K, M, G or T, as in 512M");
+    known.map(|(_, shift)| *shift).ok_or_else(unknown)
 }
 
 impl fmt::Display for Size {
@@ -70,15 +85,36 @@ mod tests {
             ("512M", 512 << 20),
             ("512MiB", 512 << 20),
             ("512mb", 512 << 20),
+            ("1Gi", 1 << 30),
+            ("64ki", 64 << 10),
+            (" 512M", 512 << 20),
+            ("7B", 7),
             ("4.5G", 9 << 29),
             ("1P", 1 << 50),
             ("64 K", 64 << 10),
         ] {
             assert_eq!(text.parse::<Size>().unwrap().bytes(), bytes, "{text}");
         }
-        for text in ["", "M", "1X", "-1M", "1.M", ".5G", "1..2G", "99999999999999999999", "20000P"]
-        {
-            text.parse::<Size>().unwrap_err();
+        for (text, why) in [
+            ("", "a number and K, M, G or T"),
+            ("M", "a number and K, M, G or T"),
+            ("Mi", "a number and K, M, G or T"),
+            ("max=1G", "a number and K, M, G or T"),
+            ("1X", "'X' is no unit"),
+            ("1I", "'I' is no unit"),
+            ("1iB", "'iB' is no unit"),
+            ("1e9", "'e9' is no unit"),
+            ("50%", "'%' is no unit"),
+            ("1Mib1", "'Mib1' is no unit"),
+            ("-1M", "negative"),
+            ("1.M", "4.5G"),
+            (".5G", "4.5G"),
+            ("1..2G", "4.5G"),
+            ("99999999999999999999", "4.5G"),
+            ("20000P", "64 bits"),
+        ] {
+            let error = text.parse::<Size>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
     }
 

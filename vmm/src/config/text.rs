@@ -6,6 +6,11 @@ use std::str::FromStr;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
 
+/// `1 core`, `2 cores`.
+pub(super) fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Refuses an option that is there twice, whatever its values.
 pub fn ensure_once<'a>(options: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut names: Vec<_> = options.map(|option| option.split('=').next()).collect();

@@ -36,7 +36,7 @@ impl FromStr for JailConfig {
                 // It becomes part of a path.
                 Some(("netns", name)) if is_name(name) => netns = Some(name.to_owned()),
                 Some(("netns", name)) => {
-                    return Err(format!("netns '{name}' is no name of a namespace"));
+                    return Err(format!("netns '{name}' is not a name: ip netns prints them"));
                 }
                 _ => {
                     return Err(format!(
@@ -52,8 +52,17 @@ impl FromStr for JailConfig {
 
 fn number(id: &str) -> Result<u32, String> {
     // The largest means "no change" to the kernel (setresuid(2)).
-    let number = id.parse().ok().filter(|id| ![0, u32::MAX].contains(id));
-    number.ok_or_else(|| format!("'{id}' is not the number of a user or group other than root"))
+    match id.parse() {
+        Ok(number) if ![0, u32::MAX].contains(&number) => Ok(number),
+        Ok(0) => Err("0 is root, which the process is to give up: say another number".into()),
+        _ if id == "root" => {
+            Err("root is who the process is not to be any more: say another user's number".into())
+        }
+        Err(_) if is_name(id) && !id.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+            Err(format!("'{id}' is a name: say its number, which getent passwd or group prints"))
+        }
+        _ => Err(format!("'{id}' is not the number of a user or group")),
+    }
 }
 
 fn is_name(name: &str) -> bool {
@@ -83,21 +92,25 @@ mod tests {
         assert_eq!((jail.user, jail.group), (1000, 1000));
         assert_eq!(jail.to_string(), "user=1000,group=1000,chroot=/a b,netns=n");
         assert_eq!(jail.to_string().parse(), Ok(jail));
-        for text in [
-            "",
-            "group=1",
-            "user=0",
-            "user=1,group=0",
-            "user=root",
-            "user=4294967295",
-            "user=1,chroot=a",
-            "user=1,chroot=",
-            "user=1,netns=",
-            "user=1,netns=../x",
-            "user=1,netns=..",
-            "user=1,uid=2",
+        for (text, why) in [
+            ("", "''"),
+            ("group=1", "say user=UID"),
+            ("user=0", "0 is root"),
+            ("user=1,group=0", "0 is root"),
+            ("user=root", "say another user's number"),
+            ("user=nobody", "'nobody' is a name"),
+            ("user=-1", "'-1' is not the number"),
+            ("user=", "'' is not the number"),
+            ("user=4294967295", "is not the number"),
+            ("user=1,chroot=a", "from / on"),
+            ("user=1,chroot=", "from / on"),
+            ("user=1,netns=", "netns ''"),
+            ("user=1,netns=../x", "netns '../x'"),
+            ("user=1,netns=..", "netns '..'"),
+            ("user=1,uid=2", "'uid=2' is not one of"),
         ] {
-            text.parse::<JailConfig>().unwrap_err();
+            let error = text.parse::<JailConfig>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
     }
 }

@@ -100,7 +100,7 @@ fn devices() -> Vec<Arg> {
                 has to turn the transmitter's interrupt off when it has nothing to send, as Linux's does.",
         ),
         about(
-            text::<Uuid>("uuid", "UUID"),
+            flag("uuid", "UUID").value_parser(uuid),
             "Identity of the machine, in its SMBIOS tables [default: random]",
             "",
         ),
@@ -124,6 +124,14 @@ fn text<T: FromStr<Err: Display>>(name: &'static str, value: &'static str) -> Ar
         Err(error) => Err(error.to_string()),
     };
     flag(name, value).value_parser(parse)
+}
+
+fn uuid(text: &str) -> Result<String, String> {
+    let example = Uuid::from_u128(0x1234_5678_90ab_4def_8123_4567_890a_bcde);
+    match text.parse::<Uuid>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("say one as in {example}")),
+    }
 }
 
 fn path(name: &'static str) -> Arg {

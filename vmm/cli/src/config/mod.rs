@@ -77,7 +77,7 @@ pub struct ProcessConfig {
 
     /// Most bytes of a request's body
     #[arg(long, value_name = "BYTES", default_value = "51200", help_heading = "Control")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    #[arg(value_parser = whole_number::<{ 16 << 20 }>)]
     pub http_api_max_payload_size: u32,
 
     /// What can be said only to a process that was started as `firecracker`; it is one if this is there.
@@ -190,7 +190,13 @@ impl ProcessConfig {
 
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
-        .map_err(|error| format!("{error}: say one as in 30s, 5m or 1h 30m"))
+        .map_err(|_| "say a number and its unit, as in 30s, 5m or 1h 30m".into())
+}
+
+/// A whole number from 1 to `MAX`.
+pub fn whole_number<const MAX: u32>(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX).contains(number));
+    number.ok_or_else(|| format!("say a whole number from 1 to {MAX}"))
 }
 
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
