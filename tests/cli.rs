@@ -32,10 +32,145 @@ fn a_machine_without_a_kernel() {
 #[test]
 fn an_unknown_flag_is_told_with_the_nearest_one() {
     run(&["--kernal", "bzImage"]).refuses(2, &["'--kernal'", "'--kernel'"]);
-    vmm().args(["--memory", "1G"]).run().refuses(2, &["'--memory'", "'--mem'"]);
+    vmm().args(["--memory", "1G"]).run().refuses(2, &["'--memory'", "--mem SIZE"]);
     vmm().args(["--frobnicate"]).run().refuses(2, &["'--frobnicate'", "--help"]);
     run(&["docter"]).refuses(2, &["'docter'", "'doctor'"]);
     run(&["bzImage"]).refuses(2, &["'bzImage'", "--help"]);
+    run(&["--KERNEL", "x"]).refuses(2, &["'--kernel'"]);
+    run(&["--no_reboot"]).refuses(2, &["'--no-reboot'"]);
+    // Where nothing is near, nothing is named.
+    let far = run(&["--frobnicate"]).exits(2);
+    assert!(!far.stderr.contains("nearest") && !far.stderr.contains("-- --"), "{}", far.stderr);
+}
+
+/// A line of a table: words that are typed, separated by spaces, and what has to be said of them.
+type Typed = (&'static str, &'static [&'static str]);
+
+#[track_caller]
+fn all_refused(lines: &[Typed]) {
+    for (line, words) in lines {
+        let args: Vec<_> = line.split_whitespace().collect();
+        let outcome = run(&args).exits(2).says(words).leaves_nothing();
+        for misleading in ["'man'", "tip:", "'-- -", "Usage"] {
+            assert!(!outcome.stderr.contains(misleading), "{line}: {}", outcome.stderr);
+        }
+    }
+}
+
+#[test]
+fn flags_of_other_programs_are_told_with_what_to_say_here() {
+    all_refused(&[
+        ("-m 512", &["'-m'", "--mem SIZE"]),
+        ("-smp 2 --kernel x", &["'-smp'", "--cpus N"]),
+        ("--vcpus 2", &["'--vcpus'", "--cpus N"]),
+        ("-drive file=x", &["'-drive'", "--disk FILE"]),
+        ("--drive=x", &["'--drive=x'", "--disk FILE"]),
+        ("-hda x", &["'-hda'", "--disk FILE"]),
+        ("-cdrom x", &["readonly"]),
+        ("-snapshot", &["overlay"]),
+        ("-append quiet", &["--cmdline STRING"]),
+        ("-kernel x", &["'-kernel'", "say --kernel"]),
+        ("-nographic", &["--console"]),
+        ("-enable-kvm", &["leave it out"]),
+        ("--net none", &["'--net'", "no network"]),
+        ("--network none", &["no network"]),
+        ("-p 80:80", &["no network"]),
+        ("--volume a:b", &["no shared folders"]),
+        ("-it", &["'-it'", "leave it out"]),
+        ("--rm", &["leave it out"]),
+        ("--detach", &["&"]),
+        ("--name vm", &["--id NAME"]),
+        ("-version", &["--version"]),
+        ("-v", &["--version"]),
+        ("--verbose", &["--log-level"]),
+        ("--seccomp off", &["--no-jail"]),
+        ("-x", &["'-x'", "--help"]),
+        ("- x", &["'-'", "--help"]),
+    ]);
+}
+
+#[test]
+fn words_of_other_programs_are_told_with_what_to_say_here() {
+    all_refused(&[
+        ("run", &["'run'", "--kernel FILE"]),
+        ("run --kernel x", &["'run'", "--kernel FILE"]),
+        ("start", &["'start'", "--kernel FILE"]),
+        ("boot", &["'boot'", "--kernel FILE"]),
+        ("ps", &["'ps'", "ctl SOCKET status"]),
+        ("list", &["'list'", "ctl SOCKET status"]),
+        ("ls -l", &["'ls'", "ctl SOCKET status"]),
+        ("exec vm ls", &["'exec'", "-- COMMAND"]),
+        ("shell", &["-- COMMAND"]),
+        ("stop", &["'stop'", "ctl SOCKET stop"]),
+        ("kill vm", &["ctl SOCKET stop"]),
+        ("shutdown", &["ctl SOCKET power-button"]),
+        ("pause", &["ctl SOCKET pause"]),
+        ("images", &["'images'", "--disk"]),
+        ("logs", &["--console"]),
+        ("version", &["--version"]),
+        ("help run", &["'run'", "--kernel FILE"]),
+        ("boot_test x", &["'boot-test'"]),
+        ("completion bash", &["'completions'"]),
+        ("\u{2014}kernel x", &["dash", "--kernel"]),
+        ("no-such-bzimage", &["'no-such-bzimage'", "--kernel FILE"]),
+    ]);
+    Vmm::new().file("vm.toml", "").args(["vm.toml"]).run().refuses(2, &["--config vm.toml"]);
+    Vmm::new().file("x", "").args(["x"]).run().refuses(2, &["--kernel x"]);
+}
+
+#[test]
+fn words_that_are_out_of_place_are_told_with_their_place() {
+    all_refused(&[
+        ("--kernel x extra", &["'extra'", "quote", "--"]),
+        ("--kernel x --cmdline a b", &["'b'", "quote"]),
+        ("--kernel x initrd y", &["'initrd'", "say --initrd"]),
+        ("--kernel x doctor", &["'doctor'", "tinyvmm doctor"]),
+        ("--hugepages on", &["'on'", "--hugepages", "="]),
+        ("--kernel --mem 1G", &["--kernel", "FILE"]),
+        ("--mem 1G --mem 2G", &["--mem is there twice"]),
+        ("--config-file x --kernel y", &["--config-file and --kernel", "leave one out"]),
+        ("--mem -5M", &["--mem -5M", "negative", "512M"]),
+        ("--cpus -1", &["--cpus -1", "not a number of CPUs"]),
+        ("--timeout -5s", &["--timeout -5s", "30s"]),
+        ("--console -5", &["--console=-5"]),
+        ("doctor all", &["'all'", "leave it out"]),
+        ("doctor --kernel", &["doctor", "'--kernel'"]),
+        ("doctor --jso", &["'--json'"]),
+        ("boot-test", &["SPEC is missing", "tinyvmm boot-test SPEC"]),
+        ("cache", &["list or clear"]),
+        ("cache ls", &["'ls'", "list or clear"]),
+        ("completions csh", &["completions csh", "bash", "zsh"]),
+    ]);
+}
+
+#[test]
+fn what_ctl_cannot_do_is_a_usage_error_without_a_machine() {
+    all_refused(&[
+        ("ctl", &["say what to do", "power-button"]),
+        ("ctl S", &["say what to do", "power-button"]),
+        ("ctl S foo", &["'foo'", "status", "memory or balloon"]),
+        ("ctl S shutdown", &["'shutdown'", "say power-button"]),
+        ("ctl S stat", &["say status"]),
+        ("ctl status", &["SOCKET is missing", "tinyvmm ctl SOCKET status"]),
+        ("ctl S status x", &["'x'", "leave it out"]),
+        ("ctl S balloon", &["SIZE is missing"]),
+        ("ctl S balloon x", &["balloon x", "512M"]),
+        ("ctl S balloon 5K", &["balloon 5K", "whole number of M"]),
+        ("ctl S memory 300", &["memory 300", "whole number of M"]),
+        ("ctl S memory -1M", &["-1"]),
+        ("ctl S pause --watch", &["--watch"]),
+        ("ctl S memory 512M --watch", &["--watch"]),
+        ("ctl S --jsn status", &["'--json'"]),
+    ]);
+}
+
+#[test]
+fn a_message_is_a_line_whatever_is_typed() {
+    for word in ["a\nb", "--a\nb", "--mem=1\nG", "\u{1b}[2J", "--cpus=1\u{202e}\r"] {
+        let outcome = run(&[word]).exits(2).says(&[]);
+        let message = outcome.stderr.trim_end_matches('\n');
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
 }
 
 #[test]
@@ -70,7 +205,10 @@ fn cpus_that_cannot_be() {
 fn disks_that_cannot_be() {
     let disk = |text| vmm().sparse_file("disk", 1 << 20).args(["--disk", text]).run();
     disk("").refuses(2, &["--disk"]);
-    disk("disk,ro").refuses(2, &["'ro'", "readonly"]);
+    disk("disk,ro").refuses(2, &["--disk disk,ro", "'ro'", "say readonly"]);
+    let twice = |other| vmm().sparse_file("disk", 1 << 20).args(["--disk=disk", "--disk", other]);
+    twice("disk").run().refuses(2, &["--disk disk", "twice", "readonly"]);
+    twice("disk,readonly").run().refuses(2, &["--disk disk", "twice", "readonly"]);
     disk("disk,id=123456789012345678901").refuses(2, &["id", "20 bytes"]);
     let many = ["--disk=disk,readonly"; 14];
     let many = vmm().sparse_file("disk", 1 << 20).args(many);
@@ -109,7 +247,7 @@ fn other_values_that_cannot_be() {
     vmm().args(["--uuid", "me"]).run().refuses(2, &["--uuid", "me"]);
     vmm().args(["--log-level", "loud"]).run().refuses(2, &["--log-level", "loud"]);
     Vmm::new().guest(guests::hello).args(["--console", ""]).run().refuses(2, &["stdio"]);
-    vmm().args(["--mem", "64M", "--mem", "32M"]).run().refuses(2, &["--mem", "multiple times"]);
+    vmm().args(["--mem", "64M", "--mem", "32M"]).run().refuses(2, &["--mem", "twice"]);
 }
 
 #[test]
@@ -163,7 +301,7 @@ fn every_shell_gets_completions() {
         assert!(script.contains("no-reboot"), "{shell}: {script}");
     }
     run(&["completions", "csh"]).refuses(2, &["csh", "bash", "zsh"]);
-    run(&["completions"]).refuses(2, &["<SHELL>"]);
+    run(&["completions"]).refuses(2, &["SHELL", "tinyvmm completions SHELL"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn a_person_can_do_everything_with_it() {
     client.ctl(&["balloon", "8M"]).exits(0).silently();
     assert_eq!(client.get("/balloon")["amount_mib"], 8);
     client.ctl(&["balloon", "1T"]).refuses(1, &["amount_mib", "ask for less"]);
-    client.ctl(&["balloon", "5K"]).refuses(1, &["whole number of M"]);
+    client.ctl(&["balloon", "5K"]).refuses(2, &["whole number of M"]);
     let watching =
         Vmm::new().args(["ctl", client.0.to_str().unwrap(), "status", "--watch"]).start();
     let watching = watching.prints("Running").prints("\n\n");
@@ -35,7 +35,7 @@ fn a_person_can_do_everything_with_it() {
 #[test]
 fn it_can_end_a_machine_that_does_not_listen() {
     let (running, client) = running(guests::idle, "idle");
-    client.ctl(&["pause", "--watch"]).refuses(1, &["--watch"]);
+    client.ctl(&["pause", "--watch"]).refuses(2, &["--watch"]);
     client.ctl(&["stop"]).exits(0).silently();
     running.wait().exits(8).says(&["stopped over the API"]).leaves_nothing();
 }

@@ -62,7 +62,7 @@ fn unknown_keys_are_told_with_the_nearest() {
 
 #[test]
 fn wrong_types_and_values() {
-    refused_key("mem = true", &["machine.mem", "'true'"]);
+    refused_key("mem = true", &["machine.mem", "--mem true"]);
     refused_key("cpus = 0", &["machine.cpus", "at least 1"]);
     refused_key("cmdline = ['a', 'b']", &["machine.cmdline", "array", "a string"]);
     refused_key("console = 'file'", &["machine.console", "the runner reads the console"]);

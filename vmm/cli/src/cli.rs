@@ -1,25 +1,23 @@
 //! The command line: flags and sub-commands, and how a configuration file adds to them.
 
-use std::ffi::OsString;
-use std::fmt::Display;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+mod keys;
+pub mod usage;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow, bail};
 use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
+
+pub use keys::{Keys, read_text};
 
 use crate::config::Config;
 #[cfg(feature = "api")]
 use crate::ctl;
 use crate::print_config::Format;
-
-/// Largest configuration file, in bytes.
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// Exit code of an internal error.
 pub const EXIT_INTERNAL: u8 = 1;
@@ -91,6 +89,20 @@ pub struct Cli {
     #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Program")]
     #[arg(value_parser = log_level)]
     pub log_level: LevelFilter,
+
+    /// What came from the file of --config.
+    #[arg(skip)]
+    pub keys: Option<Keys>,
+}
+
+impl Cli {
+    /// Says of an error of the machine that begins with a flag where in the configuration file this is.
+    pub fn place(&self, error: anyhow::Error) -> anyhow::Error {
+        match &self.keys {
+            Some(keys) => keys.place(error),
+            None => error,
+        }
+    }
 }
 
 fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
@@ -155,136 +167,46 @@ pub enum Invocation {
 pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
     let matches = match Cli::command().try_get_matches_from(&argv) {
         Ok(matches) => matches,
-        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+        Err(e) if is_shown(&e) => {
+            // clap takes -hda for -h.
+            if let Some(word) = usage::taken_for_help(&argv) {
+                bail!("{word} (see tinyvmm --help)");
+            }
             return Ok(Invocation::Shown(e.to_string()));
         }
-        Err(e) => return Err(of_sub_command(&argv, &e).unwrap_or_else(|| one_line(&e))),
+        Err(e) => return Err(wrong(&argv, &e)),
     };
     let Some(file) = matches.get_one::<PathBuf>("config_toml") else {
         return Ok(Invocation::Run(Box::new(cli(&matches)?)));
     };
-    let named = || format!("configuration file {}", file.display());
-    let from_file = flags_of_file(file, &matches).with_context(named)?;
+    let keys = Keys::read(file, &matches)?;
     let program = argv.first().cloned().unwrap_or_default();
     // Once alone, so that the file's own errors are told with its name.
-    let alone = std::iter::once(&program).chain(&from_file);
-    Cli::command().try_get_matches_from(alone).map_err(|e| one_line(&e)).with_context(named)?;
-    let merged = std::iter::once(&program).chain(&from_file).chain(argv.get(1..).unwrap_or(&[]));
-    let matches = Cli::command().try_get_matches_from(merged).map_err(|e| one_line(&e))?;
-    Ok(Invocation::Run(Box::new(cli(&matches)?)))
-}
-
-/// What to say of `error` if the first word is no flag: a sub-command, or what clap takes for the start of a COMMAND.
-fn of_sub_command(argv: &[OsString], error: &clap::Error) -> Option<anyhow::Error> {
-    let word = argv.get(1)?.to_string_lossy();
-    let command = Cli::command();
-    if word.starts_with('-') {
-        return None;
-    }
-    if let Some(known) = command.find_subcommand(&*word) {
-        let more = format!("(see tinyvmm {word} --help)");
-        if error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            return Some(anyhow!("{} {more}", message(error)));
-        }
-        let below: Vec<_> = known.get_subcommands().map(clap::Command::get_name).collect();
-        return Some(anyhow!("{word}: say what to do: {} {more}", below.join(", ")));
-    }
-    if Path::new(&*word).is_file() {
-        return Some(anyhow!("'{word}' is no sub-command: is it a kernel? Say --kernel {word}"));
-    }
-    let names = || command.get_subcommands().map(clap::Command::get_name);
-    let begun = names().find(|name| name.starts_with(&*word));
-    let nearest = begun.unwrap_or_else(|| nearest(&word, names()));
-    Some(anyhow!("'{word}' is no sub-command, the nearest is '{nearest}' (see tinyvmm --help)"))
-}
-
-fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
-    names.min_by_key(|name| strsim::damerau_levenshtein(name, word)).unwrap_or_default()
+    let alone = std::iter::once(&program).chain(keys.flags());
+    let merged = alone.clone().chain(argv.get(1..).unwrap_or(&[]));
+    Cli::command().try_get_matches_from(alone).map_err(|e| keys.place(one_line(&e)))?;
+    let matches = Cli::command().try_get_matches_from(merged).map_err(|e| wrong(&argv, &e))?;
+    Ok(Invocation::Run(Box::new(Cli { keys: Some(keys), ..cli(&matches)? })))
 }
 
 fn cli(matches: &ArgMatches) -> Result<Cli> {
     Cli::from_arg_matches(matches).map_err(|e| one_line(&e))
 }
 
-/// Reads a file that is to be text of at most `max` bytes, with or without a byte order mark. It may be a pipe, or endless.
-pub fn read_text(file: &Path, max: u64) -> Result<String> {
-    let mut text = String::new();
-    let read = |file: File| file.take(max + 1).read_to_string(&mut text);
-    File::open(file).and_then(read).context("cannot read it")?;
-    ensure!(text.len() as u64 <= max, "is larger than {} KiB", max >> 10);
-    if text.starts_with('\u{feff}') {
-        text.remove(0);
-    }
-    Ok(text)
+fn is_shown(error: &clap::Error) -> bool {
+    matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
 }
 
-/// The flags that `file` stands for, without those that the command line gives itself.
-fn flags_of_file(file: &Path, given: &ArgMatches) -> Result<Vec<OsString>> {
-    let text = read_text(file, MAX_CONFIG)?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| toml_error(&text, &e))?;
-    let command = Cli::command();
-    let known: Vec<&Arg> = command.get_arguments().filter(|a| is_key(a)).collect();
-    let mut flags = Vec::new();
-    for (key, value) in &table {
-        let Some(arg) = known.iter().find(|arg| arg.get_long() == Some(key)) else {
-            return Err(no_such_key(key, known.iter().filter_map(|arg| arg.get_long())));
-        };
-        if given.value_source(arg.get_id().as_str()) != Some(ValueSource::CommandLine) {
-            push_flags(&mut flags, key, value, arg)?;
-        }
-    }
-    Ok(flags)
-}
-
-/// Whether a flag is a key of configuration files too.
-fn is_key(arg: &Arg) -> bool {
-    arg.get_long()
-        .is_some_and(|long| !["config", "print-config", "help", "version"].contains(&long))
-}
-
-/// Adds what `key = value` of a configuration file stands for.
-fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &Arg) -> Result<()> {
-    let mut push = |text: &dyn Display| flags.push(format!("--{key}={text}").into());
-    match value {
-        toml::Value::String(text) => push(text),
-        toml::Value::Integer(number) => push(number),
-        toml::Value::Boolean(on) => push(on),
-        toml::Value::Array(items) if matches!(arg.get_action(), ArgAction::Append) => {
-            for item in items {
-                push(&item.as_str().ok_or_else(|| anyhow!("{key}: say a list of strings"))?);
-            }
-        }
-        other => bail!("{key} cannot be of type {}: say a string", other.type_str()),
-    }
-    Ok(())
-}
-
-/// Says that there is no such key, and which of `known` may be meant.
-fn no_such_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> anyhow::Error {
-    anyhow!("there is no key '{key}', the nearest is '{}'", nearest(key, known.into_iter()))
-}
-
-/// What is wrong with the TOML of `text`, with the line.
-fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
-    let start = error.span().map_or(0, |span| span.start);
-    let line = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
-    anyhow!("line {line}: {}", error.message().replace('\n', ", "))
-}
-
-/// clap's message without its usage lines, which `--help` shows better.
+/// What clap says of flags that stand for a configuration's keys, in one line.
 pub(crate) fn one_line(error: &clap::Error) -> anyhow::Error {
-    anyhow!("{} (see tinyvmm --help)", message(error))
+    anyhow!("{} (see tinyvmm --help)", usage::explain(&Cli::command(), &[], error))
 }
 
-/// The same without where to read more.
-pub(crate) fn message(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let told: Vec<&str> = told
-        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
-        .map(|line| line.trim_start_matches("error: "))
-        .collect();
-    told.join("; ").replace(":; ", ": ")
+/// The same of a command line.
+fn wrong(argv: &[OsString], error: &clap::Error) -> anyhow::Error {
+    let command = Cli::command();
+    let (why, path) = (usage::explain(&command, argv, error), usage::path(&command, argv));
+    anyhow!("{why} (see {path} --help)")
 }
 
 /// The completion script for `shell`.

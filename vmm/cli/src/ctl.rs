@@ -60,13 +60,22 @@ pub enum Action {
     /// Give the machine memory, or take it back: so much in all. Without a size: say how much is plugged
     Memory {
         /// With K, M, G or T; a whole number of M, up to the max of --mem
+        #[arg(value_parser = whole_mib)]
         size: Option<Size>,
     },
     /// Ask the guest to do without so much of its memory
     Balloon {
         /// With K, M, G or T; a whole number of M
+        #[arg(value_parser = whole_mib)]
         size: Size,
     },
+}
+
+/// A size of so many MiB, as the API counts them.
+fn whole_mib(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    let whole = size.bytes().is_multiple_of(layout::MIB);
+    whole.then_some(size).ok_or_else(|| "say a whole number of M, as in 512M".into())
 }
 
 /// Method, path and body.
@@ -76,10 +85,9 @@ type Asked = (&'static str, &'static str, Option<Value>);
 pub fn main(options: &Options) -> Result<ExitCode> {
     let (method, path, body) = match options.action {
         Action::Memory { size: Some(size) } => resize_memory(options, size)?,
-        _ => options.action.request()?,
+        _ => options.action.request(),
     };
     let is_question = method == "GET";
-    ensure!(is_question || !options.watch, "--watch is for status and stats");
     let mut seen = false;
     loop {
         let mut answer = match ask(options, method, path, body.as_ref()) {
@@ -117,10 +125,23 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     }
 }
 
+impl Options {
+    /// Checks what can be checked without asking the machine.
+    pub fn validate(&self) -> Result<()> {
+        let changes = self.action.request().0 != "GET"
+            || matches!(self.action, Action::Memory { size: Some(_) });
+        ensure!(
+            !self.watch || !changes,
+            "--watch: what changes a machine is done once, leave it out"
+        );
+        Ok(())
+    }
+}
+
 impl Action {
-    fn request(&self) -> Result<Asked> {
+    fn request(&self) -> Asked {
         let state = |state: &str| Some(json!({ "state": state }));
-        Ok(match self {
+        match self {
             Self::Status => ("GET", "/", None),
             Self::Stats => ("GET", "/tinyvmm/stats", None),
             Self::Pause => ("PATCH", "/vm", state("Paused")),
@@ -129,11 +150,9 @@ impl Action {
             Self::Stop => ("PUT", "/tinyvmm/stop", None),
             Self::Memory { .. } => ("GET", "/hotplug/memory", None),
             Self::Balloon { size } => {
-                let whole = size.bytes().is_multiple_of(layout::MIB);
-                ensure!(whole, "balloon {size}: say a whole number of M");
                 ("PATCH", "/balloon", Some(json!({ "amount_mib": size.bytes() / layout::MIB })))
             }
-        })
+        }
     }
 }
 
@@ -141,8 +160,6 @@ impl Action {
 fn resize_memory(options: &Options, size: Size) -> Result<Asked> {
     let machine = ask(options, "GET", "/machine-config", None)?;
     let first = machine["mem_size_mib"].as_u64().context("it does not tell its memory")?;
-    let whole = size.bytes().is_multiple_of(layout::MIB);
-    ensure!(whole, "memory {size}: say a whole number of M");
     let more = (size.bytes() / layout::MIB).checked_sub(first);
     let more = more.with_context(|| {
         format!("memory {size}: it has started with {first}M, which the balloon can make less")

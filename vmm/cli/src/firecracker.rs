@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::error::ErrorKind;
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory, Parser};
 use log::LevelFilter;
 
 use crate::api::FIRECRACKER_VERSION;
-use crate::cli::{self, Invocation};
-use crate::config::{Config, FirecrackerConfig, StartTimes, instance_id};
+use crate::cli::{self, Invocation, usage};
+use crate::config::{Config, FirecrackerConfig, StartTimes, instance_id, whole_number};
 use crate::inbox::End;
 use crate::logger;
 use crate::run::{self, Outcome};
@@ -73,7 +73,7 @@ struct Flags {
     parent_cpu_time_us: Option<u64>,
     /// Most bytes of a request's body
     #[arg(long, value_name = "BYTES", default_value = "51200")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    #[arg(value_parser = whole_number::<{ 16 << 20 }>)]
     http_api_max_payload_size: u32,
     /// Do without the jail: without seccomp filters, and without Landlock
     #[arg(long, conflicts_with = "seccomp_filter")]
@@ -138,11 +138,12 @@ pub fn invoked_as_firecracker(program: Option<&OsString>) -> bool {
 
 /// The whole process.
 pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
-    let flags = match Flags::try_parse_from(argv) {
+    let flags = match Flags::try_parse_from(&argv) {
         Ok(flags) => flags,
         Err(error) if error.kind() == ErrorKind::DisplayHelp => return show(&error.to_string()),
         Err(error) => {
-            return fail(format_args!("{} (see --help)", cli::message(&error)), EXIT_BAD_FLAGS);
+            let why = usage::explain(&Flags::command(), &argv, &error);
+            return fail(format_args!("{why} (see --help)"), EXIT_BAD_FLAGS);
         }
     };
     let level = match logger::level(&flags.level) {

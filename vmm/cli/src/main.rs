@@ -38,6 +38,9 @@ fn main() -> ExitCode {
         }
         #[cfg(feature = "api")]
         Some(Command::Ctl(options)) => {
+            if let Err(error) = options.validate() {
+                return fail(&error, cli::EXIT_USAGE);
+            }
             return tinyvmm_cli::ctl::main(&options)
                 .unwrap_or_else(|error| fail(&error, cli::EXIT_INTERNAL));
         }
@@ -52,14 +55,14 @@ fn main() -> ExitCode {
     // A command's status is its own, whatever it is; ours must not be taken for it.
     let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };
     if let Err(error) = cli.config.validate() {
-        return fail(&error, ours(cli::EXIT_USAGE));
+        return fail(&cli.place(error), ours(cli::EXIT_USAGE));
     }
     match run::run(&cli.config, start) {
         Ok(Outcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
             ExitCode::from(status)
         }
         Ok(outcome) => conclude(&outcome, ours(outcome.end.exit_code())),
-        Err(error) => fail(&error, ours(cli::EXIT_CANNOT_START)),
+        Err(error) => fail(&cli.place(error), ours(cli::EXIT_CANNOT_START)),
     }
 }
 

@@ -1,0 +1,377 @@
+//! What is said of a command line that is wrong: one line that names the word, the cause and the remedy.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command, Error};
+
+/// Flags of QEMU, Docker, Firecracker and others, and what to do instead of giving them here.
+const FLAGS: [(&str, &str); 24] = [
+    ("m memory ram", "say --mem SIZE"),
+    ("smp vcpu vcpus cpu c", "say --cpus N"),
+    ("k vmlinux bzimage", "say --kernel FILE"),
+    ("i ramdisk", "say --initrd FILE"),
+    ("append args boot-args kernel-args a", "say --cmdline STRING"),
+    ("drive hda hdb hdc hdd image rootfs root root-drive block d", "say --disk FILE"),
+    ("cdrom ro", "say --disk FILE,readonly"),
+    ("rw", "leave it out, a disk can be written unless it is readonly"),
+    ("version", "say --version"),
+    ("seccomp landlock", "the jail is on unless --no-jail turns it off"),
+    ("v", "say --version, or --log-level info; there are no shared folders"),
+    ("snapshot", "say --disk FILE,overlay"),
+    ("net netdev nic network p publish port tap", "there is no network device, leave it out"),
+    (
+        "volume mount share fs virtfs",
+        "there are no shared folders: put files into an initrd or on a --disk",
+    ),
+    ("serial nographic chardev", "the console is this terminal unless --console says otherwise"),
+    ("display vga vnc", "there is no screen, only the serial --console"),
+    (
+        "it t tty interactive rm init",
+        "leave it out, a machine has this terminal and leaves nothing",
+    ),
+    ("detach daemon daemonize", "put & after the command, and say --console FILE"),
+    (
+        "enable-kvm accel kvm machine M cpu-model",
+        "leave it out, there is one kind of machine, on KVM",
+    ),
+    ("bios firmware pflash", "there is no firmware: say --kernel FILE"),
+    ("device pci", "leave it out, there are virtio disks, balloon and random numbers"),
+    ("qmp monitor", "say --api-sock PATH, and speak to it with tinyvmm ctl"),
+    ("name n", "say --id NAME"),
+    ("verbose debug quiet q log", "say --log-level LEVEL; --cmdline quiet is for the kernel"),
+];
+
+/// The same for first words that are no sub-commands.
+const WORDS: [(&str, &str); 7] = [
+    (
+        "run start boot create launch up vm",
+        "a machine has no name and no sub-command: say tinyvmm --kernel FILE",
+    ),
+    (
+        "exec shell sh ssh attach enter console",
+        "a machine is made for a command: tinyvmm --kernel FILE --initrd FILE -- COMMAND",
+    ),
+    ("ps ls list", "each machine is a process; ask one: tinyvmm ctl SOCKET status"),
+    (
+        "images image pull build import",
+        "there are no images but files: --kernel, --initrd and --disk",
+    ),
+    ("logs log", "a machine prints to its terminal, or to the file of --console"),
+    ("version", "say tinyvmm --version"),
+    ("test tests bench", "say tinyvmm boot-test SPEC"),
+];
+
+/// The same for what can be done to a machine.
+const ACTIONS: [(&str, &str); 7] = [
+    ("shutdown poweroff power-off halt", "power-button"),
+    ("kill destroy quit exit rm delete terminate", "stop"),
+    ("suspend freeze", "pause"),
+    ("continue cont unpause thaw", "resume"),
+    ("info state inspect show", "status"),
+    ("top metrics usage", "stats"),
+    ("mem setmem", "memory"),
+];
+
+/// What is wrong with `argv`, of which `root` has made `error`. It may be empty where that is not known.
+pub fn explain(root: &Command, argv: &[OsString], error: &Error) -> String {
+    let words: Vec<_> = argv.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+    let words: Vec<_> = words.iter().map(|word| &**word).take_while(|word| *word != "--").collect();
+    let line = Line::new(root, &words);
+    let wrong = text(error, ContextKind::InvalidArg);
+    let explained = match error.kind() {
+        ErrorKind::UnknownArgument if wrong.starts_with('-') => line.unknown_flag(&wrong),
+        ErrorKind::UnknownArgument => line.stray(&wrong),
+        ErrorKind::InvalidSubcommand => {
+            line.unknown_action(&text(error, ContextKind::InvalidSubcommand))
+        }
+        _ if is_of_value(error) => line.value(&wrong, error),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            line.missing_action()
+        }
+        ErrorKind::MissingRequiredArgument => {
+            format!("{}: {} is missing, as in {}", line.name(), plain(&wrong), line.usage())
+        }
+        ErrorKind::ArgumentConflict => conflict(&wrong, &text(error, ContextKind::PriorArg)),
+        _ => message(error),
+    };
+    let escape =
+        |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
+    explained.chars().map(escape).collect()
+}
+
+/// Of a flag of another program that clap takes for a cry for help.
+pub fn taken_for_help(argv: &[OsString]) -> Option<String> {
+    let words = argv.iter().skip(1).filter_map(|word| word.to_str());
+    let mut words = words.take_while(|word| *word != "--").filter(|word| word.starts_with("-h"));
+    let (word, remedy) =
+        words.find_map(|word| Some((word, said(&FLAGS, word.strip_prefix('-')?)?)))?;
+    Some(format!("there is no flag '{word}': {remedy}"))
+}
+
+/// The sub-command that `argv` is for, as its help is asked for: `tinyvmm ctl`.
+pub fn path(root: &Command, argv: &[OsString]) -> String {
+    let words: Vec<_> = argv.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+    let words: Vec<_> = words.iter().map(|word| &**word).collect();
+    Line::new(root, &words).commands.iter().map(|c| c.get_name()).collect::<Vec<_>>().join(" ")
+}
+
+/// The one of `names` that `word` may be a slip of.
+pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase().replace('_', "-");
+    let slips = |name: &str| match (word.len(), name.len()) {
+        (3.., _) if name.starts_with(&*word) => 1,
+        (_, 3..) if word.starts_with(name) => 1,
+        _ => strsim::osa_distance(name, &word),
+    };
+    let near = names.map(|name| (slips(name), name));
+    let near = near.filter(|(slips, name)| *slips <= name.len().max(word.len()) / 3);
+    near.min_by_key(|(slips, _)| *slips).map(|(_, name)| name)
+}
+
+/// `a, b or c`.
+pub fn either(names: &[&str]) -> String {
+    match names {
+        [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// Words of a command line, and the sub-commands that they name: the last one is what they are for.
+struct Line<'a> {
+    words: &'a [&'a str],
+    commands: Vec<&'a Command>,
+}
+
+impl<'a> Line<'a> {
+    fn new(root: &'a Command, words: &'a [&'a str]) -> Self {
+        let mut commands = vec![root];
+        for word in words {
+            let known = commands.last().and_then(|command| command.find_subcommand(word));
+            // A machine's flags come without a sub-command.
+            if commands.len() == 1 && known.is_none() {
+                break;
+            }
+            commands.extend(known);
+        }
+        Self { words, commands }
+    }
+
+    fn command(&self) -> &'a Command {
+        self.commands[self.commands.len() - 1]
+    }
+
+    fn name(&self) -> &'a str {
+        self.command().get_name()
+    }
+
+    fn is_root(&self) -> bool {
+        self.commands.len() == 1
+    }
+
+    /// How the sub-command is called: `tinyvmm ctl SOCKET balloon SIZE`.
+    fn usage(&self) -> String {
+        let mut usage = Vec::new();
+        for command in &self.commands {
+            usage.push(command.get_name().to_owned());
+            let words = command.get_positionals().filter(|arg| !arg.is_last_set());
+            usage.extend(words.map(|arg| plain(&arg.to_string())));
+        }
+        if self.command().has_subcommands() {
+            usage.push("ACTION".into());
+        }
+        usage.join(" ")
+    }
+
+    /// Flags that can be here: a machine's are not a sub-command's.
+    fn flags(&self) -> impl Iterator<Item = (&'a str, &'a Arg)> {
+        let of = &self.commands[usize::from(!self.is_root())..];
+        let args = of.iter().flat_map(|command| command.get_arguments());
+        args.filter_map(|arg| Some((arg.get_long()?, arg)))
+    }
+
+    fn flag(&self, name: &str) -> Option<&'a Arg> {
+        self.flags().find(|(long, _)| *long == name).map(|(_, arg)| arg)
+    }
+
+    fn unknown_flag(&self, wrong: &str) -> String {
+        // Of -smp clap takes the first letter for the flag.
+        let is_short = wrong.chars().count() == 2;
+        let is_it = |word: &&str| {
+            word.split('=').next() == Some(wrong)
+                || is_short && word.starts_with(wrong) && !word.starts_with("--")
+        };
+        let at = self.words.iter().position(is_it);
+        let word = at.map_or(wrong, |at| self.words[at]);
+        if let Some((flag, _)) = at.and_then(|at| self.flag_before(at))
+            && word[1..].starts_with(|c: char| c.is_ascii_digit())
+        {
+            return self.value_with_a_dash(flag, word);
+        }
+        let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
+        let known = self.flags().map(|(long, _)| long);
+        let remedy = match said(&FLAGS, name).filter(|_| self.is_root()) {
+            _ if self.flag(name).is_some() => format!(": say --{name}"),
+            Some(remedy) => format!(": {remedy}"),
+            None => nearest(name, known)
+                .map_or_else(String::new, |near| format!(": the nearest is '--{near}'")),
+        };
+        match self.is_root() {
+            true => format!("there is no flag '{word}'{remedy}"),
+            false => format!("{} has no flag '{word}'{remedy}", self.name()),
+        }
+    }
+
+    /// Of a value that is taken for a flag, as it begins with a dash.
+    fn value_with_a_dash(&self, flag: &str, value: &str) -> String {
+        let joined = format!("--{flag}={value}");
+        let parsed = self.command().clone().try_get_matches_from([self.name(), &joined]);
+        match parsed {
+            Err(error) if is_of_value(&error) => format!("--{flag} {value}: {}", cause(&error)),
+            _ => format!("--{flag} {value}: say {joined}"),
+        }
+    }
+
+    /// The flag whose value the word at `at` is meant to be.
+    fn flag_before(&self, at: usize) -> Option<(&'a str, &'a Arg)> {
+        let name = self.words.get(at.checked_sub(1)?)?.strip_prefix("--")?;
+        let arg = self.flag(name)?;
+        arg.get_action().takes_values().then_some((arg.get_long()?, arg))
+    }
+
+    /// Of a word that is neither a flag nor the value of one.
+    fn stray(&self, word: &str) -> String {
+        let at = self.words.iter().position(|other| *other == word);
+        if self.command().has_subcommands() && (!self.is_root() || at == Some(0)) {
+            return self.unknown_action(word);
+        }
+        if !self.is_root() {
+            return format!("{}: '{word}' is a word too many, leave it out", self.name());
+        }
+        let before = at.and_then(|at| self.flag_before(at));
+        let remedy = match before {
+            Some((name, _)) => format!("the value of --{name} comes after a =, or not at all"),
+            None if self.flag(word).is_some() => format!("say --{word}"),
+            None if self.command().find_subcommand(word).is_some() => {
+                format!("a sub-command comes first, without flags: tinyvmm {word}")
+            }
+            None => "quote a value that has spaces; a command for the guest comes after --".into(),
+        };
+        format!("'{word}' belongs to no flag: {remedy}")
+    }
+
+    /// Of a word where a sub-command is to be.
+    fn unknown_action(&self, word: &str) -> String {
+        let command = self.command();
+        let names = || command.get_subcommands().map(Command::get_name);
+        if !self.is_root() {
+            let names: Vec<_> = names().collect();
+            let meant = said(&ACTIONS, word).filter(|meant| names.contains(meant));
+            let meant = meant.or_else(|| nearest(word, names.iter().copied()));
+            let say = meant.map_or_else(|| either(&names), str::to_owned);
+            return format!("{}: there is no '{word}', say {say}", self.name());
+        }
+        let bare = word
+            .trim_start_matches(['-', '\u{2010}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2212}']);
+        let acts = command.find_subcommand("ctl").and_then(|ctl| ctl.find_subcommand(word));
+        let acts = acts.map(Command::get_name).or(said(&ACTIONS, word));
+        let remedy = match said(&WORDS, word) {
+            Some(remedy) => remedy.to_owned(),
+            None if bare.len() < word.len() => {
+                format!("its dash is not that of flags, say --{bare}")
+            }
+            None if Path::new(word).is_file() => meant_file(word),
+            None if acts.is_some() => {
+                format!("say tinyvmm ctl SOCKET {}", acts.unwrap_or_default())
+            }
+            None => match nearest(word, names()) {
+                Some(near) => format!("the nearest is '{near}'"),
+                None => "a machine is made of flags, as in tinyvmm --kernel FILE".into(),
+            },
+        };
+        format!("'{word}' is no sub-command: {remedy}")
+    }
+
+    fn missing_action(&self) -> String {
+        let names: Vec<_> = self.command().get_subcommands().map(Command::get_name).collect();
+        format!("{}: say what to do: {}", self.name(), either(&names))
+    }
+
+    /// Of a value that a flag, or a word of a sub-command, cannot have.
+    fn value(&self, wrong: &str, error: &Error) -> String {
+        let name = wrong.split([' ', '=', '[']).next().unwrap_or_default();
+        let name = if name.starts_with('-') { name } else { self.name() };
+        match &*text(error, ContextKind::InvalidValue) {
+            "" if std::error::Error::source(error).is_none() => {
+                let value =
+                    wrong[name.len().min(wrong.len())..].trim_start_matches(['[', '=', ' ']);
+                format!("{name}: say its value, as in {name} {}", plain(value))
+            }
+            "" => format!("{name} '': {}", cause(error)),
+            value => format!("{name} {value}: {}", cause(error)),
+        }
+    }
+}
+
+/// Of a word that is a file, with what it may be.
+fn meant_file(word: &str) -> String {
+    match word.rsplit('.').next() {
+        Some("toml") => format!("say --config {word}, or boot-test {word}"),
+        Some("json") => format!("say --config-file {word}"),
+        _ => format!("is it a kernel? Say --kernel {word}"),
+    }
+}
+
+fn conflict(one: &str, other: &str) -> String {
+    let [one, other] = [one, other].map(|arg| arg.split([' ', '[']).next().unwrap_or_default());
+    match one == other {
+        true => format!("{one} is there twice, leave one out"),
+        false => format!("{one} and {other}: leave one out"),
+    }
+}
+
+fn is_of_value(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation)
+}
+
+/// Why a value cannot be.
+fn cause(error: &Error) -> String {
+    if let Some(cause) = std::error::Error::source(error) {
+        return cause.to_string();
+    }
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) if !values.is_empty() => {
+            let values: Vec<_> = values.iter().map(String::as_str).collect();
+            format!("say {}", either(&values))
+        }
+        _ => message(error),
+    }
+}
+
+fn said<'a>(list: &[(&str, &'a str)], word: &str) -> Option<&'a str> {
+    let found = list.iter().find(|(words, _)| words.split(' ').any(|other| other == word));
+    found.map(|(_, remedy)| *remedy)
+}
+
+fn text(error: &Error, kind: ContextKind) -> String {
+    match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(", "),
+        _ => String::new(),
+    }
+}
+
+/// `<SIZE>` and `[SIZE]` without what is around the name.
+fn plain(arg: &str) -> String {
+    arg.replace(['<', '>', '[', ']'], "")
+}
+
+/// clap's message without its usage lines and tips, which `--help` shows better.
+fn message(error: &Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("tip:"));
+    let lines = lines.map(|line| line.trim_start_matches("error: "));
+    lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ")
+}
