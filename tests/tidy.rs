@@ -2,7 +2,7 @@
 
 mod walls;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,8 @@ fn files() -> Vec<String> {
     let listed = git.current_dir(root()).output().expect("git is installed");
     assert!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
     let listed = String::from_utf8(listed.stdout).unwrap();
-    let files: Vec<_> = listed.lines().map(String::from).collect();
+    // One that is being merged is listed for each side.
+    let files: BTreeSet<_> = listed.lines().map(String::from).collect();
     // One that was deleted but not yet staged is listed still.
     files.into_iter().filter(|name| root().join(name).is_file()).collect()
 }
