@@ -1,7 +1,7 @@
 # Shared by `build` and the recipes. A recipe defines
 #   packages        the Debian packages it unpacks, one a line
 #   make OUT [BASE...]
-# and may override the three below.
+# and may override the three below, or what gets the packages.
 
 base_recipes() { :; } # artefacts it starts from, handed to make as BASE
 source_files() { :; } # further files of this folder that go into it
@@ -17,54 +17,17 @@ remembered() {
     artefact=$(cat "$1" 2>/dev/null) && [ -e "$artefact" ] && echo "$artefact"
 }
 
-# Fills versions[PACKAGE] with what apt would install. Works offline.
-declare -A versions=()
-resolve_packages() {
-    local names line package=
-    names=$(packages) && [ -n "$names" ] || return 1
-    while read -r line; do
-        case $line in
-            Candidate:\ \(none\)) return 1 ;;
-            Candidate:*) versions[$package]=${line#*: } ;;
-            *:) package=${line%:} ;;
-        esac
-    done < <(LC_ALL=C apt-cache policy $names 2>/dev/null)
-    [ ${#versions[@]} = "$(wc -w <<<"$names")" ]
-}
-
-# The package that meta package $1 stands for today.
-meta_target() { LC_ALL=C apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: //p' | head -n 1; }
-
-# Runs "$@" and, if it fails, once more with apt's package lists updated, as only root can: a new machine has none.
-with_fresh_lists() {
-    "$@" && return
-    [ "$(id -u)" = 0 ] || return 1
-    say "updating apt's package lists"
-    apt-get update -qq >&2 && "$@"
-}
-
 # Installs the commands that the recipe lacks, or says how to.
 need_commands() {
-    local tool missing=()
-    for tool in $(tools); do
-        PATH=$PATH:/usr/sbin:/sbin command -v "${tool%:*}" >/dev/null || [ -e "${tool%:*}" ] ||
-            missing+=("${tool#*:}")
-    done
-    [ ${#missing[@]} = 0 ] && return
-    [ "$(id -u)" = 0 ] || die "missing tools; run: apt-get install ${missing[*]}"
-    say "installing ${missing[*]}"
-    with_fresh_lists env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2 ||
-        die "cannot install ${missing[*]}; run 'apt-get update' first"
+    # shellcheck disable=SC2046 # one word for each
+    "$here/../scripts/need" $(tools)
 }
 
-# Unpacks the recipe's packages into folder $1 without installing them.
+# Unpacks the packages into folder $1 without installing them.
 unpack_packages() {
-    local download=$work/download package wanted=()
-    for package in "${!versions[@]}"; do wanted+=("$package=${versions[$package]}"); done
-    mkdir -p "$download" "$1"
-    (cd "$download" && apt-get download -qq -o APT::Sandbox::User=root "${wanted[@]}") ||
-        die "cannot download ${wanted[*]}; run 'apt-get update'"
-    for package in "$download"/*.deb; do dpkg-deb -x "$package" "$1"; done
+    local package
+    mkdir -p "$1"
+    for package in "$work"/download/*.deb; do dpkg-deb -x "$package" "$1"; done
 }
 
 # Puts busybox $1 into root folder $2, with links for all its commands that are not there yet.

@@ -23,6 +23,7 @@ mod images;
 mod jail;
 mod linux;
 mod measure;
+mod recipes;
 mod small;
 mod stop;
 mod terminal;
