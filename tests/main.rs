@@ -21,6 +21,7 @@ mod hostile;
 mod hotplug;
 mod images;
 mod jail;
+mod kvm_box;
 mod linux;
 mod measure;
 mod recipes;

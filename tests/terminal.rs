@@ -71,7 +71,7 @@ impl Terminal {
 
     #[track_caller]
     pub fn shows(&self, text: &str) -> &Self {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while !self.screen.lock().unwrap().contains(text) {
             let screen = self.screen.lock().unwrap().clone();
             assert!(Instant::now() < deadline, "{text:?} is not shown: {screen:?}");
@@ -80,12 +80,12 @@ impl Terminal {
         self
     }
 
-    fn types(&self, text: &str) -> &Self {
+    pub fn types(&self, text: &str) -> &Self {
         (&self.keyboard).write_all(text.as_bytes()).unwrap();
         self
     }
 
-    fn settings(&self) -> String {
+    pub fn settings(&self) -> String {
         format!("{:?}", tcgetattr(&self.line).unwrap())
     }
 
@@ -105,7 +105,7 @@ impl Terminal {
         }
     }
 
-    fn is_raw(&self) -> bool {
+    pub fn is_raw(&self) -> bool {
         let modes = tcgetattr(&self.line).unwrap().local_modes;
         !modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
