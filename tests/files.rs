@@ -1,11 +1,12 @@
 //! Files that cannot be what they are given as: one line says which and what to do about it.
 
 use std::fs::{self, File};
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tinyvmm::layout::{GIB, MIB};
 
-use crate::fixture::Vmm;
+use crate::fixture::{Running, Vmm};
 use crate::{bzimage as image, guests};
 
 /// A machine that would write a file if it started: that it refuses must leave no trace.
@@ -193,6 +194,31 @@ fn a_disk_is_for_one_writer_or_many_readers() {
     writes.try_lock().unwrap();
     sharer.args(["--disk", "disk,overlay"]).run().refuses(3, &["disk disk", "in use"]);
     vmm().args(["--disk", "disk", "--disk", "disk"]).run().refuses(3, &["disk disk", "in use"]);
+}
+
+/// As systemd-udevd locks a block device whenever it has changed.
+#[test]
+fn a_lock_that_is_held_for_a_moment_is_waited_for() {
+    for (locked, disk) in
+        [("disk", "disk"), ("disk", "disk,readonly"), ("layer", "disk,overlay=layer")]
+    {
+        let vmm = vmm().sparse_file("disk", MIB).file("layer", "").guest(guests::hello);
+        let other = File::open(vmm.dir().path(locked)).unwrap();
+        other.try_lock().unwrap();
+        let running = vmm.args(["--disk", disk]).start();
+        // Without the wait it would have ended by now.
+        let name = running.dir().path(locked);
+        let running = running.until(|vmm| has_open(vmm, &name));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        other.unlock().unwrap();
+        running.wait().exits(0).silently();
+    }
+}
+
+/// Whether `vmm` has the file at `path` open, where that may be looked at.
+fn has_open(vmm: &Running, path: &Path) -> bool {
+    let Ok(files) = fs::read_dir(vmm.proc("fd")) else { return true };
+    files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|open| open == path))
 }
 
 #[test]

@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 11] = [
     &["memory", "timeline"],
     &["bus", "config", "event", "exits", "instructions"],
     &["worker"],
-    &["random", "sync"],
+    &["flock", "random", "sync"],
     &["layout"],
 ];
 

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 
 use crate::config::DiskConfig;
+use crate::flock;
 use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
 use crate::pieces::{self, Zero};
@@ -204,8 +205,7 @@ fn direct_unit(file: &File) -> u32 {
 }
 
 fn lock(file: &File, shared: bool) -> Result<()> {
-    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
+    match flock::lock(file, shared) {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => bail!(
             "in use by another machine{}",

@@ -7,6 +7,7 @@ pub mod devices;
 pub mod disk_image;
 pub mod event;
 pub mod exits;
+pub mod flock;
 pub mod instructions;
 pub mod machine;
 pub mod memory;

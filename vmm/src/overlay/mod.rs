@@ -19,6 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use self::bitmap::Bitmap;
 use self::header::{BITMAP, Header};
+use crate::flock;
 use crate::memory::buffers::Buffers;
 use crate::pieces::{self, Zero};
 
@@ -40,7 +41,7 @@ impl Layer {
         ensure!(ours.is_file(), "not a regular file");
         let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
         ensure!(!same, "it is the disk itself: name another file");
-        if file.try_lock().is_err() {
+        if flock::lock(&file, false).is_err() {
             bail!("in use by another machine: stop that one, or use another overlay");
         }
         Self::of_file(file, base, len, true)
