@@ -6,8 +6,8 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 6850),
-    ("vmm/cli/src/", 6000),
+    ("vmm/src/", 6900),
+    ("vmm/cli/src/", 6300),
     ("vmm/boot-test/src/", 2200),
     ("vmm/unpack/src/", 200),
 ];
