@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use tinyvmm::timeline::Timeline;
-use tinyvmm_cli::api::control::Control;
 use tinyvmm_cli::api::routes::{Configure, Request};
-use tinyvmm_cli::api::{Answer, Call, http, routes};
+use tinyvmm_cli::api::{Answer, Api, Call, http, routes};
 use tinyvmm_cli::cli::{self, Invocation};
 use tinyvmm_cli::config::Config;
 use tinyvmm_cli::print_config;
@@ -128,7 +127,7 @@ pub fn setup(mut data: &[u8]) {
     let Ok(Invocation::Run(cli)) = cli::parse(vec!["tinyvmm".into(), "--api-sock=s".into()]) else {
         panic!("flags that are as they should be")
     };
-    let mut control = Control::new(&cli.config, &Timeline::default()).expect("nothing is opened");
+    let mut api = Api::new(&cli.config, &Timeline::default()).expect("nothing is opened");
     for _ in 0..20 {
         let Ok(Some(head)) = http::parse(data, 1000) else { return };
         let (body, rest) = data[head.len..].split_at(head.body.min(data.len() - head.len));
@@ -137,16 +136,16 @@ pub fn setup(mut data: &[u8]) {
         if !is_harmless(&request) {
             continue;
         }
-        let before = format!("{:?}", control.config());
+        let before = format!("{:?}", api.config());
         let (reply, answer) = sync_channel(1);
-        if let Some(Err(_)) = control.serve_before_start(Call { request, reply }) {
+        if let Some(Err(_)) = api.serve_before(Call { request, reply }) {
             return;
         }
         match answer.try_recv() {
-            Ok(Answer::Fault(_)) => assert_eq!(before, format!("{:?}", control.config())),
-            Ok(_) => control.config().validate().expect("what is accepted can be"),
+            Ok(Answer::Fault(_)) => assert_eq!(before, format!("{:?}", api.config())),
+            Ok(_) => api.config().validate().expect("what is accepted can be"),
             // It wants to be started.
-            Err(_) => control.config().validate().expect("what is complete can be"),
+            Err(_) => api.config().validate().expect("what is complete can be"),
         }
     }
 }

@@ -12,11 +12,10 @@ use super::metrics::{Measured, Metrics, micros};
 use super::routes::{Configure, Control as Order, Request, Subject};
 use super::setup::{Setup, balloon_size, disk};
 use super::stats::{self, MemoryStats, Stats};
-use super::{Answer, Call, FIRECRACKER_VERSION, config_file};
+use super::{Answer, ApiServer, Call, FIRECRACKER_VERSION, config_file};
 use crate::config::Config;
 use crate::disks;
 use crate::inbox::End;
-use crate::jail::landlock::Place;
 use crate::report::Usage;
 use tinyvmm::event::Halt;
 use tinyvmm::layout;
@@ -26,9 +25,11 @@ use tinyvmm::timeline::Timeline;
 use tinyvmm::virtio::balloon_handle::BalloonHandle;
 use tinyvmm::virtio::rate::Limiter;
 
-/// What the owner of a machine knows for the API.
-pub struct Control {
-    setup: Setup,
+/// The API of this process: what the machine's owner knows for it, and its socket, which is not there where only a file
+/// describes the machine.
+pub struct Api {
+    pub(super) server: Option<ApiServer>,
+    pub(super) setup: Setup,
     id: String,
     /// What clients were told that it does: as they have said it.
     logger: Option<Logger>,
@@ -43,11 +44,12 @@ pub struct Control {
     timeline: Timeline,
 }
 
-impl Control {
+impl Api {
     /// For the machine that flags or `--config-file` describe, and that clients may add to.
     pub fn new(config: &Config, timeline: &Timeline) -> Result<Self> {
         let process = &config.process;
-        let mut control = Self {
+        let mut api = Self {
+            server: None,
             setup: Setup::new(config),
             id: process.id.clone(),
             logger: None,
@@ -59,14 +61,14 @@ impl Control {
             timeline: timeline.clone(),
         };
         if let Some(flags) = &process.firecracker {
-            control.adopt(flags)?;
+            api.adopt(flags)?;
         }
         if let Some(path) = &process.config_file {
             let named = || format!("--config-file {}", path.display());
             let steps = config_file::read(path).with_context(named)?;
-            steps.into_iter().try_for_each(|what| control.configure(what)).with_context(named)?;
+            steps.into_iter().try_for_each(|what| api.configure(what)).with_context(named)?;
         }
-        Ok(control)
+        Ok(api)
     }
 
     /// Whether the machine can be started without a client's help.
@@ -97,13 +99,8 @@ impl Control {
         self.setup.config()
     }
 
-    /// Where files are to be opened once the machine runs.
-    pub fn places(&self) -> Result<Vec<Place>> {
-        self.setup.places()
-    }
-
     /// Serves `call` before there is a machine. Given back, it wants one, and nothing is missing. Or it wants the end.
-    pub fn serve_before_start(&mut self, call: Call) -> Option<Result<Call, End>> {
+    pub fn serve_before(&mut self, call: Call) -> Option<Result<Call, End>> {
         let answer = match &call.request {
             Request::Start => match self.setup.check_complete() {
                 Ok(()) => return Some(Ok(call)),
@@ -128,7 +125,12 @@ impl Control {
     }
 
     /// Serves `call` for a machine that has started; returns its end, if that is asked for.
-    pub fn serve(&mut self, call: Call, machine: &mut LiveMachine, ram: &GuestRam) -> Option<End> {
+    pub(super) fn serve_after(
+        &mut self,
+        call: Call,
+        machine: &mut LiveMachine,
+        ram: &GuestRam,
+    ) -> Option<End> {
         let answer = match &call.request {
             Request::Start => Answer::Fault("the machine has started already".into()),
             Request::Configure(_) => {

@@ -18,16 +18,15 @@ mod stats;
 use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tinyvmm::machine::{LiveMachine, Machine};
+use tinyvmm::machine::LiveMachine;
 use tinyvmm::memory::GuestRam;
 use tinyvmm::timeline::Timeline;
 use tinyvmm::worker::Worker;
 
-use self::control::Control;
+pub use self::control::Api;
 use self::routes::Request;
 use self::server::Server;
 use self::socket::{Place, Socket};
@@ -107,13 +106,6 @@ impl Drop for ApiServer {
     }
 }
 
-/// The API of this process: what it knows of the machine, and its socket, which is not there where only a file
-/// describes the machine.
-pub struct Api {
-    control: Control,
-    server: Option<ApiServer>,
-}
-
 impl Api {
     /// Binds the socket and reads the file that `config` names; `None` if it names neither.
     pub fn open(config: &Config, timeline: &Timeline, waker: Waker) -> Result<Option<Self>> {
@@ -121,11 +113,11 @@ impl Api {
         if process.api_sock.is_none() && process.config_file.is_none() {
             return Ok(None);
         }
-        let control = Control::new(config, timeline)?;
+        let mut api = Self::new(config, timeline)?;
         let max_bytes = process.http_api_max_payload_size as usize;
         let bind = |path| ApiServer::bind(path, max_bytes, waker);
-        let server = process.api_sock.as_deref().map(bind).transpose()?;
-        Ok(Some(Self { control, server }))
+        api.server = process.api_sock.as_deref().map(bind).transpose()?;
+        Ok(Some(api))
     }
 
     /// Starts to serve, on a thread that is in its jail from the beginning.
@@ -139,16 +131,6 @@ impl Api {
         Ok(())
     }
 
-    /// Whether the machine can be started without a client's help.
-    pub fn is_complete(&self) -> bool {
-        self.control.is_complete()
-    }
-
-    /// The machine as it is described so far.
-    pub fn config(&self) -> Config {
-        self.control.config()
-    }
-
     /// The folder that the socket is in: it is removed from there at the end.
     pub fn folder(&self) -> Option<&File> {
         self.server.as_ref().map(|server| server.place.folder())
@@ -159,12 +141,12 @@ impl Api {
         if self.server.is_none() {
             return Ok(Vec::new());
         }
-        self.control.places().context("the folders of drives")
+        self.setup.places().context("the folders of drives")
     }
 
     /// Whether files can be opened there once the machine runs.
     pub fn allow_opening(&mut self, may_open: bool) {
-        self.control.may_open = may_open;
+        self.may_open = may_open;
     }
 
     fn next_call(&self) -> Option<Call> {
@@ -175,7 +157,7 @@ impl Api {
     /// or it wants the end.
     pub fn serve_before_start(&mut self) -> Option<Result<Call, End>> {
         while let Some(call) = self.next_call() {
-            let wanted = self.control.serve_before_start(call);
+            let wanted = self.serve_before(call);
             if wanted.is_some() {
                 return wanted;
             }
@@ -186,31 +168,11 @@ impl Api {
     /// Serves the calls that wait, for a machine that has started; returns the end, if one asks for it.
     pub fn serve_calls(&mut self, machine: &mut LiveMachine, ram: &GuestRam) -> Option<End> {
         while let Some(call) = self.next_call() {
-            let end = self.control.serve(call, machine, ram);
+            let end = self.serve_after(call, machine, ram);
             if end.is_some() {
                 return end;
             }
         }
         None
-    }
-
-    /// Repeats to a machine that starts again what clients have said since it started first.
-    pub fn configure_again(&self, machine: &mut Machine) -> Result<()> {
-        self.control.configure_again(machine)
-    }
-
-    /// When metrics of a machine that runs are to be written next, if they go anywhere.
-    pub fn metrics_due(&mut self) -> Option<Instant> {
-        self.control.metrics_due()
-    }
-
-    /// Writes the metrics that are due; false if none are.
-    pub fn write_due_metrics(&mut self, machine: &LiveMachine) -> bool {
-        self.control.write_due_metrics(machine)
-    }
-
-    /// Writes the last metrics of a machine, which has ended or resets.
-    pub fn write_last_metrics(&mut self, machine: &Machine) {
-        self.control.write_last_metrics(machine);
     }
 }

@@ -6,73 +6,8 @@ use std::path::Path;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Error};
 
-/// Flags of QEMU, Docker, Firecracker and others, and what to do instead of giving them here.
-const FLAGS: [(&str, &str); 24] = [
-    ("m memory ram", "say --mem SIZE"),
-    ("smp vcpu vcpus cpu c", "say --cpus N"),
-    ("k vmlinux bzimage", "say --kernel FILE"),
-    ("i ramdisk", "say --initrd FILE"),
-    ("append args boot-args kernel-args a", "say --cmdline STRING"),
-    ("drive hda hdb hdc hdd image rootfs root root-drive block d", "say --disk FILE"),
-    ("cdrom ro", "say --disk FILE,readonly"),
-    ("rw", "leave it out, a disk can be written unless it is readonly"),
-    ("version", "say --version"),
-    ("seccomp landlock", "the jail is on unless --no-jail turns it off"),
-    ("v", "say --version, or --log-level info; there are no shared folders"),
-    ("snapshot", "say --disk FILE,overlay"),
-    ("net netdev nic network p publish port tap", "there is no network device, leave it out"),
-    (
-        "volume mount share fs virtfs",
-        "there are no shared folders: put files into an initrd or on a --disk",
-    ),
-    ("serial nographic chardev", "the console is this terminal unless --console says otherwise"),
-    ("display vga vnc", "there is no screen, only the serial --console"),
-    (
-        "it t tty interactive rm init",
-        "leave it out, a machine has this terminal and leaves nothing",
-    ),
-    ("detach daemon daemonize", "put & after the command, and say --console FILE"),
-    (
-        "enable-kvm accel kvm machine M cpu-model",
-        "leave it out, there is one kind of machine, on KVM",
-    ),
-    ("bios firmware pflash", "there is no firmware: say --kernel FILE"),
-    ("device pci", "leave it out, there are virtio disks, balloon and random numbers"),
-    ("qmp monitor", "say --api-sock PATH, and speak to it with tinyvmm ctl"),
-    ("name n", "say --id NAME"),
-    ("verbose debug quiet q log", "say --log-level LEVEL; --cmdline quiet is for the kernel"),
-];
-
-/// The same for first words that are no sub-commands.
-const WORDS: [(&str, &str); 7] = [
-    (
-        "run start boot create launch up vm",
-        "a machine has no name and no sub-command: say tinyvmm --kernel FILE",
-    ),
-    (
-        "exec shell sh ssh attach enter console",
-        "a machine is made for a command: tinyvmm --kernel FILE --initrd FILE -- COMMAND",
-    ),
-    ("ps ls list", "each machine is a process; ask one: tinyvmm ctl SOCKET status"),
-    (
-        "images image pull build import",
-        "there are no images but files: --kernel, --initrd and --disk",
-    ),
-    ("logs log", "a machine prints to its terminal, or to the file of --console"),
-    ("version", "say tinyvmm --version"),
-    ("test tests bench", "say tinyvmm boot-test SPEC"),
-];
-
-/// The same for what can be done to a machine.
-const ACTIONS: [(&str, &str); 7] = [
-    ("shutdown poweroff power-off halt", "power-button"),
-    ("kill destroy quit exit rm delete terminate", "stop"),
-    ("suspend freeze", "pause"),
-    ("continue cont unpause thaw", "resume"),
-    ("info state inspect show", "status"),
-    ("top metrics usage", "stats"),
-    ("mem setmem", "memory"),
-];
+/// Words of other programs, in sections: flags, first words, and what is done to a machine.
+const WORDS: &str = include_str!("words.txt");
 
 /// What is wrong with `argv`, of which `root` has made `error`. It may be empty where that is not known.
 pub fn explain(root: &Command, argv: &[OsString], error: &Error) -> String {
@@ -106,7 +41,7 @@ pub fn taken_for_help(argv: &[OsString]) -> Option<String> {
     let words = argv.iter().skip(1).filter_map(|word| word.to_str());
     let mut words = words.take_while(|word| *word != "--").filter(|word| word.starts_with("-h"));
     let (word, remedy) =
-        words.find_map(|word| Some((word, said(&FLAGS, word.strip_prefix('-')?)?)))?;
+        words.find_map(|word| Some((word, said("flags", word.strip_prefix('-')?)?)))?;
     Some(format!("there is no flag '{word}': {remedy}"))
 }
 
@@ -211,7 +146,7 @@ impl<'a> Line<'a> {
         }
         let name = word.trim_start_matches('-').split('=').next().unwrap_or_default();
         let known = self.flags().map(|(long, _)| long);
-        let remedy = match said(&FLAGS, name).filter(|_| self.is_root()) {
+        let remedy = match said("flags", name).filter(|_| self.is_root()) {
             _ if self.flag(name).is_some() => format!(": say --{name}"),
             Some(remedy) => format!(": {remedy}"),
             None => nearest(name, known)
@@ -267,7 +202,7 @@ impl<'a> Line<'a> {
         let names = || command.get_subcommands().map(Command::get_name);
         if !self.is_root() {
             let names: Vec<_> = names().collect();
-            let meant = said(&ACTIONS, word).filter(|meant| names.contains(meant));
+            let meant = said("actions", word).filter(|meant| names.contains(meant));
             let meant = meant.or_else(|| nearest(word, names.iter().copied()));
             let say = meant.map_or_else(|| either(&names), str::to_owned);
             return format!("{}: there is no '{word}', say {say}", self.name());
@@ -275,8 +210,8 @@ impl<'a> Line<'a> {
         let bare = word
             .trim_start_matches(['-', '\u{2010}', '\u{2012}', '\u{2013}', '\u{2014}', '\u{2212}']);
         let acts = command.find_subcommand("ctl").and_then(|ctl| ctl.find_subcommand(word));
-        let acts = acts.map(Command::get_name).or(said(&ACTIONS, word));
-        let remedy = match said(&WORDS, word) {
+        let acts = acts.map(Command::get_name).or(said("actions", word));
+        let remedy = match said("first words", word) {
             Some(remedy) => remedy.to_owned(),
             None if bare.len() < word.len() => {
                 format!("its dash is not that of flags, say --{bare}")
@@ -349,9 +284,12 @@ fn cause(error: &Error) -> String {
     }
 }
 
-fn said<'a>(list: &[(&str, &'a str)], word: &str) -> Option<&'a str> {
-    let found = list.iter().find(|(words, _)| words.split(' ').any(|other| other == word));
-    found.map(|(_, remedy)| *remedy)
+/// What to do instead of `word`, which is in `section` if anything is known of it.
+fn said(section: &str, word: &str) -> Option<&'static str> {
+    let of_section = WORDS.split("\n[").find_map(|part| part.strip_prefix(section))?;
+    let lines = of_section.lines().filter_map(|line| line.split_once(" = "));
+    let mut found = lines.filter(|(words, _)| words.split(' ').any(|other| other == word));
+    found.next().map(|(_, remedy)| remedy)
 }
 
 fn text(error: &Error, kind: ContextKind) -> String {

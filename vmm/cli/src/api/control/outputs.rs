@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use log::LevelFilter;
 
 use super::super::setup::Setup;
-use super::Control;
+use super::Api;
 use crate::api::FIRECRACKER_VERSION;
 use crate::api::bodies::{self, Logger};
 use crate::api::metrics::{Measured, Metrics};
@@ -18,7 +18,7 @@ use crate::logger;
 use tinyvmm::machine::{Disk, LiveMachine, Machine};
 use tinyvmm::virtio::disk_handle::DiskCounts;
 
-impl Control {
+impl Api {
     /// Does what flags say under the name `firecracker`.
     pub(super) fn adopt(&mut self, flags: &FirecrackerConfig) -> Result<()> {
         if let Some(path) = &flags.log_path {
