@@ -203,7 +203,7 @@ fn a_budget_is_kept_or_the_machine_fails() {
     let over = measured("budget = { memory-mib = 0.5, init-ms = { p99 = 0 } }");
     let outcome = fails(&over, &["memory-mib is ", ", the budget is 0.5"]);
     assert_eq!(logs(outcome.dir()), ["m.log"]);
-    // All that is wrong is told at once.
+    // All that is wrong is reported at once.
     outcome.prints("init-ms p99 is ").prints(", the budget is 0\n");
 }
 

@@ -1,4 +1,4 @@
-//! A spec that is wrong is told with its file, line and key, and nothing is run.
+//! The error for a wrong spec names its file, line and key, and nothing is run.
 
 use super::{boot_test, one};
 use crate::fixture::Vmm;

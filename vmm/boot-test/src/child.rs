@@ -29,20 +29,18 @@ const SIGNALS: [(Duration, Signal); 3] = [
 /// The signal comes when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG): the runner's
 /// thread for a machine ends after the machine.
 pub fn die_with_runner() {
-    let Some(runner) = std::env::var(RUNNER).ok().and_then(|pid| pid.parse::<i32>().ok()) else {
-        return;
-    };
+    let Ok(runner) = std::env::var(RUNNER) else { return };
     // Where this fails, --timeout still ends the machine.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     // It may have died before.
-    if getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(runner) {
+    if getppid().map(|pid| pid.as_raw_nonzero().to_string()) != Some(runner) {
         std::process::exit(super::EXIT_FAILED.into());
     }
 }
 
 /// Where output came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
+pub enum Stream {
     /// What the guest prints.
     Stdout,
     /// tinyvmm's messages, and what the guest's command prints there.
@@ -50,7 +48,7 @@ pub(super) enum Stream {
 }
 
 /// What is read next.
-pub(super) enum Next {
+pub enum Next {
     Output(Stream, Vec<u8>),
     /// Nothing came until the time that was given.
     Quiet,
@@ -59,7 +57,7 @@ pub(super) enum Next {
 }
 
 /// A running tinyvmm. Dropping it kills it.
-pub(super) struct Vmm {
+pub struct Vmm {
     child: Child,
     /// Those that have not ended yet.
     pipes: Vec<(Stream, File)>,
@@ -70,7 +68,7 @@ pub(super) struct Vmm {
 
 impl Vmm {
     /// Starts `program`, which is tinyvmm, with `flags` in the folder `folder`.
-    pub(super) fn start(program: &Path, flags: &[OsString], folder: &Path) -> Result<Self> {
+    pub fn start(program: &Path, flags: &[OsString], folder: &Path) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(flags).current_dir(folder).env(RUNNER, std::process::id().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -84,7 +82,7 @@ impl Vmm {
     }
 
     /// What comes until `until`.
-    pub(super) fn next(&mut self, until: Instant) -> Result<Next> {
+    pub fn next(&mut self, until: Instant) -> Result<Next> {
         let left = until.saturating_duration_since(Instant::now());
         if self.pipes.is_empty() {
             if let Some(status) = self.child.try_wait().context("cannot wait for tinyvmm")? {
@@ -112,7 +110,7 @@ impl Vmm {
     }
 
     /// Asks the machine to stop, then ends it: to be called until it has ended.
-    pub(super) fn stop(&mut self, now: Instant) {
+    pub fn stop(&mut self, now: Instant) {
         let since = *self.stopping.get_or_insert(now);
         while let Some((after, signal)) = SIGNALS.get(self.sent)
             && now >= since + *after

@@ -1,55 +1,54 @@
 //! What a run cost: read from tinyvmm's boot report, and summed up over several runs.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::input::read_text;
+
 /// Largest report that is read, in bytes.
 const MAX_REPORT: u64 = 1 << 20;
 
 /// The name of something that is measured.
-pub(super) type Figure = &'static str;
+pub type Figure = &'static str;
 
 /// Milliseconds from tinyvmm's start to the guest's init.
-pub(super) const INIT_MS: Figure = "init-ms";
+pub const INIT_MS: Figure = "init-ms";
 /// Instructions that the guest executed. Not every host counts them, so a budget cannot always be checked.
-pub(super) const INSTRUCTIONS: Figure = "instructions";
+pub const INSTRUCTIONS: Figure = "instructions";
 /// Every figure; the first four are columns of the table of results. docs/boot-test.md says what they are.
-pub(super) const FIGURES: [Figure; 5] =
-    [INIT_MS, "init-exits", "exits", "memory-mib", INSTRUCTIONS];
+pub const FIGURES: [Figure; 5] = [INIT_MS, "init-exits", "exits", "memory-mib", INSTRUCTIONS];
+
+/// What each figure is over the runs of a machine.
+pub type Summaries = BTreeMap<Figure, Summary>;
 
 /// Figures of one run; what was not measured is not in it.
-pub(super) type Figures = BTreeMap<Figure, f64>;
+pub type Figures = BTreeMap<Figure, f64>;
 
 /// Over the runs of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Summary {
-    pub(super) median: f64,
+pub struct Summary {
+    pub median: f64,
     /// Nearest rank: with less than 100 runs, the largest.
-    pub(super) p99: f64,
+    pub p99: f64,
 }
 
 /// What a boot report says of a run.
 #[derive(Debug, Default)]
-pub(super) struct Measured {
+pub struct Measured {
     /// How the machine ended, e.g. `power-off`.
-    pub(super) end: Option<String>,
+    pub end: Option<String>,
     /// The exit code for that end, unless it is a command's.
-    pub(super) exit_code: Option<i64>,
-    pub(super) figures: Figures,
+    pub exit_code: Option<i64>,
+    pub figures: Figures,
 }
 
 /// Reads the boot report `path`.
-pub(super) fn read(path: &Path) -> Result<Measured> {
-    let mut text = String::new();
-    let file = File::open(path).context("no boot report")?;
-    file.take(MAX_REPORT).read_to_string(&mut text).context("boot report")?;
-    parse(&text)
+pub fn read(path: &Path) -> Result<Measured> {
+    parse(&read_text(path, MAX_REPORT)?)
 }
 
 fn parse(text: &str) -> Result<Measured> {
@@ -78,11 +77,9 @@ fn parse(text: &str) -> Result<Measured> {
 }
 
 /// Median and p99 of each figure that any of `runs` has.
-pub(super) fn summaries<'a>(
-    runs: impl IntoIterator<Item = &'a Figures>,
-) -> BTreeMap<Figure, Summary> {
+pub fn summaries<'a>(runs: impl Iterator<Item = &'a Figures>) -> Summaries {
     let mut values: BTreeMap<Figure, Vec<f64>> = BTreeMap::new();
-    for (figure, value) in runs.into_iter().flatten() {
+    for (figure, value) in runs.flatten() {
         values.entry(*figure).or_default().push(*value);
     }
     let summary = |(figure, values)| Some((figure, summary(values)?));

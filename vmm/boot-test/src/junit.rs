@@ -1,13 +1,12 @@
 //! The results as JUnit XML, which CI systems show (the format of Ant's junitreport and Maven Surefire).
 
-use std::fmt::Write;
 use std::path::Path;
 
 use super::outcome::{Outcome, Status};
 use super::results::Results;
 
 /// All results. What kept machines from being run is the error of a test case of its own.
-pub(super) fn junit(results: &Results) -> String {
+pub fn junit(results: &Results) -> String {
     let Results { seconds, timestamp, failed, not_run, tests, error, .. } = results;
     let errors = usize::from(error.is_some());
     let sums = format!(
@@ -22,13 +21,10 @@ pub(super) fn junit(results: &Results) -> String {
          <testsuites name=\"tinyvmm boot-test\" {sums}>\n\
          \x20 <testsuite name=\"{name}\" {sums}>\n"
     );
-    if let Some(error) = error {
-        let error = escaped(error);
-        let _ = writeln!(
-            text,
-            "    <testcase classname=\"{name}\" name=\"tinyvmm boot-test\" time=\"0.000\">\n      \
-             <error message=\"{error}\">{error}</error>\n    </testcase>"
-        );
+    if let Some(error) = error.as_deref().map(escaped) {
+        let name = format!("classname=\"{name}\" name=\"tinyvmm boot-test\"");
+        text += &format!("    <testcase {name} time=\"0.000\">\n");
+        text += &format!("      <error message=\"{error}\">{error}</error>\n    </testcase>\n");
     }
     let skipped = if results.interrupted { "interrupted" } else { "not run" };
     for outcome in tests {
@@ -38,51 +34,43 @@ pub(super) fn junit(results: &Results) -> String {
 }
 
 fn case(suite: &str, outcome: &Outcome, skipped: &str) -> String {
-    let name = escaped(&outcome.test.name);
-    let seconds = outcome.seconds;
-    let mut text =
-        format!("    <testcase classname=\"{suite}\" name=\"{name}\" time=\"{seconds:.3}\"");
-    if let Some(first) = outcome.runs.first() {
-        let _ = write!(text, " timestamp=\"{}\"", first.timestamp);
-    }
-    text += ">\n";
-    text += &properties(outcome);
-    match outcome.result {
-        Status::Passed => {}
-        Status::NotRun => {
-            let _ = writeln!(text, "      <skipped message=\"{skipped}\"/>");
-        }
+    let (name, seconds) = (escaped(outcome.name), outcome.seconds);
+    let timestamp = outcome.runs.first().map(|run| format!(" timestamp=\"{}\"", run.timestamp));
+    let timestamp = timestamp.unwrap_or_default();
+    let result = match outcome.result {
+        Status::Passed => String::new(),
+        Status::NotRun => format!("      <skipped message=\"{skipped}\"/>\n"),
         Status::Failed => {
             let message = escaped(&outcome.reasons.join("; "));
-            let _ = writeln!(text, "      <failure message=\"{message}\">");
             let logs = outcome.logs().map(|log| format!("log: {log}"));
             let lines = outcome.reasons.iter().cloned().chain(logs);
-            for line in lines.chain(outcome.last_lines().iter().cloned()) {
-                text += &escaped(&line);
-                text.push('\n');
-            }
-            text += "</failure>\n";
+            let lines = lines.chain(outcome.last_lines().iter().cloned());
+            let text: String = lines.map(|line| escaped(&line) + "\n").collect();
+            format!("      <failure message=\"{message}\">\n{text}</failure>\n")
         }
-    }
-    text + "    </testcase>\n"
+    };
+    format!(
+        "    <testcase classname=\"{suite}\" name=\"{name}\" time=\"{seconds:.3}\"{timestamp}>\n\
+         {}{result}    </testcase>\n",
+        properties(outcome)
+    )
 }
 
 /// The median of each figure, and p99 where there are several runs.
 fn properties(outcome: &Outcome) -> String {
+    let property =
+        |name: &str, value| format!("        <property name=\"{name}\" value=\"{value}\"/>\n");
     let mut text = String::new();
-    let mut add = |name: &str, value: f64| {
-        let _ = writeln!(text, "        <property name=\"{name}\" value=\"{value}\"/>");
-    };
     for (figure, summary) in &outcome.figures {
-        add(figure, summary.median);
+        text += &property(figure, summary.median);
         if outcome.runs.len() > 1 {
-            add(&format!("{}-p99", figure), summary.p99);
+            text += &property(&format!("{figure}-p99"), summary.p99);
         }
     }
-    if text.is_empty() {
-        return text;
+    match text.is_empty() {
+        true => text,
+        false => format!("      <properties>\n{text}      </properties>\n"),
     }
-    format!("      <properties>\n{text}      </properties>\n")
 }
 
 /// `text` as XML 1.0 can hold it (2.2 Characters, 2.4 Character Data): with quotes and brackets as
@@ -97,9 +85,7 @@ fn escaped(text: &str) -> String {
             '"' => escaped += "&quot;",
             '\'' => escaped += "&apos;",
             // In an attribute they would be spaces.
-            '\t' | '\n' | '\r' => {
-                let _ = write!(escaped, "&#{};", u32::from(c));
-            }
+            '\t' | '\n' | '\r' => escaped += &format!("&#{};", u32::from(c)),
             '\0'..' ' | '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }

@@ -23,7 +23,6 @@ mod schedule;
 mod signals;
 mod spec;
 mod table;
-mod tail;
 mod test;
 #[cfg(test)]
 mod tests;
@@ -45,10 +44,11 @@ use budget::Baseline;
 pub use child::die_with_runner;
 use outcome::{Outcome, Status};
 use progress::Progress;
-use results::{ResultFiles, Results};
+use results::Results;
 use run::{Run, Runner};
 use schedule::{Capacity, Job};
 use spec::Spec;
+use test::Test;
 use tinyvmm::Tinyvmm;
 
 /// Exit code when a test failed or was not run, or a result could not be written.
@@ -96,9 +96,9 @@ pub struct Options {
 
 /// Reads the text of a spec and returns how many machines it describes. `printed` is what `--print-config=json`
 /// prints.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub fn read_spec(text: &str, printed: &str) -> Result<usize> {
-    let keys = tinyvmm::Keys::parse(printed.as_bytes())?;
+    let keys = tinyvmm::parse_keys(printed.as_bytes())?;
     Ok(Spec::parse(text, "/".into(), &keys)?.tests.len())
 }
 
@@ -108,32 +108,26 @@ pub fn main(options: &Options, program: &Path) -> ExitCode {
     let tinyvmm = Tinyvmm { program };
     let spec = read(options, &tinyvmm);
     if let (true, Ok(spec)) = (options.list, &spec) {
-        let names: String = spec.tests.iter().map(|test| format!("{}\n", test.name)).collect();
-        show(&names);
+        show(&spec.tests.iter().map(|test| test.name.clone() + "\n").collect::<String>());
         return ExitCode::SUCCESS;
     }
-    let files = ResultFiles::create(options.json.as_deref(), options.junit.as_deref());
+    let json = results::create(options.json.as_deref());
+    let junit = results::create(options.junit.as_deref());
     let mut results = Results::new(&options.spec);
     let start = Instant::now();
-    let run = match (&files, &spec) {
-        (Err(error), _) => Err((EXIT_FAILED, anyhow!("{error:#}"))),
-        (_, Err(error)) => Err((EXIT_USAGE, anyhow!("{error:#}"))),
-        (Ok(_), Ok(spec)) => run_spec(spec, options, &tinyvmm, &mut results),
+    let run = match (&json, &junit, &spec) {
+        (Err(error), ..) | (_, Err(error), _) => Err((EXIT_FAILED, anyhow!("{error:#}"))),
+        (.., Err(error)) => Err((EXIT_USAGE, anyhow!("{error:#}"))),
+        (.., Ok(spec)) => run_spec(spec, options, &tinyvmm, &mut results),
     };
     results.seconds = start.elapsed().as_secs_f64();
-    let code = match run {
-        Ok(()) => u8::from(!results.all_passed()),
-        Err((code, error)) => {
-            let tests = spec.iter().flat_map(|spec| &spec.tests);
-            results.set_tests(tests.map(|test| Outcome::judge(test, vec![], None)).collect());
-            results.error = Some(format!("{error:#}"));
-            code
-        }
-    };
-    let mut written = files.map_or(Ok(()), |files| files.write(&results));
-    if let (true, Ok(Some(path))) = (options.save_baseline, spec.as_ref().map(|s| &s.baseline)) {
-        written = written.and(save_baseline(path, &results.tests));
+    if let Err((_, error)) = &run {
+        let tests = spec.iter().flat_map(|spec| &spec.tests);
+        results.set_tests(tests.map(|test| Outcome::judge(test, vec![], None)).collect());
+        results.error = Some(format!("{error:#}"));
     }
+    let json = results::write(json.unwrap_or_default(), &results.json());
+    let junit = results::write(junit.unwrap_or_default(), &junit::junit(&results));
     match &results.error {
         Some(error) => say(error),
         None => show(&table::table(&results)),
@@ -141,9 +135,13 @@ pub fn main(options: &Options, program: &Path) -> ExitCode {
     if results.interrupted {
         say("interrupted: not all machines were run");
     }
-    if let Err(error) = written {
+    let path = spec.as_ref().ok().and_then(|spec| spec.baseline.as_ref());
+    let path = path.filter(|_| options.save_baseline && results.error.is_none());
+    let saved = path.map_or(Ok(()), |path| save_baseline(path, &results.tests));
+    let mut code = run.map_or_else(|(code, _)| code, |()| u8::from(!results.all_passed()));
+    for error in [json, junit, saved].into_iter().filter_map(Result::err) {
         say(format_args!("{error:#}"));
-        return ExitCode::from(code.max(EXIT_FAILED));
+        code = code.max(EXIT_FAILED);
     }
     ExitCode::from(code)
 }
@@ -174,83 +172,60 @@ fn read(options: &Options, tinyvmm: &Tinyvmm) -> Result<Spec> {
     Ok(spec)
 }
 
-/// The figures that new ones are compared with, if there are any.
-fn baseline(spec: &Spec, options: &Options) -> Result<Option<Baseline>> {
-    match &spec.baseline {
-        None => ensure!(
-            !options.save_baseline,
-            "--save-baseline: the spec names no file for it, add baseline = \"FILE\""
-        ),
-        Some(path) if !options.save_baseline => return Baseline::read(path).map(Some),
-        Some(_) => {}
-    }
-    Ok(None)
-}
-
 /// Keeps the figures of machines that were not run or did not pass.
 fn save_baseline(path: &Path, outcomes: &[Outcome]) -> Result<()> {
-    let mut baseline = if path.exists() { Baseline::read(path)? } else { Baseline::new() };
+    let mut baseline = if path.exists() { Baseline::read(path)? } else { Baseline::default() };
     for outcome in outcomes.iter().filter(|outcome| outcome.result == Status::Passed) {
-        baseline.set(&outcome.test.name, &outcome.figures);
+        baseline.set(outcome.name, &outcome.figures);
     }
     baseline.write(path)
 }
 
-/// Runs all tests of `spec`, if this host can. An error comes with the exit code.
+/// Runs every test of `spec` as often as it is to be run, if this host can, with a line for each that has ended.
+/// An error comes with the exit code.
 fn run_spec<'a>(
     spec: &'a Spec,
     options: &Options,
     tinyvmm: &Tinyvmm,
     results: &mut Results<'a>,
 ) -> Result<(), (u8, anyhow::Error)> {
-    let baseline = baseline(spec, options).map_err(|error| (EXIT_USAGE, error))?;
-    let host = tinyvmm.doctor().map_err(|error| (EXIT_FAILED, error))?;
-    let obstacles = host.advice("unusable").join("; ");
+    let (usage, failed) = (|error| (EXIT_USAGE, error), |error| (EXIT_FAILED, error));
+    let baseline = match &spec.baseline {
+        Some(path) if !options.save_baseline => Some(Baseline::read(path).map_err(usage)?),
+        None if options.save_baseline => {
+            let add = "the spec names no file for it, add baseline = \"FILE\"";
+            return Err(usage(anyhow!("--save-baseline: {add}")));
+        }
+        _ => None,
+    };
+    let host = tinyvmm.doctor().map_err(failed)?;
+    let obstacles = tinyvmm::advice(&host, "unusable").join("; ");
     if !obstacles.is_empty() {
         let error = anyhow!("this host cannot run machines: {obstacles}");
         return Err((EXIT_CANNOT_START, error));
     }
-    results.advice = host.advice("limited");
-    let ran = run_tests(spec, baseline.as_ref(), options, tinyvmm.program);
-    let (outcomes, interrupted) = ran.map_err(|error| (EXIT_FAILED, error))?;
-    results.interrupted = interrupted;
-    results.set_tests(outcomes);
-    Ok(())
-}
-
-/// Runs every test as often as it is to be run, with a line for each that has ended; and says whether a signal ended
-/// it all.
-fn run_tests<'a>(
-    spec: &'a Spec,
-    baseline: Option<&Baseline>,
-    options: &Options,
-    program: &Path,
-) -> Result<(Vec<Outcome<'a>>, bool)> {
-    let interrupt = signals::interrupt_flag()?;
+    results.advice = tinyvmm::advice(&host, "limited");
+    let interrupt = signals::interrupt_flag().map_err(failed)?;
     let existed = options.logs.exists();
     let logs = fs::create_dir_all(&options.logs).and_then(|()| options.logs.canonicalize());
-    let logs = logs.with_context(|| format!("--logs {}", options.logs.display()))?;
-    let runner = Runner { program, folder: &spec.folder, logs: &logs, interrupt };
-    let mut jobs = Vec::new();
-    for (index, test) in spec.tests.iter().enumerate() {
-        jobs.extend((1..=test.repeat).map(|repetition| Job { test, index, repetition }));
+    let logs = logs.with_context(|| format!("--logs {}", options.logs.display()));
+    let logs = logs.map_err(failed)?;
+    if logs.to_str().is_none() {
+        return Err(failed(anyhow!("--logs {}: its path is not UTF-8", logs.display())));
     }
-    let mut progress = Progress::new(spec, baseline);
-    let run = |job: Job| {
-        let run = runner.run(job.test, &file_name(job));
-        run.unwrap_or_else(|error| Run::not_started(&error))
+    let runner = Runner { program: tinyvmm.program, folder: &spec.folder, logs: &logs, interrupt };
+    let repeated = |(index, test): (usize, &'a Test)| {
+        (1..=test.repeat).map(move |repetition| Job { test, index, repetition })
     };
+    let jobs = spec.tests.iter().enumerate().flat_map(repeated).collect();
+    let mut progress = Progress::new(spec, baseline.as_ref());
+    let run = |job: Job| runner.run(job.test, &log::file_name(&job));
     let done = |job: Job<'a>, run: Run| progress.add(job, run);
     schedule::run_all(jobs, Capacity::of_host(options.jobs), interrupt, run, done);
-    let outcomes = progress.finish();
+    results.set_tests(progress.finish());
+    results.interrupted = results.not_run > 0 && interrupt.load(Ordering::Relaxed);
     if !existed {
         let _ = fs::remove_dir(&options.logs); // unless a log was kept
     }
-    let cut_short = outcomes.iter().any(|outcome| outcome.result == Status::NotRun);
-    Ok((outcomes, cut_short && interrupt.load(Ordering::Relaxed)))
-}
-
-fn file_name(job: Job) -> String {
-    let name = log::file_name(&job.test.name, job.index);
-    if job.test.repeat == 1 { name } else { format!("{name}+{}", job.repetition) }
+    Ok(())
 }

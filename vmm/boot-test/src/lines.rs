@@ -1,73 +1,68 @@
 //! What a guest prints, as lines to look at: without escape sequences and control characters, and
 //! never long, whatever the guest does.
 
+use std::collections::VecDeque;
+
+use anyhow::Result;
+use regex_lite::Regex;
+
 /// Longest line, in bytes: a longer one is looked at in parts.
-pub(super) const MAX_LINE: usize = 4096;
+const MAX_LINE: usize = 4096;
+/// Control characters but tabs, and escape sequences (ECMA-48, 5.3 and 5.4), which end with the line if not before:
+/// with parameters, as a colour; with a text for the terminal, as a title; others.
+const UNSEEN: &str = r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]*\x07?|[ -/]*[0-~]?)|[\x00-\x08\x0a-\x1f\x7f-\u{9f}]";
+/// How many of the last lines are kept, and how many characters of each.
+const MAX_LAST_LINES: usize = 40;
+const MAX_LAST_LINE: usize = 400;
 
 /// Takes console output apart.
-#[derive(Default)]
-pub(super) struct LineSplitter {
+pub struct LineSplitter {
     line: Vec<u8>,
-    escape: Escape,
-}
-
-/// Where in an escape sequence the output is (ECMA-48, 5.3 and 5.4).
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Escape {
-    /// Nowhere.
-    #[default]
-    Text,
-    /// After ESC.
-    Start,
-    /// In parameters, until a byte from `@` on: a colour, a place on the screen.
-    Control,
-    /// In a text for the terminal, until BEL or ESC: a title.
-    String,
+    unseen: Regex,
 }
 
 impl LineSplitter {
+    pub fn new() -> Result<Self> {
+        Ok(Self { line: Vec::new(), unseen: Regex::new(UNSEEN)? })
+    }
+
     /// Calls `each` with every line that `bytes` complete.
-    pub(super) fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {
+    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&str)) {
         for byte in bytes {
-            let text = self.keep(*byte);
-            if text {
-                self.line.push(*byte);
-            }
+            self.line.push(*byte);
             if *byte == b'\n' || self.line.len() >= MAX_LINE {
-                each(&String::from_utf8_lossy(&self.line));
+                each(&self.seen());
                 self.line.clear();
             }
         }
     }
 
     /// What is printed of a line that goes on, e.g. a prompt; `None` if that is nothing.
-    pub(super) fn unfinished(&self) -> Option<String> {
-        (!self.line.is_empty()).then(|| String::from_utf8_lossy(&self.line).into_owned())
+    pub fn unfinished(&self) -> Option<String> {
+        Some(self.seen()).filter(|line| !line.is_empty())
     }
 
-    /// Whether `byte` is text; steps over escape sequences.
-    fn keep(&mut self, byte: u8) -> bool {
-        // However broken a sequence is, it ends with the line.
-        if byte == b'\n' {
-            self.escape = Escape::Text;
-            return false;
+    fn seen(&self) -> String {
+        self.unseen.replace_all(&String::from_utf8_lossy(&self.line), "").into_owned()
+    }
+}
+
+/// The last lines of a console, for reports that cannot hold all of it.
+#[derive(Default)]
+pub struct LastLines(VecDeque<String>);
+
+impl LastLines {
+    /// Adds a line, and drops the first if there are too many.
+    pub fn push(&mut self, line: &str) {
+        if self.0.len() == MAX_LAST_LINES {
+            self.0.pop_front();
         }
-        let (next, text) = match (self.escape, byte) {
-            (_, 0x1b) => (Escape::Start, false),
-            (Escape::Text, b'\t') => (Escape::Text, true),
-            (Escape::Text, _) => (Escape::Text, byte >= 0x20 && byte != 0x7f),
-            (Escape::Start, b'[') => (Escape::Control, false),
-            (Escape::Start, b']' | b'P' | b'X' | b'^' | b'_') => (Escape::String, false),
-            // Intermediate bytes, as in ESC ( B.
-            (Escape::Start, 0x20..0x30) => (Escape::Start, false),
-            (Escape::Start, _) => (Escape::Text, false),
-            (Escape::Control, 0x40..) => (Escape::Text, false),
-            (Escape::Control, _) => (Escape::Control, false),
-            (Escape::String, 0x07) => (Escape::Text, false),
-            (Escape::String, _) => (Escape::String, false),
-        };
-        self.escape = next;
-        text
+        self.0.push_back(line.chars().take(MAX_LAST_LINE).collect());
+    }
+
+    /// All that are kept.
+    pub fn into_lines(self) -> Vec<String> {
+        self.0.into()
     }
 }
 
@@ -78,7 +73,7 @@ mod tests {
     use super::*;
 
     fn lines(parts: &[&[u8]]) -> (Vec<String>, Option<String>) {
-        let mut lines = LineSplitter::default();
+        let mut lines = LineSplitter::new().unwrap();
         let mut all = Vec::new();
         for part in parts {
             lines.push(part, |line| all.push(line.to_owned()));
@@ -105,6 +100,7 @@ mod tests {
             ("ümlaut", "ümlaut"),
             ("\x1b]never closed", ""),
             ("\x1b[\x1b[31mtwice", "twice"),
+            ("a\u{9b}2Jb\x1b", "a2Jb"),
         ] {
             let (all, _) = lines(&[text.as_bytes(), b"\nnext\n"]);
             assert_eq!(all, [shown, "next"], "{text:?}");

@@ -6,64 +6,60 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::schedule::Job;
+
 /// Largest log, in bytes: what comes after that is not kept.
-pub(super) const MAX_LOG: u64 = 16 << 20;
+pub const MAX_LOG: u64 = 16 << 20;
 
 /// A log that is being written.
-pub(super) struct Log {
-    path: PathBuf,
+pub struct Log {
+    pub path: PathBuf,
     file: File,
     left: u64,
     /// The first error, e.g. a full disk.
-    error: Option<std::io::Error>,
+    pub error: Option<String>,
 }
 
 impl Log {
     /// Makes `folder`/`name`.log anew.
-    pub(super) fn create(folder: &Path, name: &str) -> Result<Self> {
+    pub fn create(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(format!("{name}.log"));
         let file = File::create(&path).with_context(|| format!("log {}", path.display()))?;
         Ok(Self { path, file, left: MAX_LOG, error: None })
     }
 
     /// Adds what the guest has printed.
-    pub(super) fn write(&mut self, bytes: &[u8]) {
-        if self.left == 0 {
-            return;
-        }
+    pub fn write(&mut self, bytes: &[u8]) {
         let len = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         self.put(bytes.get(..len).unwrap_or_default());
         self.left -= len as u64;
-        if self.left == 0 {
+        if self.left == 0 && len > 0 {
             self.note(&format!("the log ends here, after {} MiB", MAX_LOG >> 20));
         }
     }
 
     /// Adds a line of the runner's own.
-    pub(super) fn note(&mut self, line: &str) {
+    pub fn note(&mut self, line: &str) {
         self.put(format!("\n[tinyvmm boot-test: {line}]\n").as_bytes());
     }
 
     fn put(&mut self, bytes: &[u8]) {
         if let (None, Err(error)) = (&self.error, self.file.write_all(bytes)) {
-            self.error = Some(error);
+            self.error = Some(format!("log {}: {error}", self.path.display()));
         }
-    }
-
-    /// The log's path, and the error if it could not be written in whole.
-    pub(super) fn keep(self) -> (PathBuf, Option<String>) {
-        let text = |error| format!("log {}: {error}", self.path.display());
-        (self.path.clone(), self.error.map(text))
     }
 }
 
-/// `name` as part of a file's name, unlike that of any other test: `boot[cpus=2]` as `boot_cpus=2_`,
-/// with `index` where characters had to be replaced.
-pub(super) fn file_name(name: &str, index: usize) -> String {
+/// The name of a job's log, unlike that of any other: `boot[cpus=2]` as `boot_cpus=2_7`, with the test's index where
+/// characters had to be replaced, and `+2` behind it for the second of several runs.
+pub fn file_name(Job { test, index, repetition }: &Job) -> String {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.=,".contains(c);
-    let start = name.chars().take(120);
-    let kept: String = start.map(|c| if good(c) { c } else { '_' }).collect();
-    if kept == name { kept } else { format!("{kept}{index}") }
+    let start = test.name.chars().take(120);
+    let mut name: String = start.map(|c| if good(c) { c } else { '_' }).collect();
+    if name != test.name {
+        name += &index.to_string();
+    }
+    if test.repeat == 1 { name } else { format!("{name}+{repetition}") }
 }
 
 #[cfg(test)]
@@ -81,15 +77,14 @@ mod tests {
             log.write(&part);
         }
         log.note("failed: why");
-        let (path, error) = log.keep();
-        assert_eq!(error, None);
-        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(log.error, None);
+        let text = fs::read_to_string(&log.path).unwrap();
         let notes = "\n[tinyvmm boot-test: the log ends here, after 16 MiB]\n\
                      \n[tinyvmm boot-test: failed: why]\n";
         assert_eq!(text.find('\n'), Some(16 << 20));
         assert!(text.ends_with(notes) && text.len() == (16 << 20) + notes.len());
         let log = Log::create(&folder, "m").unwrap();
-        fs::remove_file(log.keep().0).unwrap();
+        fs::remove_file(log.path).unwrap();
         fs::remove_dir(&folder).unwrap();
     }
 
@@ -99,7 +94,6 @@ mod tests {
         let mut log = Log { path: "full.log".into(), file, left: MAX_LOG, error: None };
         log.write(b"x");
         log.write(b"y");
-        let (_, error) = log.keep();
-        assert!(error.unwrap().starts_with("log full.log: No space left"));
+        assert!(log.error.unwrap().starts_with("log full.log: No space left"));
     }
 }

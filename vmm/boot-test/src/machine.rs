@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use toml::Value;
 
-use super::input::no_such_key;
-use super::node::Node;
+use super::node::{Node, Table};
+use super::test::KEYS;
 use super::tinyvmm::{Keys, Needs, Tinyvmm};
 
 /// Keys that the runner sets itself, and why nobody else can.
@@ -18,10 +18,10 @@ const RUNNERS_OWN: [(&str, &str); 2] = [
 
 /// A machine as flags for tinyvmm.
 #[derive(Clone, Debug)]
-pub(super) struct MachineSpec {
-    pub(super) flags: Vec<OsString>,
+pub struct MachineSpec {
+    pub flags: Vec<OsString>,
     /// Known once tinyvmm has checked the machine.
-    pub(super) needs: Needs,
+    pub needs: Needs,
     /// `line N: KEY` of the machine.
     place: String,
     /// Each key with its `line N: KEY`.
@@ -29,45 +29,31 @@ pub(super) struct MachineSpec {
 }
 
 impl MachineSpec {
-    /// A machine without keys, described at `node`.
-    pub(super) fn new(node: &Node) -> Self {
-        Self { flags: vec![], needs: Needs::default(), place: node.place(), keys: vec![] }
-    }
-
-    /// Adds the flags that the key `name` with the value `node` stands for.
-    pub(super) fn set(&mut self, name: &str, node: &Node, known: &Keys) -> Result<()> {
-        if let Some((_, why)) = RUNNERS_OWN.iter().find(|(key, _)| *key == name) {
-            return Err(node.error(why));
-        }
-        if !known.has(name) {
-            return Err(node.error(no_such_key(name, known.names())));
-        }
-        let mut push = |text: &str| self.flags.push(format!("--{name}={text}").into());
-        match node.plain()? {
-            Value::String(text) => push(&text),
-            Value::Integer(number) => push(&number.to_string()),
-            Value::Boolean(on) => push(&on.to_string()),
-            Value::Array(_) if known.is_list(name) => {
-                node.strings()?.iter().for_each(|item| push(item));
+    /// Reads those of `keys` that are among `known` and not the test's. The machine is described at `node`.
+    pub fn read(node: &Node, keys: &Table, known: &Keys) -> Result<Self> {
+        let (mut flags, mut places) = (Vec::new(), Vec::new());
+        let is_flag = |key: &&str| known.contains_key(*key) && !KEYS.contains(key);
+        for (name, node) in keys.0.iter().filter(|(key, _)| is_flag(key)) {
+            if let Some((_, why)) = RUNNERS_OWN.iter().find(|(key, _)| key == name) {
+                bail!(node.error(why));
             }
-            _ => return Err(node.wrong_type("a string")),
+            let mut push = |text: &str| flags.push(format!("--{name}={text}").into());
+            match node.plain()? {
+                Value::String(text) => push(&text),
+                Value::Integer(number) => push(&number.to_string()),
+                Value::Boolean(on) => push(&on.to_string()),
+                Value::Array(_) if known.get(*name).is_some_and(serde_json::Value::is_array) => {
+                    node.strings()?.iter().for_each(|item| push(item));
+                }
+                _ => bail!(node.wrong_type("a string")),
+            }
+            places.push(((*name).to_owned(), node.place()));
         }
-        self.keys.push((name.to_owned(), node.place()));
-        Ok(())
-    }
-
-    /// Whether the machine has the key `name`.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.keys.iter().any(|(key, _)| key == name)
+        Ok(Self { flags, needs: Needs::default(), place: node.place(), keys: places })
     }
 
     /// Has tinyvmm check the machine, with `words` as its command; names of files are relative to `folder`.
-    pub(super) fn check(
-        &mut self,
-        tinyvmm: &Tinyvmm,
-        words: &[String],
-        folder: &Path,
-    ) -> Result<()> {
+    pub fn check(&mut self, tinyvmm: &Tinyvmm, words: &[String], folder: &Path) -> Result<()> {
         let needs = tinyvmm.needs(&self.flags, words, folder);
         self.needs = needs.map_err(|error| anyhow!("{}: {error:#}", self.place_of(&error)))?;
         for disk in &mut self.needs.disks {

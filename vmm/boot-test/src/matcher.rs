@@ -8,32 +8,33 @@ use super::test::{Expected, Test};
 const MAX_SHOWN: usize = 200;
 
 /// What a test's patterns have seen so far.
-pub(super) struct Matcher<'a> {
+pub struct Matcher<'a> {
     test: &'a Test,
     /// How many of the expected patterns were seen.
     seen: usize,
     /// When the last of them was, or the start.
     since: Instant,
-    failure: Option<String>,
+    /// Why the test has failed, if it has.
+    pub failure: Option<String>,
 }
 
 /// How far into an unfinished line patterns were found, in bytes: later ones have to come behind that.
 #[derive(Default)]
-pub(super) struct Position(usize);
+pub struct Position(usize);
 
 impl<'a> Matcher<'a> {
-    pub(super) fn new(test: &'a Test, now: Instant) -> Self {
+    pub fn new(test: &'a Test, now: Instant) -> Self {
         Self { test, seen: 0, since: now, failure: None }
     }
 
     /// Looks at a whole line, whose start may have been looked at while it was unfinished.
-    pub(super) fn line(&mut self, line: &str, position: &mut Position, now: Instant) {
+    pub fn line(&mut self, line: &str, position: &mut Position, now: Instant) {
         self.unfinished(line, position, now);
         *position = Position::default();
     }
 
     /// Looks at a line that may go on.
-    pub(super) fn unfinished(&mut self, line: &str, position: &mut Position, now: Instant) {
+    pub fn unfinished(&mut self, line: &str, position: &mut Position, now: Instant) {
         if self.failure.is_some() {
             return;
         }
@@ -61,41 +62,34 @@ impl<'a> Matcher<'a> {
     }
 
     /// Whether all that is expected was seen.
-    pub(super) fn all_seen(&self) -> bool {
+    pub fn all_seen(&self) -> bool {
         self.missing().is_none()
     }
 
-    /// Why the test has failed, if it has.
-    pub(super) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
-    }
-
     /// When the next pattern has to have come.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         let timeout = self.missing()?.timeout?;
         self.since.checked_add(timeout).filter(|_| self.failure.is_none())
     }
 
     /// Fails if the deadline is over.
-    pub(super) fn check(&mut self, now: Instant) {
+    pub fn check(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| now >= deadline) {
-            let timeout = self.missing().and_then(|expected| expected.timeout).unwrap_or_default();
-            self.failure = self.not_seen(&format!("within {}", shown(timeout)));
+            let timeout = self.missing().and_then(|expected| expected.timeout).map(shown);
+            self.failure = self.not_seen(&format!("within {}", timeout.unwrap_or_default()));
         }
     }
 
     /// `'PATTERN' was not seen WHEN`, if one is missing.
-    pub(super) fn not_seen(&self, when: &str) -> Option<String> {
+    pub fn not_seen(&self, when: &str) -> Option<String> {
         let pattern = &self.missing()?.pattern;
-        let after = match self.seen.checked_sub(1).and_then(|last| self.test.expect.get(last)) {
-            Some(last) => format!(" (after '{}')", last.pattern),
-            None => String::new(),
-        };
-        Some(format!("'{pattern}' was not seen {when}{after}"))
+        let before = self.seen.checked_sub(1).and_then(|last| self.test.expect.get(last));
+        let after = before.map(|last| format!(" (after '{}')", last.pattern));
+        Some(format!("'{pattern}' was not seen {when}{}", after.unwrap_or_default()))
     }
 }
 
 /// A duration as a spec has it.
-pub(super) fn shown(duration: Duration) -> String {
+pub fn shown(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }

@@ -1,65 +1,53 @@
 //! Every combination of the values that a matrix lists.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use toml::Value;
 
-use super::input::no_such_key;
-use super::node::Node;
-use super::tinyvmm::Keys;
+use super::node::{Node, Table};
 
 /// Most machines that a spec can ask for.
-pub(super) const MAX_MACHINES: usize = 1000;
-
-/// A key and one of its values in the matrix.
-pub(super) type Choice<'a> = (&'a str, Node<'a>);
+pub const MAX_MACHINES: usize = 1000;
 
 /// Keys, each with the values it is to have.
 #[derive(Clone, Default)]
-pub(super) struct Matrix<'a>(Vec<(&'a str, Vec<Node<'a>>)>);
+pub struct Matrix<'a>(Vec<(&'a str, Vec<Node<'a>>)>);
 
 impl<'a> Matrix<'a> {
     /// Reads the table `node`, whose keys have to be among `known`.
-    pub(super) fn read(node: &Node<'a>, known: &Keys) -> Result<Self> {
+    pub fn read(node: &Node<'a>, known: &[&str]) -> Result<Self> {
         let mut keys = Vec::new();
-        for (key, values) in node.entries()? {
-            if !known.has(key) {
-                return Err(values.error(no_such_key(key, known.names())));
-            }
+        for (key, values) in node.table(known)?.0 {
             let items = values.items("a list of values")?;
-            if items.is_empty() {
-                return Err(values.error("lists no value"));
-            }
+            ensure!(!items.is_empty(), values.error("lists no value"));
             keys.push((key, items));
         }
         Ok(Self(keys))
     }
 
     /// This one, with what `other` says of the same keys, and without those that `pinned` has.
-    pub(super) fn narrowed(&self, other: Self, pinned: impl Fn(&str) -> bool) -> Self {
-        let theirs = |key: &str| other.0.iter().any(|(name, _)| *name == key);
+    pub fn narrowed(&self, other: Self, pinned: &Table) -> Self {
         let mut keys = self.0.clone();
-        keys.retain(|(key, _)| !theirs(key) && !pinned(key));
+        keys.retain(|(key, _)| !other.has(key) && pinned.get(key).is_none());
         keys.extend(other.0);
         Self(keys)
     }
 
     /// Whether it has values for `key`.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub fn has(&self, key: &str) -> bool {
         self.0.iter().any(|(name, _)| *name == key)
     }
 
     /// How many combinations there are.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.0.iter().fold(1, |len: usize, (_, values)| len.saturating_mul(values.len()))
     }
 
     /// Each combination; the last key's values change fastest.
-    pub(super) fn combinations(&self) -> Vec<Vec<Choice<'a>>> {
-        let mut all = vec![Vec::new()];
+    pub fn combinations(&self) -> Vec<Table<'a>> {
+        let mut all = vec![Table::default()];
         for (key, values) in &self.0 {
-            let with = |choices: &Vec<Choice<'a>>, value: &Node<'a>| {
-                let mut choices = choices.clone();
-                choices.push((key, value.clone()));
-                choices
+            let with = |chosen: &Table<'a>, value: &Node<'a>| {
+                Table([chosen.0.as_slice(), &[(*key, value.clone())]].concat())
             };
             all = all.iter().flat_map(|old| values.iter().map(move |v| with(old, v))).collect();
         }
@@ -68,17 +56,14 @@ impl<'a> Matrix<'a> {
 }
 
 /// `NAME[cpus=2,mem=64M]`.
-pub(super) fn name(base: &str, choices: &[Choice]) -> Result<String> {
-    if choices.is_empty() {
-        return Ok(base.to_owned());
-    }
+pub fn name(base: &str, chosen: &Table) -> Result<String> {
     let mut parts = Vec::new();
-    for (key, value) in choices {
+    for (key, value) in &chosen.0 {
         let shown = match value.plain()? {
-            toml::Value::String(text) => text,
+            Value::String(text) => text,
             other => other.to_string(),
         };
         parts.push(format!("{key}={}", shown.replace(char::is_control, " ")));
     }
-    Ok(format!("{base}[{}]", parts.join(",")))
+    Ok(if parts.is_empty() { base.into() } else { format!("{base}[{}]", parts.join(",")) })
 }

@@ -3,12 +3,12 @@
 use super::budget::Baseline;
 use super::outcome::{Outcome, ShownReasons, Status};
 use super::run::Run;
+use super::say;
 use super::schedule::Job;
 use super::spec::Spec;
-use super::{say, table};
 
 /// Runs and outcomes so far, of each test of the spec.
-pub(super) struct Progress<'a, 'b> {
+pub struct Progress<'a, 'b> {
     spec: &'a Spec,
     baseline: Option<&'b Baseline>,
     runs: Vec<Vec<Run>>,
@@ -18,15 +18,15 @@ pub(super) struct Progress<'a, 'b> {
 
 impl<'a, 'b> Progress<'a, 'b> {
     /// Before the first run. Figures are compared with those of `baseline`.
-    pub(super) fn new(spec: &'a Spec, baseline: Option<&'b Baseline>) -> Self {
-        let runs = spec.tests.iter().map(|_| Vec::new()).collect();
+    pub fn new(spec: &'a Spec, baseline: Option<&'b Baseline>) -> Self {
+        let runs = spec.tests.iter().map(|_| vec![]).collect();
         let outcomes = spec.tests.iter().map(|_| None).collect();
         Self { spec, baseline, runs, outcomes, shown: ShownReasons::default() }
     }
 
     /// Adds a run. The last one of a test decides what came of it.
-    pub(super) fn add(&mut self, job: Job<'a>, mut run: Run) {
-        let Some(runs) = self.runs.get_mut(job.index) else { return };
+    pub fn add(&mut self, job: Job<'a>, mut run: Run) {
+        let runs = &mut self.runs[job.index];
         // The console of one run is enough to show.
         let passed = |run: &Run| run.result == Status::Passed;
         if passed(&run) || !runs.iter().all(passed) {
@@ -39,16 +39,18 @@ impl<'a, 'b> Progress<'a, 'b> {
         let outcome = Outcome::judge(job.test, std::mem::take(runs), self.baseline);
         if outcome.result != Status::NotRun {
             let ended = self.outcomes.iter().flatten().count() + 1;
-            let line = table::line(&outcome, &mut self.shown);
-            say(format_args!("[{ended}/{}] {line}", self.spec.tests.len()));
+            let (name, total) = (outcome.name, self.spec.tests.len());
+            let what = match outcome.reasons_after(&mut self.shown).join("; ") {
+                none if none.is_empty() => format!("passed in {:.1} s", outcome.seconds),
+                reasons => format!("failed: {reasons}"),
+            };
+            say(format_args!("[{ended}/{total}] {name}: {what}"));
         }
-        if let Some(place) = self.outcomes.get_mut(job.index) {
-            *place = Some(outcome);
-        }
+        self.outcomes[job.index] = Some(outcome);
     }
 
     /// What came of every test, in the order of the spec.
-    pub(super) fn finish(self) -> Vec<Outcome<'a>> {
+    pub fn finish(self) -> Vec<Outcome<'a>> {
         let baseline = self.baseline;
         let judge = |((outcome, runs), test): ((Option<_>, _), _)| {
             outcome.unwrap_or_else(|| Outcome::judge(test, runs, baseline))

@@ -5,19 +5,18 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::child::{Next, Stream, Vmm};
 use super::figures::{self, Figures, Measured};
-use super::lines::LineSplitter;
+use super::lines::{LastLines, LineSplitter};
 use super::log::Log;
 use super::matcher::{Matcher, Position, shown};
 use super::outcome::Status;
-use super::results::timestamp;
-use super::tail::LastLines;
+use super::results::now;
 use super::test::{TIMEOUT, Test, Wanted};
 
 /// The boot report's end of a machine whose guest, or its command, has given an exit status.
@@ -32,102 +31,88 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// What came of a run, as it is in the JSON, too.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Run {
-    pub(super) result: Status,
+pub struct Run {
+    pub result: Status,
     /// When it was started, in ISO 8601.
-    pub(super) timestamp: String,
-    pub(super) seconds: f64,
+    pub timestamp: String,
+    pub seconds: f64,
     /// tinyvmm's exit code; `None` if it was killed or did not start.
-    pub(super) exit_code: Option<i32>,
+    pub exit_code: Option<i32>,
     /// How the machine ended, by its name in the boot report; `None` if there was no machine.
-    pub(super) end: Option<String>,
+    pub end: Option<String>,
     /// Why it did not pass.
-    pub(super) reason: Option<String>,
+    pub reason: Option<String>,
     /// Kept of failures, and until it is known whether a run was within its budget.
-    #[serde(serialize_with = "path_as_text")]
-    pub(super) log: Option<PathBuf>,
-    pub(super) figures: Figures,
+    pub log: Option<PathBuf>,
+    pub figures: Figures,
     /// Those of the console.
     #[serde(skip)]
-    pub(super) last_lines: Vec<String>,
-}
-
-#[expect(clippy::ref_option, reason = "serde's interface")]
-fn path_as_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
-    path.as_ref().map(|path| path.display().to_string()).serialize(serializer)
+    pub last_lines: Vec<String>,
 }
 
 impl Run {
     /// A run for which no process could be started.
-    pub(super) fn not_started(error: &anyhow::Error) -> Self {
-        let timestamp = timestamp(SystemTime::now());
-        let reason = Some(format!("{error:#}"));
+    pub fn not_started(error: &anyhow::Error) -> Self {
+        let (timestamp, reason) = (now(), Some(format!("{error:#}")));
         Self { result: Status::Failed, timestamp, reason, ..Self::default() }
     }
 }
 
 /// What all runs have in common.
-pub(super) struct Runner<'a> {
+pub struct Runner<'a> {
     /// The `tinyvmm` command.
-    pub(super) program: &'a Path,
+    pub program: &'a Path,
     /// What names of files in flags are relative to.
-    pub(super) folder: &'a Path,
-    pub(super) logs: &'a Path,
+    pub folder: &'a Path,
+    pub logs: &'a Path,
     /// Set when the user wants an end.
-    pub(super) interrupt: &'a AtomicBool,
+    pub interrupt: &'a AtomicBool,
 }
 
 impl Runner<'_> {
     /// Runs `test` once, with `name`.log as its log.
-    pub(super) fn run(&self, test: &Test, name: &str) -> Result<Run> {
+    pub fn run(&self, test: &Test, name: &str) -> Result<Run> {
         let mut log = Log::create(self.logs, name)?;
         let report = self.logs.join(format!("{name}.report.json"));
-        let (timestamp, start) = (timestamp(SystemTime::now()), Instant::now());
+        let (timestamp, start) = (now(), Instant::now());
+        let mut watch = Watch::new(test, start, &mut log)?;
         let vmm = Vmm::start(self.program, &flags(test, &report), self.folder);
-        let mut watch = Watch::new(test, start, &mut log);
         let status = vmm.and_then(|vmm| watch.until_the_end(vmm, self.interrupt));
         let measured = figures::read(&report).unwrap_or_default();
         let _ = std::fs::remove_file(&report);
         let exit_code = status.as_ref().ok().and_then(ExitStatus::code);
-        let (result, reason) = match status {
-            _ if watch.interrupted => (Status::NotRun, Some("interrupted".to_owned())),
-            Ok(status) => match watch.judge(status, &measured) {
-                None => (Status::Passed, None),
-                reason => (Status::Failed, reason),
-            },
-            Err(error) => (Status::Failed, Some(format!("{error:#}"))),
+        let mut reasons = match status {
+            _ if watch.interrupted => vec!["interrupted".to_owned()],
+            Ok(status) => watch.judge(status, &measured),
+            Err(error) => vec![format!("{error:#}")],
+        };
+        let result = match reasons.is_empty() {
+            _ if watch.interrupted => Status::NotRun,
+            true => Status::Passed,
+            false => Status::Failed,
         };
         let last_lines = watch.last_lines.into_lines();
-        // The guest's words may be in it, and a terminal will show it.
-        let reason = reason.map(|reason| reason.replace(char::is_control, " "));
-        if let Some(reason) = &reason {
-            log.note(&format!("failed: {reason}"));
+        let mut reason = None;
+        if result != Status::Passed {
+            reasons.extend(log.error.take());
+            // The guest's words may be in it, and a terminal will show it.
+            let text = reasons.join("; ").replace(char::is_control, " ");
+            log.note(&format!("failed: {text}"));
+            reason = Some(text);
         }
-        let (path, error) = log.keep();
-        let Measured { end, figures, .. } = measured;
-        Ok(Run {
-            result,
-            timestamp,
-            seconds: start.elapsed().as_secs_f64(),
-            exit_code,
-            end,
-            reason: reason.map(|reason| error.map_or(reason.clone(), |e| format!("{reason}; {e}"))),
-            log: Some(path),
-            figures,
-            last_lines,
-        })
+        let log = Some(log.path);
+        let (seconds, Measured { end, figures, .. }) = (start.elapsed().as_secs_f64(), measured);
+        Ok(Run { result, timestamp, seconds, exit_code, end, reason, log, figures, last_lines })
     }
 }
 
 fn flags(test: &Test, report: &Path) -> Vec<OsString> {
     let mut flags = test.machine.flags.clone();
-    if !test.machine.has("no-reboot") {
+    if !flags.iter().any(|flag| flag.as_encoded_bytes().starts_with(b"--no-reboot=")) {
         flags.push("--no-reboot".into());
     }
     flags.push(format!("--timeout={}", shown(test.timeout)).into());
-    let mut flag = OsString::from("--boot-report=");
-    flag.push(report);
-    flags.push(flag);
+    flags.push(["--boot-report=".as_ref(), report.as_os_str()].join("".as_ref()));
     if !test.command.is_empty() {
         flags.push("--".into());
         flags.extend(test.command.iter().map(Into::into));
@@ -138,7 +123,6 @@ fn flags(test: &Test, report: &Path) -> Vec<OsString> {
 /// What is seen of a run.
 struct Watch<'a> {
     test: &'a Test,
-    start: Instant,
     log: &'a mut Log,
     matcher: Matcher<'a>,
     /// Standard output and standard error.
@@ -148,26 +132,26 @@ struct Watch<'a> {
     said: Option<String>,
     /// The user wants an end.
     interrupted: bool,
-    /// When the machine is to be stopped, if there is a reason to.
-    stop_at: Option<Instant>,
+    /// When the machine is to be stopped.
+    stop_at: Instant,
 }
 
 impl<'a> Watch<'a> {
-    fn new(test: &'a Test, start: Instant, log: &'a mut Log) -> Self {
-        let matcher = Matcher::new(test, start);
-        let (streams, last_lines) = Default::default();
-        let (said, interrupted, stop_at) = Default::default();
-        Self { test, start, log, matcher, streams, last_lines, said, interrupted, stop_at }
+    fn new(test: &'a Test, start: Instant, log: &'a mut Log) -> Result<Self> {
+        let stream = || anyhow::Ok((LineSplitter::new()?, Position::default()));
+        let (streams, matcher) = ([stream()?, stream()?], Matcher::new(test, start));
+        let (last_lines, said, interrupted) = (LastLines::default(), None, false);
+        let stop_at = start + test.timeout + GRACE;
+        Ok(Self { test, log, matcher, streams, last_lines, said, interrupted, stop_at })
     }
 
     fn until_the_end(&mut self, mut vmm: Vmm, interrupt: &AtomicBool) -> Result<ExitStatus> {
         loop {
             match vmm.next(Instant::now() + QUIET)? {
                 Next::Output(stream, bytes) => self.output(stream, &bytes),
-                Next::Quiet => self.unfinished(),
+                Next::Quiet => self.unfinished(false),
                 Next::Ended(status) => {
-                    self.unfinished();
-                    self.add_unfinished();
+                    self.unfinished(true);
                     return Ok(status);
                 }
             }
@@ -177,12 +161,6 @@ impl<'a> Watch<'a> {
                 vmm.stop(now);
             }
         }
-    }
-
-    /// What is not followed by a newline belongs to the console's end.
-    fn add_unfinished(&mut self) {
-        let lines = self.streams.iter().filter_map(|(lines, _)| lines.unfinished());
-        lines.for_each(|line| self.last_lines.push(&line));
     }
 
     fn output(&mut self, stream: Stream, bytes: &[u8]) {
@@ -198,52 +176,47 @@ impl<'a> Watch<'a> {
         });
     }
 
-    /// Looks at the lines that go on; they may be prompts, or the last ones.
-    fn unfinished(&mut self) {
+    /// Looks at the lines that go on: they may be prompts, or the last ones.
+    fn unfinished(&mut self, ended: bool) {
         for (lines, position) in &mut self.streams {
-            if let Some(line) = lines.unfinished() {
-                self.matcher.unfinished(&line, position, Instant::now());
+            let Some(line) = lines.unfinished() else { continue };
+            self.matcher.unfinished(&line, position, Instant::now());
+            if ended {
+                self.last_lines.push(&line);
             }
         }
     }
 
     fn is_to_stop(&mut self, now: Instant) -> bool {
         self.matcher.check(now);
-        if self.stop_at.is_none() {
-            let too_long = now >= self.start + self.test.timeout + GRACE;
-            self.stop_at = if self.matcher.failure().is_some() {
-                Some(now + LAST_WORDS)
-            } else if too_long || self.test.end == Wanted::Shown && self.matcher.all_seen() {
-                Some(now)
-            } else {
-                None
-            };
+        if self.matcher.failure.is_some() {
+            self.stop_at = self.stop_at.min(now + LAST_WORDS);
+        } else if self.test.end == Wanted::Shown && self.matcher.all_seen() {
+            self.stop_at = self.stop_at.min(now);
         }
-        self.stop_at.is_some_and(|at| now >= at)
+        now >= self.stop_at
     }
 
     /// Why the run has failed, if it has.
-    fn judge(&self, status: ExitStatus, measured: &Measured) -> Option<String> {
-        if let Some(failure) = self.matcher.failure() {
-            return Some(failure.to_owned());
+    fn judge(&self, status: ExitStatus, measured: &Measured) -> Vec<String> {
+        if let Some(failure) = &self.matcher.failure {
+            return vec![failure.clone()];
         }
-        let end = measured.end.as_deref();
-        let ended = self.how_it_ended(status, end);
-        let not_seen = self.matcher.not_seen(&format!("before the end: {ended}"));
-        let is_command = !self.test.command.is_empty();
+        let (end, code) = (measured.end.as_deref(), status.code().map(i64::from));
         let wrong_end = match self.test.end {
             Wanted::Shown => None,
-            Wanted::End(wanted) => (end != Some(wanted)
-                || status.code().map(i64::from) != measured.exit_code)
-                .then(|| format!("the end is to be '{wanted}': {ended}")),
-            Wanted::Status(_) if is_command && end != Some(EXIT) => {
-                Some(format!("the machine ended before its command: {ended}"))
+            Wanted::End(wanted) if end == Some(wanted) && code == measured.exit_code => None,
+            Wanted::End(wanted) => Some(format!("the end is to be '{wanted}'")),
+            Wanted::Status(wanted) if end == Some(EXIT) && code == Some(wanted.into()) => None,
+            Wanted::Status(_) if end != Some(EXIT) && !self.test.command.is_empty() => {
+                Some("the machine ended before its command".into())
             }
-            Wanted::Status(wanted) => (end != Some(EXIT) || status.code() != Some(wanted.into()))
-                .then(|| format!("the exit status is to be {wanted}: {ended}")),
+            Wanted::Status(wanted) => Some(format!("the exit status is to be {wanted}")),
         };
-        let reasons: Vec<String> = not_seen.into_iter().chain(wrong_end).collect();
-        (!reasons.is_empty()).then(|| reasons.join("; "))
+        let ended = self.how_it_ended(status, end);
+        let not_seen = self.matcher.not_seen(&format!("before the end: {ended}"));
+        let wrong_end = wrong_end.map(|wrong| format!("{wrong}: {ended}"));
+        not_seen.into_iter().chain(wrong_end).collect()
     }
 
     fn how_it_ended(&self, status: ExitStatus, end: Option<&str>) -> String {

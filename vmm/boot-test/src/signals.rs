@@ -14,7 +14,7 @@ extern "C" fn on_stop_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_vo
 
 /// A flag that SIGTERM, SIGINT, SIGHUP and SIGQUIT set from now on, also where the runner was started with them
 /// blocked. A signal that is ignored on purpose (SIGHUP under nohup) stays so.
-pub(super) fn interrupt_flag() -> Result<&'static AtomicBool> {
+pub fn interrupt_flag() -> Result<&'static AtomicBool> {
     let ignored = ignored_signals();
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
         if ignored & 1 << (signal - 1) == 0 {

@@ -7,114 +7,72 @@ use super::figures::FIGURES;
 use super::outcome::{Outcome, ShownReasons, Status};
 use super::results::Results;
 
+/// Titles of the columns, of which the third to the sixth are those of [`FIGURES`].
+const HEAD: [&str; 7] = ["RESULT", "SECONDS", "INIT-MS", "INIT-EXITS", "EXITS", "MIB", "NAME"];
 /// Most machines whose console is shown, lines of each, and characters of a line.
 const MAX_CONSOLES: usize = 20;
 const MAX_LINES: usize = 15;
 const MAX_LINE: usize = 200;
 
-/// A line while other machines still run: `NAME: passed in 1.2 s`.
-pub(super) fn line<'a>(outcome: &Outcome<'a>, shown: &mut ShownReasons<'a>) -> String {
-    let (name, result, reasons) = (&outcome.test.name, outcome.result.name(), shown.next(outcome));
-    match reasons.is_empty() {
-        true => format!("{name}: {result} in {:.1} s", outcome.seconds),
-        false => format!("{name}: {result}: {}", reasons.join("; ")),
-    }
-}
-
 /// A line for each test with its reasons and notes below it, the consoles of those that failed, and the sum.
-pub(super) fn table(results: &Results) -> String {
-    let outcomes = &results.tests;
-    let head = ["RESULT", "SECONDS", "INIT-MS", "INIT-EXITS", "EXITS", "MIB", "NAME"];
-    let mut rows = vec![head.map(String::from).to_vec()];
-    rows.extend(outcomes.iter().map(row));
-    let columns = head.len() - 1;
-    let width =
-        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    let (mut text, mut shown) = (String::new(), ShownReasons::default());
-    for (index, row) in rows.iter().enumerate() {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            text += &match column {
-                0 => format!("{cell:<width$}"),
-                _ => format!("  {cell:>width$}"),
-            };
-        }
-        let _ = writeln!(text, "  {}", row.last().map_or("", String::as_str));
-        if let Some(outcome) = index.checked_sub(1).and_then(|index| outcomes.get(index)) {
-            text += &details(outcome, &shown.next(outcome));
-        }
+pub fn table(results: &Results) -> String {
+    let mut shown = ShownReasons::default();
+    let mut rows = vec![(HEAD.map(String::from), vec![])];
+    rows.extend(results.tests.iter().map(|test| (row(test), details(test, &mut shown))));
+    let width = |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (1..HEAD.len() - 1).map(width).collect();
+    let mut text = String::new();
+    for ([result, cells @ .., name], details) in &rows {
+        let cells = cells.iter().zip(&widths).map(|(cell, width)| format!("  {cell:>width$}"));
+        let _ = writeln!(text, "{result:<w$}{}  {name}", cells.collect::<String>(), w = width(0));
+        text.extend(details.iter().map(|line| format!("         {line}\n")));
     }
-    text += &consoles(outcomes);
+    text += &consoles(&results.tests);
     if !results.all_passed() {
         text.extend(results.advice.iter().map(|advice| format!("note: {advice}\n")));
     }
-    text + &sum(results) + "\n"
-}
-
-fn row(outcome: &Outcome) -> Vec<String> {
-    let seconds = match outcome.runs.is_empty() {
-        true => "-".into(),
-        false => format!("{:.2}", outcome.seconds),
-    };
-    let figures = FIGURES.iter().take(4).map(|figure| {
-        let summary = outcome.figures.get(figure);
-        summary.map_or_else(|| "-".into(), |summary| shown(summary.median))
-    });
-    let start = [outcome.result.name().to_owned(), seconds];
-    start.into_iter().chain(figures).chain([outcome.test.name.clone()]).collect()
-}
-
-/// Why it failed, p99 where there are several runs, notes, and where the logs are.
-fn details(outcome: &Outcome, reasons: &[String]) -> String {
-    let mut text = String::new();
-    let mut line = |line: &str| {
-        let _ = writeln!(text, "         {line}");
-    };
-    reasons.iter().for_each(|reason| line(reason));
-    outcome.notes.iter().for_each(|note| line(&format!("note: {note}")));
-    if outcome.runs.len() > 1 && !outcome.figures.is_empty() {
-        let p99 = outcome.figures.iter();
-        let p99 = p99.map(|(figure, s)| format!("{figure} {}", shown(s.p99)));
-        line(&format!(
-            "p99 of {} runs: {}",
-            outcome.runs.len(),
-            p99.collect::<Vec<_>>().join(", ")
-        ));
-    }
-    outcome.logs().for_each(|log| line(&format!("log: {log}")));
-    text
-}
-
-/// How the consoles of the first machines that failed end.
-fn consoles(outcomes: &[Outcome]) -> String {
-    let has_one = |outcome: &&Outcome| {
-        outcome.result == Status::Failed
-            && !outcome.never_started()
-            && !outcome.last_lines().is_empty()
-    };
-    let mut text = String::new();
-    for outcome in outcomes.iter().filter(has_one).take(MAX_CONSOLES) {
-        let _ = writeln!(text, "\nthe console of {} ends with:", outcome.test.name);
-        let lines = outcome.last_lines();
-        for line in lines.get(lines.len().saturating_sub(MAX_LINES)..).unwrap_or_default() {
-            let line: String = line.chars().take(MAX_LINE).collect();
-            let _ = writeln!(text, "    {line}");
-        }
-    }
-    let more = outcomes.iter().filter(has_one).count().saturating_sub(MAX_CONSOLES);
-    match (text.is_empty(), more) {
-        (true, _) => text,
-        (false, 0) => text + "\n",
-        (false, _) => text + &format!("\n{more} more consoles are in their logs\n\n"),
-    }
-}
-
-fn sum(results: &Results) -> String {
-    let mut text = format!("{} passed", results.passed);
+    let _ = write!(text, "{} passed", results.passed);
     for (count, name) in [(results.failed, "failed"), (results.not_run, "not run")] {
         if count > 0 {
             let _ = write!(text, ", {count} {name}");
         }
     }
-    format!("{text} in {:.1} s", results.seconds)
+    text + &format!(" in {:.1} s\n", results.seconds)
+}
+
+fn row(outcome: &Outcome) -> [String; HEAD.len()] {
+    let seconds = (!outcome.runs.is_empty()).then(|| format!("{:.2}", outcome.seconds));
+    let figure = |index: usize| outcome.figures.get(FIGURES[index]).map(|s| shown(s.median));
+    let cells = [seconds, figure(0), figure(1), figure(2), figure(3)];
+    let [seconds, ms, init, exits, mib] = cells.map(|cell| cell.unwrap_or_else(|| "-".into()));
+    [outcome.result.name().into(), seconds, ms, init, exits, mib, outcome.name.into()]
+}
+
+/// Why it failed, notes, p99 where there are several runs, and where the logs are.
+fn details<'a>(outcome: &Outcome<'a>, shown_before: &mut ShownReasons<'a>) -> Vec<String> {
+    let mut lines = outcome.reasons_after(shown_before);
+    lines.extend(outcome.notes.iter().map(|note| format!("note: {note}")));
+    let runs = outcome.runs.len();
+    if runs > 1 && !outcome.figures.is_empty() {
+        let p99 = outcome.figures.iter();
+        let p99 = p99.map(|(figure, s)| format!("{figure} {}", shown(s.p99)));
+        lines.push(format!("p99 of {runs} runs: {}", p99.collect::<Vec<_>>().join(", ")));
+    }
+    lines.extend(outcome.logs().map(|log| format!("log: {log}")));
+    lines
+}
+
+/// How the consoles of the first machines that failed end.
+fn consoles(outcomes: &[Outcome]) -> String {
+    let mut text = String::new();
+    let is_shown = |test: &&Outcome| test.result == Status::Failed && !test.never_started();
+    let shown = outcomes.iter().filter(is_shown).filter(|outcome| !outcome.last_lines().is_empty());
+    for outcome in shown.take(MAX_CONSOLES) {
+        let _ = writeln!(text, "\nthe console of {} ends with:", outcome.name);
+        let lines = outcome.last_lines();
+        for line in lines.get(lines.len().saturating_sub(MAX_LINES)..).unwrap_or_default() {
+            let _ = writeln!(text, "    {}", line.chars().take(MAX_LINE).collect::<String>());
+        }
+    }
+    if text.is_empty() { text } else { text + "\n" }
 }

@@ -2,29 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use regex_lite::Regex;
 
-use super::budget::{Limit, Tolerance};
+use super::budget::{self, Limit, Tolerance};
 use super::figures::INIT_MS;
-use super::input::no_such_key;
 use super::machine::MachineSpec;
-use super::node::Node;
-use super::spec::Entries;
+use super::node::{Node, Table};
 use super::tinyvmm::Keys;
 
-/// Keys of a machine in a spec that are not the machine's but the test's.
-pub(super) const KEYS: [&str; 11] = [
-    "alone",
-    "budget",
-    "end",
-    "exit-status",
-    "expect",
-    "fail-on",
-    "fail-on-warning",
-    "repeat",
-    "run",
-    "timeout",
+/// Keys of a machine in a spec that are the test's and no flags of tinyvmm; `timeout` is both.
+#[rustfmt::skip]
+pub const KEYS: [&str; 11] = [
+    "alone", "budget", "end", "exit-status", "expect", "fail-on", "fail-on-warning", "repeat", "run", "timeout",
     "tolerance",
 ];
 
@@ -40,41 +30,41 @@ const WARNING: &str = r"^(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? ?WARNING: ";
 const ENDS: [&str; 5] = [POWER_OFF, "reboot", "triple-fault", PANIC, TIMEOUT];
 const POWER_OFF: &str = "power-off";
 const PANIC: &str = "panic";
-pub(super) const TIMEOUT: &str = "timeout";
+pub const TIMEOUT: &str = "timeout";
 
 /// A machine, and what it must do to pass.
 #[derive(Clone, Debug)]
-pub(super) struct Test {
+pub struct Test {
     /// Unique in the spec.
-    pub(super) name: String,
-    pub(super) machine: MachineSpec,
+    pub name: String,
+    pub machine: MachineSpec,
     /// What is to run in the guest; nothing if empty.
-    pub(super) command: Vec<String>,
+    pub command: Vec<String>,
     /// Of a whole run.
-    pub(super) timeout: Duration,
+    pub timeout: Duration,
     /// What the console has to show, in this order.
-    pub(super) expect: Vec<Expected>,
+    pub expect: Vec<Expected>,
     /// What the console must not show.
-    pub(super) fail_on: Vec<Regex>,
-    pub(super) end: Wanted,
-    pub(super) limits: Vec<Limit>,
-    pub(super) tolerance: Tolerance,
-    pub(super) repeat: u32,
+    pub fail_on: Vec<Regex>,
+    pub end: Wanted,
+    pub limits: Vec<Limit>,
+    pub tolerance: Tolerance,
+    pub repeat: u32,
     /// No other machine may run meanwhile: the time it takes is measured.
-    pub(super) alone: bool,
+    pub alone: bool,
 }
 
 /// Something that the console has to show.
 #[derive(Clone, Debug)]
-pub(super) struct Expected {
-    pub(super) pattern: Regex,
+pub struct Expected {
+    pub pattern: Regex,
     /// Since the pattern before it, or the start.
-    pub(super) timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 /// How a run has to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub enum Wanted {
     /// The runner stops the machine once it has shown all that is expected.
     Shown,
     /// The machine ends like this, by itself.
@@ -86,41 +76,38 @@ pub(super) enum Wanted {
 impl Test {
     /// Reads `keys` of the machine that is described at `node`. Those that are tinyvmm's are among `known`.
     ///
-    /// `baseline`: figures will be compared with those of an earlier run.
-    pub(super) fn read(
+    /// `compared`: figures will be compared with those of an earlier run.
+    pub fn read(
         name: String,
         node: &Node,
-        keys: &Entries,
-        (known, baseline): (&Keys, bool),
+        keys: &Table,
+        known: &Keys,
+        compared: bool,
     ) -> Result<Self> {
-        let mut machine = MachineSpec::new(node);
-        for (key, value) in keys.of_machine() {
-            machine.set(key, value, known)?;
+        let command = keys.read("run", read_command)?.unwrap_or_default();
+        let expect = keys.read("expect", |node| node.one_or_more(read_expected))?;
+        if let (Some([]), Some(node)) = (expect.as_deref(), keys.get("expect")) {
+            bail!(node.error("is an empty list: name a pattern, or leave it out"));
         }
-        let command = keys.get("run").map(read_command).transpose()?.unwrap_or_default();
-        let expect = keys.get("expect").map(read_expect).transpose()?.unwrap_or_default();
+        let expect = expect.unwrap_or_default();
         let end = read_end(keys, !command.is_empty(), !expect.is_empty())?;
-        let fail_on = read_fail_on(keys, &end)?;
-        let timeout = keys.get("timeout").map(Node::duration).transpose()?;
-        let limits = keys.get("budget").map(Limit::read_all).transpose()?.unwrap_or_default();
-        let repeat = keys.get("repeat").map(|node| node.integer(1..=MAX_REPEAT)).transpose()?;
-        let tolerance = keys.get("tolerance").map(Tolerance::read).transpose()?;
-        let tolerance = tolerance.unwrap_or_default();
-        let alone = keys.get("alone").map(Node::bool).transpose()?;
+        let limits = keys.read("budget", Limit::read_all)?.unwrap_or_default();
+        let tolerance = keys.read("tolerance", budget::read_tolerance)?;
+        let tolerance = tolerance.unwrap_or_else(budget::default_tolerance);
         let limited = limits.iter().any(|limit| limit.figure == INIT_MS);
-        let timed = limited || baseline && tolerance.of(INIT_MS).is_some();
+        let timed = limited || compared && tolerance.contains_key(INIT_MS);
         Ok(Self {
             name,
-            machine,
+            machine: MachineSpec::read(node, keys, known)?,
+            fail_on: read_fail_on(keys, &end)?,
+            timeout: keys.read("timeout", Node::duration)?.unwrap_or(DEFAULT_TIMEOUT),
+            repeat: keys.read("repeat", |node| node.integer(1..=MAX_REPEAT))?.unwrap_or(1),
+            alone: keys.read("alone", Node::bool)?.unwrap_or(timed),
             command,
-            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             expect,
-            fail_on,
             end,
             limits,
             tolerance,
-            repeat: repeat.unwrap_or(1),
-            alone: alone.unwrap_or(timed),
         })
     }
 }
@@ -131,75 +118,46 @@ fn read_command(node: &Node) -> Result<Vec<String>> {
         return Ok(["sh", "-c", node.string()?].map(Into::into).to_vec());
     }
     let words = node.strings()?;
-    if words.is_empty() {
-        return Err(node.error("is an empty list: name a program"));
-    }
+    ensure!(!words.is_empty(), node.error("is an empty list: name a program"));
     Ok(words)
-}
-
-fn read_expect(node: &Node) -> Result<Vec<Expected>> {
-    let items = if node.is_string() { vec![node.clone()] } else { node.items("a list")? };
-    if items.is_empty() {
-        return Err(node.error("is an empty list: name a pattern, or leave it out"));
-    }
-    items.iter().map(read_expected).collect()
 }
 
 fn read_expected(node: &Node) -> Result<Expected> {
     if !node.is_table() {
         return Ok(Expected { pattern: node.regex()?, timeout: None });
     }
-    let (mut pattern, mut timeout) = (None, None);
-    for (key, value) in node.entries()? {
-        match key {
-            "pattern" => pattern = Some(value.regex()?),
-            "timeout" => timeout = Some(value.duration()?),
-            _ => return Err(value.error(no_such_key(key, ["pattern", "timeout"]))),
-        }
-    }
+    let table = node.table(&["pattern", "timeout"])?;
+    let pattern = table.read("pattern", Node::regex)?;
     let pattern = pattern.ok_or_else(|| node.error("has no pattern"))?;
-    Ok(Expected { pattern, timeout })
+    Ok(Expected { pattern, timeout: table.read("timeout", Node::duration)? })
 }
 
-fn read_end(keys: &Entries, command: bool, expect: bool) -> Result<Wanted> {
+fn read_end(keys: &Table, command: bool, expect: bool) -> Result<Wanted> {
     let status = keys.get("exit-status");
-    if let Some(node) = keys.get("end") {
-        return match (command, status) {
-            (true, _) => Err(node.error("a machine with 'run' ends with its command")),
-            (_, Some(node)) => Err(node.error("the machine has an 'end': leave one out")),
-            _ => read_end_name(node).map(Wanted::End),
-        };
+    match (keys.get("end"), status) {
+        (Some(node), _) if command => Err(node.error("a machine with 'run' ends with its command")),
+        (Some(_), Some(node)) => Err(node.error("the machine has an 'end': leave one out")),
+        (Some(node), None) => {
+            let name = node.string()?;
+            let what = || format!("'{name}' is not one of {}", ENDS.join(", "));
+            let end = ENDS.into_iter().find(|end| *end == name);
+            Ok(Wanted::End(end.ok_or_else(|| node.error(what()))?))
+        }
+        (None, Some(node)) => Ok(Wanted::Status(u8::try_from(node.integer(0..=255)?)?)),
+        (None, None) if command => Ok(Wanted::Status(0)),
+        (None, None) if expect => Ok(Wanted::Shown),
+        (None, None) => Ok(Wanted::End(POWER_OFF)),
     }
-    let Some(node) = status else {
-        return Ok(match (command, expect) {
-            (true, _) => Wanted::Status(0),
-            (false, true) => Wanted::Shown,
-            (false, false) => Wanted::End(POWER_OFF),
-        });
-    };
-    Ok(Wanted::Status(u8::try_from(node.integer(0..=255)?)?))
-}
-
-fn read_end_name(node: &Node) -> Result<&'static str> {
-    let name = node.string()?;
-    let found = ENDS.into_iter().find(|end| *end == name);
-    found.ok_or_else(|| node.error(format_args!("'{name}' is not one of {}", ENDS.join(", "))))
 }
 
 /// A machine that is to panic says so, and may say anything else.
-fn read_fail_on(keys: &Entries, end: &Wanted) -> Result<Vec<Regex>> {
-    let built_in = |text: &str| Regex::new(text).map_err(anyhow::Error::from);
-    let mut patterns: Vec<Regex> = match keys.get("fail-on") {
-        Some(node) if node.is_string() => vec![node.regex()?],
-        Some(node) => {
-            let items = node.items("a list of patterns")?;
-            items.iter().map(Node::regex).collect::<Result<_>>()?
-        }
-        None if *end == Wanted::End(PANIC) => Vec::new(),
-        None => FAILURES.iter().map(|text| built_in(text)).collect::<Result<_>>()?,
-    };
-    if keys.get("fail-on-warning").map(Node::bool).transpose()? == Some(true) {
-        patterns.push(built_in(WARNING)?);
+fn read_fail_on(keys: &Table, end: &Wanted) -> Result<Vec<Regex>> {
+    let own = keys.read("fail-on", |node| node.one_or_more(Node::regex))?;
+    let is_own = own.is_some() || *end == Wanted::End(PANIC);
+    let mut built_in = if is_own { vec![] } else { FAILURES.to_vec() };
+    if keys.read("fail-on-warning", Node::bool)? == Some(true) {
+        built_in.push(WARNING);
     }
-    Ok(patterns)
+    let built_in = built_in.into_iter().map(|text| Ok(Regex::new(text)?));
+    own.into_iter().flatten().map(Ok).chain(built_in).collect()
 }

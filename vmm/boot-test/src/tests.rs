@@ -8,14 +8,14 @@ use std::path::Path;
 
 use super::spec::Spec;
 use super::test::Test;
-use super::tinyvmm::Keys;
+use super::tinyvmm::parse_keys;
 
 /// Some of what `tinyvmm --print-config=json` prints.
 const PRINTED: &[u8] = br#"{"config": {"kernel": null, "cpus": "1", "mem": "256M", "disk": []}}"#;
 
 /// The tests of a spec.
 fn tests_of(text: &str) -> Vec<Test> {
-    let keys = Keys::parse(PRINTED).unwrap();
+    let keys = parse_keys(PRINTED).unwrap();
     Spec::parse(text, Path::new("/specs").into(), &keys).unwrap().tests
 }
 

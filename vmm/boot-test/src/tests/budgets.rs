@@ -1,14 +1,26 @@
 //! Limits, baselines, and what they say of a test.
 
-use std::collections::BTreeMap;
-
-use super::super::budget::{Baseline, check_baseline, check_limits, shown};
-use super::super::figures::{Figure, INIT_MS, Summary};
+use super::super::budget::{Baseline, Verdict, shown};
+use super::super::figures::{Figure, INIT_MS, Summaries, Summary};
 use super::super::outcome::{Outcome, Status};
 use super::super::run::Run;
+use super::super::test::Test;
 use super::test_of;
 
-fn found(figures: &[(Figure, f64)]) -> BTreeMap<Figure, Summary> {
+fn check_limits(test: &Test, found: &Summaries) -> Verdict {
+    let mut verdict = Verdict::default();
+    verdict.check_limits(&test.limits, found);
+    verdict
+}
+
+/// `keys` are the spec's.
+fn check_baseline(baseline: &Baseline, name: &str, keys: &str, found: &Summaries) -> Verdict {
+    let mut verdict = Verdict::default();
+    verdict.check_baseline(baseline, name, &test_of(keys).tolerance, found);
+    verdict
+}
+
+fn found(figures: &[(Figure, f64)]) -> Summaries {
     let summary = |value: f64| Summary { median: value, p99: value * 2.0 };
     figures.iter().map(|(figure, value)| (*figure, summary(*value))).collect()
 }
@@ -18,7 +30,7 @@ fn a_limit_is_for_the_median_and_another_for_p99() {
     let test = test_of("budget = { exits = 100, init-ms = { median = 50, p99 = 99.5 } }");
     let check = |exits, ms| {
         let figures = found(&[("exits", exits), (INIT_MS, ms)]);
-        check_limits(&test.limits, &figures).failures
+        check_limits(&test, &figures).failures
     };
     assert_eq!(check(100.0, 49.0), [""; 0]);
     assert_eq!(check(101.0, 49.0), ["exits is 101, the budget is 100"]);
@@ -29,14 +41,14 @@ fn a_limit_is_for_the_median_and_another_for_p99() {
 #[test]
 fn a_figure_that_is_missing_fails_unless_it_is_not_had_everywhere() {
     let test = test_of("budget = { exits = 100, instructions = 1 }");
-    let verdict = check_limits(&test.limits, &BTreeMap::new());
+    let verdict = check_limits(&test, &Summaries::new());
     assert_eq!(verdict.failures.len(), 1, "{verdict:?}");
     assert!(verdict.failures[0].starts_with("exits was not measured"), "{verdict:?}");
     assert!(verdict.notes[0].starts_with("instructions was not measured"), "{verdict:?}");
 }
 
 fn stored(exits: f64, ms: f64) -> Baseline {
-    let mut baseline = Baseline::new();
+    let mut baseline = Baseline::default();
     baseline.set("m", &found(&[("exits", exits), (INIT_MS, ms)]));
     baseline
 }
@@ -45,8 +57,7 @@ fn stored(exits: f64, ms: f64) -> Baseline {
 fn a_baseline_tolerates_what_the_spec_says() {
     let failures = |keys: &str, exits, ms| {
         let figures = found(&[("exits", exits), (INIT_MS, ms)]);
-        let tolerance = test_of(keys).tolerance;
-        check_baseline(&stored(1000.0, 200.0), "m", &tolerance, &figures).failures
+        check_baseline(&stored(1000.0, 200.0), "m", keys, &figures).failures
     };
     assert_eq!(failures("", 1100.0, 220.0), [""; 0], "10% if nothing is said");
     let expected = "exits is 1101, the baseline is 1000 and 10% more are tolerated";
@@ -61,8 +72,7 @@ fn a_baseline_tolerates_what_the_spec_says() {
 #[test]
 fn what_cannot_be_compared_is_noted() {
     let figures = found(&[("exits", 1.0)]);
-    let tolerance = test_of("").tolerance;
-    let notes = |name| check_baseline(&stored(1.0, 1.0), name, &tolerance, &figures).notes;
+    let notes = |name| check_baseline(&stored(1.0, 1.0), name, "", &figures).notes;
     assert_eq!(notes("m"), ["init-ms is in the baseline and was not measured"]);
     assert_eq!(notes("other"), ["not in the baseline: --save-baseline adds it"]);
 }
@@ -77,7 +87,7 @@ fn a_baseline_is_read_back() {
     assert!(text.contains("\"init-ms\": 200.5"), "{text}");
     let figures = found(&[("exits", 1200.0), (INIT_MS, 1.0)]);
     let read = Baseline::read(&path).unwrap();
-    let verdict = check_baseline(&read, "m", &test_of("").tolerance, &figures);
+    let verdict = check_baseline(&read, "m", "", &figures);
     assert_eq!(verdict.failures.len(), 1);
     std::fs::remove_dir_all(&folder).unwrap();
 }

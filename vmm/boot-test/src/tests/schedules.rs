@@ -1,7 +1,7 @@
 //! What may run side by side.
 
 use super::super::log::file_name;
-use super::super::schedule::Capacity;
+use super::super::schedule::{Capacity, Job};
 use super::super::test::Test;
 use super::super::tinyvmm::{DiskFile, Needs};
 use super::test_of;
@@ -30,7 +30,8 @@ fn with_disks(disks: &[(&str, bool)]) -> Test {
 /// Whether the last of these may run beside the others.
 fn allowed(tests: &[Test]) -> bool {
     let (last, others) = tests.split_last().unwrap();
-    CAPACITY.allows(last, &others.iter().collect::<Vec<&Test>>())
+    let job = |(index, test)| Job { test, index, repetition: 1 };
+    CAPACITY.allows(last, &others.iter().enumerate().map(job).collect::<Vec<_>>())
 }
 
 #[test]
@@ -65,7 +66,12 @@ fn a_disk_has_one_writer() {
 
 #[test]
 fn names_of_files_are_safe_and_differ() {
-    assert_eq!(file_name("boot", 1), "boot");
-    assert_eq!(file_name("a[kernel=../b c]", 7), "a_kernel=.._b_c_7");
-    assert_eq!(file_name(&"x".repeat(300), 3).len(), 121);
+    let name = |name: &str, index, repeat| {
+        let test = Test { name: name.into(), repeat, ..test_of("") };
+        file_name(&Job { test: &test, index, repetition: 2 })
+    };
+    assert_eq!(name("boot", 1, 1), "boot");
+    assert_eq!(name("boot", 1, 3), "boot+2");
+    assert_eq!(name("a[kernel=../b c]", 7, 1), "a_kernel=.._b_c_7");
+    assert_eq!(name(&"x".repeat(300), 3, 1).len(), 121);
 }
