@@ -4,8 +4,8 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
@@ -15,6 +15,7 @@ use crate::flock;
 use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
 use crate::pieces::{self, Zero};
+use crate::sync;
 
 /// The unit of virtio-blk's addresses, in bytes.
 pub const SECTOR: u64 = 512;
@@ -32,6 +33,8 @@ pub struct DiskImage {
     layer: Option<Layer>,
     /// A flush failed: the host tells it once, and what it could not write is gone (fsync(2)).
     flush_failed: Arc<AtomicBool>,
+    /// Kinds of errors that were logged, in all lives of the machine.
+    logged: Arc<Mutex<Vec<io::ErrorKind>>>,
 }
 
 impl DiskImage {
@@ -71,8 +74,8 @@ impl DiskImage {
         );
         let (readonly, direct) = (config.readonly, config.direct);
         let path = config.path.clone();
-        let flush_failed = Arc::default();
-        Ok(Self { file, path, len, readonly, direct, unit, layer: None, flush_failed })
+        let (flush_failed, logged) = Default::default();
+        Ok(Self { file, path, len, readonly, direct, unit, layer: None, flush_failed, logged })
     }
 
     /// An image of `file`, open as `config` says, to take the place of this one. It may be the same file: then its size
@@ -92,8 +95,9 @@ impl DiskImage {
     pub fn try_clone(&self) -> Result<Self> {
         let clone = || -> Result<Self> {
             let layer = self.layer.as_ref().map(Layer::try_clone).transpose()?;
-            let (path, flush_failed) = (self.path.clone(), self.flush_failed.clone());
-            Ok(Self { file: self.file.try_clone()?, path, layer, flush_failed, ..*self })
+            let (flush_failed, logged) = (self.flush_failed.clone(), self.logged.clone());
+            let (file, path) = (self.file.try_clone()?, self.path.clone());
+            Ok(Self { file, path, layer, flush_failed, logged, ..*self })
         };
         clone().with_context(|| format!("disk {}", self.path.display()))
     }
@@ -116,6 +120,16 @@ impl DiskImage {
     /// Where it is, for messages.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Logs the first error of its kind: the guest sees all of them, and a guest that meets one in each of its lives
+    /// must not fill the host's logs.
+    pub fn log(&self, name: &str, error: &io::Error) {
+        let mut logged = sync::lock(&self.logged);
+        if !logged.contains(&error.kind()) {
+            logged.push(error.kind());
+            log::error!("{name}: {}: {error}", self.path.display());
+        }
     }
 
     /// Reads into all of `data` from `offset`.
@@ -223,6 +237,7 @@ fn lock(file: &File, shared: bool) -> Result<()> {
 mod tests {
     use super::*;
     use crate::memory;
+    use crate::virtio::test_log;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
     use vmm_sys_util::tempfile::TempFile;
 
@@ -251,6 +266,19 @@ mod tests {
         let mut found = [0; 1024];
         ram.read_slice(&mut found, GuestAddress(1)).unwrap();
         assert_eq!(found, expected[3072..4096]);
+    }
+
+    #[test]
+    fn an_error_in_each_of_a_machines_lives_is_logged_once_for_its_kind() {
+        test_log::keep();
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let image = open(&DiskConfig::new(file.as_path().into())).unwrap();
+        let (full, broken) = (io::ErrorKind::StorageFull, io::ErrorKind::Other);
+        for kind in [full, full, broken, full, broken] {
+            image.try_clone().unwrap().log("disk0", &kind.into());
+        }
+        assert_eq!(test_log::count(&file.as_path().display().to_string()), 2);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! When a boot passed what, and with how many exits. Nothing is kept unless someone asked.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
@@ -124,7 +124,11 @@ impl Timeline {
         if let Some(kept) = &self.0
             && let Err(error) = lock(&kept.counters).add(cpu)
         {
-            log::warn!("exits are not counted, Linux 5.14 or later could ({error})");
+            // Once: there are many CPUs, and a guest may reset for ever.
+            static LOGGED: Once = Once::new();
+            LOGGED.call_once(|| {
+                log::warn!("exits are not counted, Linux 5.14 or later could ({error})");
+            });
         }
     }
 

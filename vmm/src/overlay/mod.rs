@@ -32,6 +32,8 @@ pub struct Layer {
     kept: bool,
     /// What was written may be lost: no bit may be set in the file any more.
     failed: Arc<AtomicBool>,
+    /// A loss was logged, in one of the machine's lives.
+    loss_logged: Arc<AtomicBool>,
 }
 
 impl Layer {
@@ -57,7 +59,8 @@ impl Layer {
     pub fn try_clone(&self) -> Result<Self> {
         let file = self.file.try_clone()?;
         let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
-        Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed: self.failed.clone() })
+        let (failed, loss_logged) = (self.failed.clone(), self.loss_logged.clone());
+        Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed, loss_logged })
     }
 
     fn of_file(file: File, base: &File, len: u64, kept: bool) -> Result<Self> {
@@ -72,7 +75,8 @@ impl Layer {
         }
         header.check(&file)?;
         let bitmap = Bitmap::load(&file, BITMAP, header.blocks())?;
-        Ok(Self { file, header, bitmap, kept, failed: Arc::default() })
+        let (failed, loss_logged) = Default::default();
+        Ok(Self { file, header, bitmap, kept, failed, loss_logged })
     }
 
     /// Reads into all of `data` from `offset` of the disk.
@@ -182,7 +186,9 @@ impl Drop for Layer {
             true => self.sync(),
             false => self.bitmap.write(&self.file, BITMAP),
         };
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.loss_logged.swap(true, Ordering::SeqCst)
+        {
             log::error!("overlay: what was written last is lost: {error}");
         }
     }

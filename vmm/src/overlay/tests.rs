@@ -12,6 +12,7 @@ use super::{BITMAP, Layer};
 use crate::memory::buffers::Buffers;
 use crate::memory::{self, GuestRam};
 use crate::pieces::Zero;
+use crate::virtio::test_log;
 
 const BLOCK: usize = 4096;
 /// The tests' disk: its last block is cut short.
@@ -77,6 +78,7 @@ impl Files {
 /// Ends as if the process had been killed: what was not flushed is not known to the file.
 fn crash(layer: Layer) {
     layer.failed.store(true, std::sync::atomic::Ordering::SeqCst);
+    layer.loss_logged.store(true, std::sync::atomic::Ordering::SeqCst);
 }
 
 #[test]
@@ -122,6 +124,30 @@ fn a_layer_takes_the_space_of_what_was_written_to_it() {
     );
     let refused = format!("{:#}", large.err().unwrap());
     assert!(refused.contains("32 TiB"), "{refused}");
+}
+
+#[test]
+fn a_loss_in_each_of_a_machines_lives_is_logged_once() {
+    test_log::keep();
+    let lost = || test_log::count("overlay: what was written last is lost");
+    for kept in [true, false] {
+        let files = Files::new(LEN);
+        let before = lost();
+        let first = match kept {
+            true => files.open().unwrap(),
+            false => {
+                let file = TempFile::new().unwrap().into_file();
+                Layer::temporary(file, files.base.as_file(), LEN as u64).unwrap()
+            }
+        };
+        for _ in 0..3 {
+            let mut life = first.try_clone().unwrap();
+            files.write(&mut life, 700, b"new");
+            // As a file that cannot be written any more.
+            life.file = File::open("/proc/self/status").unwrap();
+        }
+        assert_eq!(lost() - before, 1);
+    }
 }
 
 #[test]

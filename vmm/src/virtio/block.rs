@@ -60,8 +60,6 @@ pub struct Block {
     queues: u16,
     /// The driver does not flush: each write has to be safe when it is answered.
     write_through: bool,
-    /// An I/O error has been told; the guest sees all of them.
-    error_told: bool,
     shared: Arc<Shared>,
     /// What limits it, in requests and in bytes of their data.
     pub limiter: Option<Limiter>,
@@ -75,16 +73,8 @@ impl Block {
         let id = id.unwrap_or(&name).bytes();
         padded.iter_mut().zip(id).for_each(|(to, from)| *to = from);
         let queues = u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
-        Self {
-            image,
-            name,
-            id: padded,
-            queues,
-            write_through: true,
-            error_told: false,
-            shared: Arc::default(),
-            limiter: None,
-        }
+        let shared = Arc::default();
+        Self { image, name, id: padded, queues, write_through: true, shared, limiter: None }
     }
 
     /// Puts another image into its place. The driver sees its size; the block size stays, and whether it can be written.
@@ -94,7 +84,6 @@ impl Block {
             log::error!("{}: what was written last may be lost: {error}", self.name);
         }
         self.image = image;
-        self.error_told = false;
     }
 
     /// What backs it.
@@ -129,9 +118,7 @@ impl Block {
             Err(Refusal::Unsupported) => (blk::VIRTIO_BLK_S_UNSUPP, 0),
             Err(Refusal::Invalid) => (blk::VIRTIO_BLK_S_IOERR, 0),
             Err(Refusal::Io(error)) => {
-                if !std::mem::replace(&mut self.error_told, true) {
-                    log::error!("{}: {}: {error}", self.name, self.image.path().display());
-                }
+                self.image.log(&self.name, &error);
                 (blk::VIRTIO_BLK_S_IOERR, 0)
             }
         };

@@ -30,6 +30,8 @@ mod mem_tests;
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
 pub mod test_driver;
+#[cfg(test)]
+pub mod test_log;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

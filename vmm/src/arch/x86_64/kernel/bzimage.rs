@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use linux_loader::bootparam::{XLF_KERNEL_64, setup_header};
 use linux_loader::loader::{BzImage, KernelLoader};
-use log::Level;
 use rustix::fs::MemfdFlags;
 use vm_memory::{ByteValued, GuestAddress};
 
@@ -50,9 +50,14 @@ pub fn load(kernel: &KernelFile, ram: &GuestRam, options: &Options) -> Result<Ke
                 });
             }
             Err(error) => {
-                // Without a payload it is a program of its own.
-                let level = if header.payload_length == 0 { Level::Debug } else { Level::Warn };
-                log::log!(level, "the kernel is left to unpack itself, which may fail: {error:#}");
+                // Once: a guest may reset for ever.
+                static LOGGED: Once = Once::new();
+                let what = "the kernel is left to unpack itself, which may fail";
+                match header.payload_length {
+                    // It is a program of its own.
+                    0 => log::debug!("{what}: {error:#}"),
+                    _ => LOGGED.call_once(|| log::warn!("{what}: {error:#}")),
+                }
             }
         }
     }
