@@ -285,12 +285,13 @@ fn nothing_gets_around_the_rules_for_unsafe() {
 
 #[test]
 fn dependencies_are_from_the_registry_and_locked() {
-    const REGISTRY: &str = "source = \"registry+https://github.com/rust-lang/crates.io-index\"";
     let locks: [(&str, &[&str]); 3] = [
         ("Cargo.lock", &["boot-test", "tinyvmm", "tinyvmm-cli", "tinyvmm-fuzz", "unpack"]),
         ("guest-images/hostile/Cargo.lock", &["hostile"]),
         ("tests/client/Cargo.lock", &["client"]),
     ];
+    // The same one for all of them; .deny.toml lets it be cargo's own only.
+    let mut registries = HashSet::new();
     for (lock, ours) in locks {
         let text = read(lock);
         let (own, others): (Vec<_>, Vec<_>) =
@@ -299,10 +300,20 @@ fn dependencies_are_from_the_registry_and_locked() {
             });
         assert_eq!(own.len(), ours.len(), "{lock}: the crates themselves");
         for package in others {
-            assert!(package.contains(REGISTRY), "{lock}: not from crates.io:{package}");
+            let source = package.lines().find_map(|line| line.strip_prefix("source = \"registry+"));
+            registries.insert(
+                source.unwrap_or_else(|| panic!("{lock}: of no registry:{package}")).to_owned(),
+            );
             assert!(package.contains("checksum = \""), "{lock}: no checksum:{package}");
         }
     }
+    assert_eq!(registries.len(), 1, "one registry for all: {registries:?}");
+    let deny = read(".deny.toml");
+    for rule in ["unknown-registry = \"deny\"", "unknown-git = \"deny\""] {
+        assert!(deny.contains(rule), ".deny.toml has no {rule}");
+    }
+    // Those that cargo-deny allows without a list of ours.
+    assert!(!deny.contains("allow-registry") && !deny.contains("allow-git"), "a source is allowed");
 }
 
 #[test]
@@ -356,6 +367,28 @@ fn nothing_names_a_path_of_the_machine_it_was_written_on() {
         let text = String::from_utf8_lossy(&bytes);
         for (index, line) in text.lines().enumerate() {
             let found = paths.iter().find(|path| line.contains(path.as_str()));
+            assert!(found.is_none(), "{name}:{}: {line}", index + 1);
+        }
+    }
+}
+
+/// A package has a name, and whoever fetches it knows from where: a mirror, a proxy, a folder.
+#[test]
+fn nothing_names_a_registry_s_host() {
+    // In parts, so that this file does not.
+    let hosts = [
+        ["crates", ".io"],
+        ["docs", ".rs"],
+        ["debian", ".org"],
+        ["ubuntu", ".com"],
+        ["pypi", ".org"],
+        ["ghcr", ".io"],
+    ];
+    for name in files().iter().filter(|name| !name.ends_with(".lock")) {
+        let bytes = fs::read(root().join(name)).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for (index, line) in text.lines().enumerate() {
+            let found = hosts.iter().find(|host| line.contains(&host.concat()));
             assert!(found.is_none(), "{name}:{}: {line}", index + 1);
         }
     }
