@@ -139,3 +139,19 @@ fn a_result_becomes_a_table_and_a_page_that_needs_nothing_else() {
     let same = |text: &str| serde_json::from_str::<Value>(text).unwrap();
     assert_eq!(same(&copy), same(RESULT));
 }
+
+#[test]
+fn a_reader_that_goes_is_no_error_that_is_told() {
+    let dir = Dir::new();
+    std::fs::write(dir.path("result.json"), RESULT).unwrap();
+    let unread = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = compare(&dir, args).stdout(writer).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        output.status.code().unwrap()
+    };
+    assert_eq!(unread(&["--from", "result.json", "--html", "page.html"]), 128 + libc::SIGPIPE);
+    unread(&["--help"]); // its status is Python's business
+    assert!(dir.path("page.html").exists(), "what has a file of its own is written");
+}
