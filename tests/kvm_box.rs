@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::fixture::Vmm;
 use crate::terminal::Terminal;
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kvm-box");
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/kvm-box");
 
 /// `script` in the box, at the terminal that it will be started on.
 fn boxed(script: &str) -> Vmm {

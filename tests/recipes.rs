@@ -86,7 +86,7 @@ impl Archive {
 
 /// A copy of guest-images with small recipes in the place of the real ones: `box` starts from `disk`.
 fn recipes(archive: &Archive) -> std::path::PathBuf {
-    let real = Path::new(REPOSITORY).join("..");
+    let real = Path::new(REPOSITORY).join("../..");
     let copy = archive.dir.path("copy");
     for folder in ["guest-images", "scripts"] {
         fs::create_dir_all(copy.join(folder)).unwrap();
@@ -152,7 +152,7 @@ fn a_missing_command_is_installed_with_new_lists_or_named() {
     archive.publish("1.0");
     archive.update();
     archive.publish("2.0");
-    let need = Path::new(REPOSITORY).join("../scripts/need");
+    let need = Path::new(REPOSITORY).join("../../scripts/need");
     archive.runs(Command::new(&need).args(["sh:nothing", "/:nothing"]));
     let output = archive.output(Command::new(&need).args(["sh:dash", "greet:greeting"]));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -173,13 +173,13 @@ fn nothing_else_asks_apt_for_packages() {
     let listed = Command::new("git")
         .args(["-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"])
         .args(["guest-images", "scripts", ".ci"])
-        .current_dir(Path::new(REPOSITORY).join(".."))
+        .current_dir(Path::new(REPOSITORY).join("../.."))
         .output()
         .unwrap();
     let files = String::from_utf8(listed.stdout).unwrap();
     assert!(files.contains("guest-images/small.sh"), "{files}");
     for name in files.lines() {
-        let Ok(text) = fs::read_to_string(Path::new(REPOSITORY).join("..").join(name)) else {
+        let Ok(text) = fs::read_to_string(Path::new(REPOSITORY).join("../..").join(name)) else {
             continue;
         };
         let calls = ["apt-get install", "apt-get download", "apt-get source", "apt-get update"];

@@ -54,7 +54,7 @@ impl DiskConfig {
     }
 
     /// Refuses a file that two of `disks` would write to, or that one writes and another reads.
-    pub(super) fn ensure_apart(disks: &[Self]) -> Result<()> {
+    pub fn ensure_apart(disks: &[Self]) -> Result<()> {
         for (index, disk) in disks.iter().enumerate() {
             let Self { path, overlay, .. } = disk;
             for other in &disks[..index] {

@@ -117,7 +117,6 @@ impl MachineConfig {
             Size::new(page)
         );
         self.mem.validate_room(self.hugepages)?;
-        DiskConfig::ensure_apart(&self.disk)?;
         self.balloon.validate(self.mem.boot, self.hugepages)?;
         let room = self.mem.room().is_some();
         let others = 1 + usize::from(self.balloon_target().is_some()) + usize::from(room); // the random number generator

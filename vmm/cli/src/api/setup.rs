@@ -110,7 +110,7 @@ impl Setup {
             Configure::Cpu(cpu) => cpu.check()?,
             Configure::Logger(_) | Configure::Metrics(_) => {}
         }
-        next.config().validate()?;
+        next.config().machine.0.validate()?;
         *self = next;
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use clap::{ArgAction, Args, ValueHint};
 use serde::{Serialize, Serializer};
-use tinyvmm::config::MachineConfig;
+use tinyvmm::config::{DiskConfig, MachineConfig};
 
 pub use console::ConsoleConfig;
 pub use firecracker::{FirecrackerConfig, StartTimes};
@@ -167,6 +167,7 @@ impl Config {
             "--jail: it needs --kernel FILE, for files are opened outside of the jail"
         );
         ensure!(!process.no_jail || process.jail.is_none(), "--jail and --no-jail: leave one out");
+        DiskConfig::ensure_apart(&machine.disk)?;
         machine.validate()
     }
 
