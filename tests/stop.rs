@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Running, Vmm};
-use crate::guests;
+use crate::guests::{self, guest};
 
 /// A machine that has printed `text`, and that says when its power button is pressed.
 fn running(code: fn() -> Vec<u8>, text: &str) -> Running {
@@ -66,10 +67,102 @@ fn a_guest_that_kvm_cannot_run_is_an_internal_error() {
     outcome.exits(1).says(&["internal error", "0xd8000000"]).leaves_nothing();
 }
 
+guest!(
+    /// Reports a panic as a kernel does, then prints a lot and its last line.
+    panics_and_prints,
+    r#"say "Kernel panic - not syncing: te""#,
+    "out8 {pvpanic}, 1",
+    r#"say "st\n""#,
+    "mov esi, 0x200000",
+    "dump 4096",
+    r#"say "Kernel Offset: disabled\n""#,
+    "sleep",
+);
+
+guest!(
+    /// The same, and resets.
+    panics_and_resets,
+    "out8 {pvpanic}, 1",
+    "mov esi, 0x200000",
+    "dump 4096",
+    r#"say "Kernel Offset: disabled\n""#,
+    "out8 {reset}, 1",
+    "sleep",
+);
+
+guest!(
+    /// The same, and powers off.
+    panics_and_powers_off,
+    "out8 {pvpanic}, 1",
+    "mov esi, 0x200000",
+    "dump 4096",
+    r#"say "Kernel Offset: disabled\n""#,
+    "power_off",
+);
+
+guest!(
+    /// Reports panics for ever.
+    panics_for_ever,
+    "2: out8 {pvpanic}, 1",
+    "jmp 2b",
+);
+
+guest!(
+    /// Reports a panic and prints for ever.
+    panics_and_floods,
+    "out8 {pvpanic}, 1",
+    "2: mov esi, 0x200000",
+    "dump 4096",
+    "jmp 2b",
+);
+
 #[test]
 fn a_panic_that_pvpanic_tells_ends_the_machine() {
-    let outcome = Vmm::new().guest(guests::pvpanic).run();
-    outcome.exits(6).says(&["kernel panic in the guest"]).leaves_nothing();
+    for code in [guests::pvpanic, panics_for_ever] {
+        let outcome = Vmm::new().guest(code).run();
+        outcome.exits(6).says(&["kernel panic in the guest"]).leaves_nothing();
+    }
+}
+
+#[test]
+fn what_a_kernel_prints_after_its_panic_is_not_cut_off() {
+    for code in [panics_and_prints, panics_and_resets, panics_and_powers_off] {
+        let outcome = Vmm::new().guest(code).run().exits(6).prints("Kernel Offset: disabled\n");
+        outcome.says(&["kernel panic in the guest"]).leaves_nothing();
+    }
+}
+
+#[test]
+fn a_panic_that_is_printed_without_end_is_ended_by_the_time_limit() {
+    let vmm = Vmm::new().guest(panics_and_floods).args(["--timeout", "2s"]).stdout(Stdio::null());
+    vmm.run().exits(6).says(&["kernel panic in the guest"]);
+}
+
+guest!(
+    /// Ends with status 42 while its serial port's driver waits for interrupts to send the rest.
+    ends_with_42_and_prints,
+    "out8 {com1} + 1, 2", // IER: transmitter empty
+    "out8 {told} + 1, 42",
+    "mov esi, 0x200000",
+    "dump 4096",
+    r#"say "that was all\n""#,
+    "out8 {com1} + 1, 0",
+    "sleep",
+);
+
+guest!(
+    /// The same, with a driver that never sends anything.
+    ends_with_42_and_waits,
+    "out8 {com1} + 1, 2",
+    "out8 {told} + 1, 42",
+    "sleep",
+);
+
+#[test]
+fn what_a_driver_still_sends_after_the_exit_status_is_not_cut_off() {
+    let outcome = Vmm::new().guest(ends_with_42_and_prints).run();
+    outcome.exits(42).prints("that was all\n").leaves_nothing();
+    Vmm::new().guest(ends_with_42_and_waits).run().exits(42).leaves_nothing();
 }
 
 #[test]

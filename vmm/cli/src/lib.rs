@@ -22,6 +22,7 @@ pub mod host;
 pub mod inbox;
 pub mod jail;
 pub mod kernel_cache;
+mod last_words;
 pub mod logger;
 pub mod print_config;
 mod process;

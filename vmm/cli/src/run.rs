@@ -18,6 +18,7 @@ use crate::config::{Config, ProcessConfig};
 use crate::host::Misfit;
 use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
+use crate::last_words::LastWords;
 use crate::report::Target;
 use crate::{console, files, host, logger, process};
 
@@ -242,9 +243,14 @@ impl Host<'_> {
         api: &mut Option<Api>,
     ) -> Result<End> {
         let mut grace: Option<Instant> = None;
+        let mut last_words: Option<LastWords> = None;
         loop {
+            if let Some(words) = last_words.take_if(|words| words.are_over(machine)) {
+                return Ok(words.end());
+            }
+            let look = last_words.as_ref().map(|words| words.due);
             let due = api.as_mut().and_then(Api::metrics_due);
-            let until = [parts.deadline, grace, due].into_iter().flatten().min();
+            let until = [parts.deadline, grace, due, look].into_iter().flatten().min();
             match self.inbox.wait(until) {
                 Some(Message::Door) => {
                     let end = api.as_mut().and_then(|api| api.serve_calls(machine, &parts.ram));
@@ -257,6 +263,13 @@ impl Host<'_> {
                     process::trim_code(); // of what a boot needs, a running guest needs little
                 }
                 Some(Message::Machine(Event::Halt(halt))) => {
+                    if let Some(words) = last_words {
+                        return Ok(words.end());
+                    }
+                    last_words = LastWords::after(&halt, machine);
+                    if last_words.is_some() {
+                        continue;
+                    }
                     return Ok(match machine.explain(halt) {
                         // A guest that reboots when it is asked to power off is not started again.
                         Halt::Reset if grace.is_some() => End::Signal,
@@ -282,7 +295,10 @@ impl Host<'_> {
                 None if grace.is_some_and(|grace| Instant::now() >= grace) => {
                     return Ok(End::Signal);
                 }
-                None => return Ok(End::Timeout),
+                None if parts.deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                    return Ok(last_words.map_or(End::Timeout, LastWords::end));
+                }
+                None => {}
             }
         }
     }

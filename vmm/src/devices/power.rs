@@ -77,10 +77,10 @@ impl BusDevice for I8042 {
     }
 }
 
-/// The port to which a guest's pvpanic driver tells a panic.
+/// The port to which a guest's pvpanic driver reports a panic.
 pub struct Pvpanic {
-    /// Set by a panic: what the kernel then does is told as such.
-    pub panicked: PanicFlag,
+    /// It has done so. Once is enough: a guest may do it for ever.
+    pub reported: bool,
     /// Whom to tell.
     pub events: EventSender,
 }
@@ -93,8 +93,8 @@ impl BusDevice for Pvpanic {
     fn write(&mut self, _offset: u64, data: &[u8]) {
         if let [event] = data
             && event & 1 != 0
+            && !std::mem::replace(&mut self.reported, true)
         {
-            self.panicked.set(true);
             self.events.send(Event::Halt(Halt::Panic));
         }
     }

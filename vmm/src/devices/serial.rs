@@ -19,8 +19,8 @@ const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 /// How it ends the one before it starts init (`run_init_process`, init/main.c).
 const INIT_MESSAGE: &[u8] = b"as init process";
 
-/// Most bytes that a kernel prints between its panic and the reset: registers and a trace.
-const LAST_WORDS: usize = 32 << 10;
+/// Most bytes that a kernel prints between its panic and the reset: all of its tasks, with `panic_print`.
+const LAST_WORDS: u64 = 256 << 10;
 
 /// The register that tells which interrupt it was.
 const IIR: u8 = 2;
@@ -73,12 +73,12 @@ struct Transmitter {
     output: Output,
     panicked: PanicFlag,
     panic: Ear,
-    /// How many bytes since the panic.
-    since: usize,
+    /// How many bytes there were when it was heard of.
+    panicked_at: Option<u64>,
     init: Ear,
     timeline: Timeline,
-    /// Something was sent.
-    spoken: bool,
+    /// Bytes so far.
+    sent: u64,
 }
 
 impl Write for Transmitter {
@@ -98,21 +98,21 @@ impl Write for Transmitter {
 impl Transmitter {
     fn new(output: Output, panicked: PanicFlag, timeline: Timeline) -> Self {
         let (panic, init) = (Ear::new(PANIC_MESSAGE), Ear::new(INIT_MESSAGE));
-        Self { output, panicked, panic, since: 0, init, timeline, spoken: false }
+        Self { output, panicked, panic, panicked_at: None, init, timeline, sent: 0 }
     }
 
     fn listen(&mut self, byte: u8) {
-        if !std::mem::replace(&mut self.spoken, true) {
+        if self.sent == 0 {
             self.timeline.reach(Mark::FirstOutput);
         }
+        self.sent += 1;
         if self.init.hears(byte) {
             self.timeline.reach(Mark::InitStarted);
         }
-        self.since += 1;
         if self.panic.hears(byte) {
-            self.since = 0;
+            self.panicked_at = Some(self.sent);
             self.panicked.set(true);
-        } else if self.since == LAST_WORDS {
+        } else if self.panicked_at.is_some_and(|at| self.sent - at == LAST_WORDS) {
             self.panicked.set(false); // it went on: someone only printed these words
         }
     }
@@ -148,6 +148,16 @@ impl SerialPort {
         let taken = self.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
         self.show();
         taken
+    }
+
+    /// How many bytes the guest has sent.
+    pub fn sent(&self) -> u64 {
+        self.uart.writer().sent
+    }
+
+    /// Whether its driver waits for the interrupt that lets it send more.
+    pub fn has_more(&self) -> bool {
+        self.uart.state().interrupt_enable & TRANSMITTER_EMPTY != 0
     }
 
     /// Shows the guest what has become of an access, or of input.
@@ -229,7 +239,7 @@ mod tests {
         let mut heard = transmitter();
         heard.write_all(b"[ 1.0] KKernel panic - not syncing: VFS").unwrap();
         assert_eq!(heard.panicked.explain(Halt::Reset), Halt::Panic);
-        heard.write_all(&[b'.'; LAST_WORDS]).unwrap();
+        heard.write_all(&[b'.'; LAST_WORDS as usize]).unwrap();
         assert_eq!(heard.panicked.explain(Halt::Reset), Halt::Reset, "long ago");
         let mut not = transmitter();
         not.write_all(b"Kernel panic - not  syncing").unwrap();

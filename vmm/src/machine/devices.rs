@@ -63,7 +63,7 @@ impl Devices {
         let panicked = PanicFlag::default();
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let serial = add_serial(&mut ports, &mut mmio, config, vm, output, &panicked, owner)?;
-        add_pc_devices(&mut ports, config, &panicked, owner)?;
+        add_pc_devices(&mut ports, config, owner)?;
         if config.boot_timer {
             mmio.insert(layout::BOOT_TIMER, Arc::new(Mutex::new(BootTimer::start())))?;
         }
@@ -83,7 +83,8 @@ impl Devices {
         let disks = disks.into_iter().zip(registers);
         let disks = disks.map(|(handle, registers)| Disk { handle, registers }).collect();
         let power_button = irqfd(vm, layout::EVENT_GSI)?;
-        let handles = Handles { balloon, memory, disks, panicked, power_button };
+        let handles =
+            Handles { balloon, memory, disks, serial: serial.clone(), panicked, power_button };
         Ok(Self { ports, mmio, serial, init_runs, handles, virtio })
     }
 }
@@ -137,19 +138,14 @@ fn add_serial(
     Ok(serial)
 }
 
-fn add_pc_devices(
-    ports: &mut Bus,
-    config: &MachineConfig,
-    panicked: &PanicFlag,
-    owner: &Owner,
-) -> Result<()> {
+fn add_pc_devices(ports: &mut Bus, config: &MachineConfig, owner: &Owner) -> Result<()> {
     let events = || owner.events.clone();
     if cmdline::without_kvmclock(config) {
         ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
     }
     ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;
     ports.insert(layout::I8042_PORTS, Arc::new(Mutex::new(I8042 { events: events() })))?;
-    let pvpanic = Pvpanic { panicked: panicked.clone(), events: events() };
+    let pvpanic = Pvpanic { reported: false, events: events() };
     ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
 }
 

@@ -6,6 +6,7 @@ use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::power::PanicFlag;
+use crate::devices::serial::SerialPort;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_handle::DiskHandle;
 use crate::virtio::mem_handle::MemHandle;
@@ -19,6 +20,8 @@ pub struct Handles {
     pub memory: Option<MemHandle>,
     /// The disks, in the order of the configuration.
     pub disks: Vec<Disk>,
+    /// The serial port, which a vCPU may hold for as long as it waits for the console's reader.
+    pub serial: Arc<Mutex<SerialPort>>,
     pub(super) panicked: PanicFlag,
     pub(super) power_button: EventFd,
 }
