@@ -1,17 +1,20 @@
 //! The command line: flags and sub-commands, and how a configuration file adds to them.
 
+mod complete;
 mod keys;
+mod pages;
 pub mod usage;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use clap_complete::Shell;
 use log::LevelFilter;
 
+pub use complete::Shell;
 pub use keys::{Keys, read_text};
 
 use crate::config::Config;
@@ -26,30 +29,6 @@ pub const EXIT_USAGE: u8 = 2;
 /// Exit code when a file or the host does not let the machine start.
 pub const EXIT_CANNOT_START: u8 = 3;
 
-const EXIT_CODES: &str = "\
-Exit codes:
-    0  the guest powered off
-    1  internal error
-    2  the command line or the file of --config is wrong
-    3  the machine cannot start: a file is unfit or the host lacks something
-    4  the guest rebooted, with --no-reboot
-    5  triple fault in the guest
-    6  kernel panic in the guest
-    7  --timeout is over
-    8  stopped by a signal, the guest did not power off in time; or stopped over the API
-    9  Ctrl-A x
-   10  the jail stopped it: a thread made a system call that it never needs
-    any, if the guest writes it to port 0x701 (or has run a COMMAND; 125 if the machine ended otherwise)
-
-SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a guest that has not powered off after
-5 s, or another signal half a second later, ends the hard way.";
-
-const EXAMPLES: &str = "\
-Examples:
-    tinyvmm --kernel bzImage --initrd initrd.img
-    tinyvmm --cpus 2 --mem 512M --kernel bzImage --disk root.img
-    tinyvmm --config vm.toml --mem 1G --print-config";
-
 /// Boots a Linux kernel in a virtual machine on KVM.
 #[derive(Parser, Debug)]
 #[command(
@@ -58,8 +37,8 @@ Examples:
     long_about = "Boots a Linux kernel in a virtual machine on KVM, with CPUs, memory, a serial \
                   console on this terminal, and disks.",
     args_conflicts_with_subcommands = true,
-    after_help = EXAMPLES,
-    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
+    after_help = pages::examples("tinyvmm"),
+    after_long_help = pages::epilogue("tinyvmm")
 )]
 pub struct Cli {
     /// Anything but booting a machine.
@@ -87,7 +66,8 @@ pub struct Cli {
 
     /// Which messages of tinyvmm's own go to stderr: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Program")]
-    #[arg(value_parser = log_level)]
+    #[arg(value_parser = PossibleValuesParser::new(LEVELS).map(|level| log_level(&level)))]
+    #[arg(ignore_case = true, hide_possible_values = true)]
     pub log_level: LevelFilter,
 
     /// What came from the file of --config.
@@ -105,28 +85,30 @@ impl Cli {
     }
 }
 
-fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
-    text.parse().map_err(|_| "say off, error, warn, info, debug or trace")
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+fn log_level(text: &str) -> LevelFilter {
+    text.parse().unwrap_or(LevelFilter::Warn)
 }
 
 /// What else tinyvmm does.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Say whether this host can run machines, and what to do if not
-    ///
-    /// Exit code 0: ready; 1: limited; 2: unusable.
     #[cfg(feature = "doctor")]
+    #[command(after_help = pages::examples("doctor"), after_long_help = pages::epilogue("doctor"))]
     Doctor {
         /// Print the findings as JSON
         #[arg(long)]
         json: bool,
     },
     /// Boot the machines that a file describes and check what they do
-    ///
-    /// Exit code 0: all passed; 1: some failed; 2: the file is wrong; 3: no machine can run here.
     #[cfg(feature = "boot-test")]
+    #[command(after_help = pages::examples("boot-test"))]
+    #[command(after_long_help = pages::epilogue("boot-test"))]
     BootTest(boot_test::Options),
     /// Show or remove the unpacked kernels that are kept for the next time
+    #[command(after_help = pages::examples("cache"), after_long_help = pages::epilogue("cache"))]
     Cache {
         /// What to do with them
         #[command(subcommand)]
@@ -134,14 +116,31 @@ pub enum Command {
     },
     /// Speak to a machine that was started with --api-sock
     #[cfg(feature = "api")]
+    #[command(after_help = pages::examples("ctl"), after_long_help = pages::epilogue("ctl"))]
     Ctl(ctl::Options),
-    /// Print a completion script for a shell
+    /// Print a script by which a shell completes tinyvmm's command lines
+    #[command(after_help = pages::examples("completions"))]
+    #[command(after_long_help = pages::epilogue("completions"))]
     Completions {
-        /// The shell to complete in
+        /// The shell
+        #[arg(value_name = "SHELL", hide_possible_values = true)]
         shell: Shell,
     },
-    /// Print this manual as a man page
-    Man,
+    /// Print a page of the manual, for man(1)
+    #[command(after_help = pages::examples("man"), after_long_help = pages::epilogue("man"))]
+    Man {
+        /// The page of a sub-command, instead of tinyvmm's own
+        #[arg(value_name = "SUB-COMMAND")]
+        #[arg(value_parser = PossibleValuesParser::new(pages::names()), hide_possible_values = true)]
+        name: Option<String>,
+    },
+    /// What the scripts of `completions` ask for
+    #[command(hide = true)]
+    Complete {
+        /// What is typed so far, without the program's name
+        #[arg(last = true)]
+        words: Vec<String>,
+    },
 }
 
 /// What can be done with kept kernels.
@@ -209,17 +208,12 @@ fn wrong(argv: &[OsString], error: &clap::Error) -> anyhow::Error {
     anyhow!("{why} (see {path} --help)")
 }
 
-/// The completion script for `shell`.
-pub fn completions(shell: Shell) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "tinyvmm", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
+/// What a shell can offer for the last of `words`.
+pub fn offers(words: &[String]) -> String {
+    complete::offers(&Cli::command(), words)
 }
 
-/// The manual page, in roff.
-pub fn man_page() -> String {
-    let mut page = Vec::new();
-    // Writing to a Vec cannot fail.
-    let _ = clap_mangen::Man::new(Cli::command()).render(&mut page);
-    String::from_utf8_lossy(&page).into_owned()
+/// The page of the manual of the sub-command `name`, or tinyvmm's own, in roff.
+pub fn man_page(name: Option<&str>) -> String {
+    pages::man(&Cli::command(), name)
 }

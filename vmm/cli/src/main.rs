@@ -44,8 +44,9 @@ fn main() -> ExitCode {
             return tinyvmm_cli::ctl::main(&options)
                 .unwrap_or_else(|error| fail(&error, cli::EXIT_INTERNAL));
         }
-        Some(Command::Completions { shell }) => return show(&cli::completions(shell)),
-        Some(Command::Man) => return show(&cli::man_page()),
+        Some(Command::Completions { shell }) => return show(shell.script()),
+        Some(Command::Complete { words }) => return show(&cli::offers(&words)),
+        Some(Command::Man { name }) => return show(&cli::man_page(name.as_deref())),
         None => {}
     }
     if let Some(format) = cli.print_config {
