@@ -120,7 +120,8 @@ pub struct ProcessConfig {
     /// A command for the guest: its output is all that is printed, its exit status is tinyvmm's
     ///
     /// It needs an initrd with sh, mount and stty, such as one of guest-images; the kernel needs ioperm(2).
-    /// What follows a `--` is the command: `tinyvmm --kernel K --initrd I -- uname -a`. Its input is a terminal's,
+    /// What follows a `--` after the flags is the command: `tinyvmm --kernel K --initrd I -- uname -a`; a `--` within
+    /// --cmdline is the kernel's, and is for the guest's init. Its input is a terminal's,
     /// lines of text. A reset ends the machine. Exit code 125: it ended otherwise.
     #[arg(last = true, value_name = "COMMAND")]
     #[serde(skip)]
