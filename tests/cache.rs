@@ -1,8 +1,10 @@
 //! Kernels that are unpacked, kept, and found again: bzImages whose payload is a small guest, and whose
 //! own decompressor is another.
 
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -55,10 +57,11 @@ fn kernels(cache: &Dir) -> PathBuf {
     cache.path("tinyvmm/kernels")
 }
 
-/// The files in a cache, sorted.
+/// The files in a cache but for the names that people know its kernels by, sorted.
 fn kept(cache: &Dir) -> Vec<PathBuf> {
     let files = fs::read_dir(kernels(cache)).unwrap();
     let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.retain(|path| !path.file_name().unwrap().to_string_lossy().starts_with("name-"));
     files.sort();
     files
 }
@@ -84,9 +87,28 @@ fn a_kernel_is_kept_for_its_owner_listed_and_removed() {
     let [entry] = &kept(&cache)[..] else { panic!("not one entry: {:?}", kept(&cache)) };
     assert_eq!((mode(entry), mode(&kernels(&cache))), (0o600, 0o700));
     let key = entry.file_name().unwrap().to_str().unwrap();
-    assert!(command(&cache, "list").trim_end().ends_with(key));
+    assert!(command(&cache, "list").contains(&format!(" min  {}  \"/", &key[..16])));
     assert_eq!(command(&cache, "clear"), "");
-    assert_eq!(kept(&cache), Vec::<PathBuf>::new());
+    assert_eq!(fs::read_dir(kernels(&cache)).unwrap().count(), 0);
+}
+
+#[test]
+fn a_kernel_is_listed_by_where_it_was_when_last_booted() {
+    let cache = Dir::new();
+    let listed = || command(&cache, "list");
+    let vmm = || vmm(&whole(), &cache.path(""));
+    let first = vmm().run().exits(0);
+    assert!(listed().ends_with(&format!("  {:?}\n", first.dir().path("kernel"))), "{}", listed());
+    // Neither a link nor an escape sequence of a name gets anywhere.
+    let name = OsString::from_vec(b"\x1b[2J \"\n\xff".to_vec());
+    let other = Vmm::new().args(["--mem", "32M"]).env("XDG_CACHE_HOME", cache.path(""));
+    symlink("kernel", other.dir().path(&name)).unwrap();
+    let other = other.file("kernel", whole()).args([OsString::from("--kernel"), name.clone()]);
+    let second = other.run().exits(0).silently();
+    let listed = listed();
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    assert!(listed.ends_with(&format!("  {:?}\n", second.dir().path(&name))), "{listed}");
+    assert!(listed.trim_end().is_ascii() && !listed.trim_end().contains(char::is_control));
 }
 
 #[test]

@@ -146,7 +146,7 @@ pub enum Command {
 /// What can be done with kept kernels.
 #[derive(Subcommand, Debug)]
 pub enum CacheCommand {
-    /// Print the size of each, how long ago it was booted, and the BLAKE3 hash of its bzImage
+    /// Print the size of each, how long ago it was booted, and its bzImage: BLAKE3 hash, and where it was then
     List,
     /// Remove all of them
     Clear,

@@ -20,7 +20,8 @@ use crate::{command, disks, kernel_cache};
 pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
     let kernel = machine.kernel.as_deref().context("no kernel: say --kernel FILE")?;
     let kernel = loadable(kernel).with_context(|| format!("kernel {}", kernel.display()))?;
-    let store = || Box::new(kernel_cache::Store::default()) as Box<dyn KernelStore>;
+    let path = kernel.path.clone();
+    let store = || Box::new(kernel_cache::Store::new(path)) as Box<dyn KernelStore>;
     let kernel = KernelFile::new(kernel, (!process.no_kernel_cache).then(store));
     let initrd = |path: &PathBuf| -> Result<Initrd> {
         let file = loadable(path).with_context(|| format!("initrd {}", path.display()))?;

@@ -2,14 +2,17 @@
 //!
 //! An entry is named by the BLAKE3 of its bzImage, and is what that unpacks to, followed by
 //! checksums. It appears whole, by a rename. So that a bzImage is not read each time, a note beside
-//! the entries, named by what the file system says of a file, has that hash.
+//! the entries, named by what the file system says of a file, has that hash. And so that people know which
+//! is which, a link that is never followed says where the bzImage of an entry was when it was last booted.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -17,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock, fstat,
-    fstatfs, futimens, mkdirat, openat, renameat, statat, unlinkat,
+    fstatfs, futimens, mkdirat, openat, readlinkat, renameat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -42,6 +45,7 @@ const FOOTER: u64 = 24;
 /// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const FUSE: i64 = 0x6573_5546;
 const NOTE: &str = "file-";
+const NAME: &str = "name-";
 const UNFINISHED: &str = "new-";
 
 /// The folder, which is this user's and nobody else can write to.
@@ -65,15 +69,23 @@ pub struct Entry {
     pub size: u64,
     /// When it was last booted.
     pub used: SystemTime,
+    /// Where its bzImage was then. Anything may be there by now.
+    pub path: Option<PathBuf>,
 }
 
 /// The cache as the machine sees it, for one bzImage. It is opened when it is first asked.
-#[derive(Default)]
 pub struct Store {
+    /// Where the bzImage is.
+    path: PathBuf,
     opened: OnceLock<Option<(Cache, String)>>,
 }
 
 impl Store {
+    /// For the bzImage at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, opened: OnceLock::new() }
+    }
+
     /// The cache, and the name of `bzimage` in it.
     fn open(&self, bzimage: &File) -> Option<&(Cache, String)> {
         let open = || {
@@ -89,7 +101,9 @@ impl Store {
 impl KernelStore for Store {
     fn find(&self, bzimage: &File) -> Option<Image> {
         let (cache, key) = self.open(bzimage)?;
-        cache.find(key)
+        let image = cache.find(key)?;
+        cache.note_path(key, &self.path);
+        Some(image)
     }
 
     fn forget(&self, bzimage: &File) {
@@ -110,6 +124,7 @@ impl KernelStore for Store {
         if let Err(error) = cache.insert(unfinished, key, &image) {
             log::debug!("kernel cache: cannot keep this kernel: {error:#}");
         }
+        cache.note_path(key, &self.path);
         Ok(Kept { image, kept: cache.find(key) })
     }
 }
@@ -194,9 +209,33 @@ impl Cache {
         unfinished.finish(name)
     }
 
+    /// Notes that the bzImage of the entry `key` is at `path`: for people, nothing opens it.
+    pub fn note_path(&self, key: &str, path: &Path) {
+        let name = format!("{NAME}{key}");
+        let Ok(path) = std::path::absolute(path) else { return };
+        if self.noted_path(key).as_deref() == Some(&path) {
+            return;
+        }
+        // A link cannot be changed, but replaced. A path that is too long for one is not noted.
+        let noted = unfinished_name().and_then(|new| {
+            symlinkat(&path, &self.dir, &new)?;
+            let renamed = renameat(&self.dir, &new, &self.dir, &name);
+            renamed.inspect_err(|_| self.remove(&new))?;
+            Ok(())
+        });
+        if let Err(error) = noted {
+            log::debug!("kernel cache: cannot note a kernel's path: {error:#}");
+        }
+    }
+
+    fn noted_path(&self, key: &str) -> Option<PathBuf> {
+        let path = readlinkat(&self.dir, format!("{NAME}{key}"), Vec::new()).ok()?;
+        Some(OsString::from_vec(path.into_bytes()).into())
+    }
+
     /// Begins a file that appears whole or not at all.
     pub fn begin(&self) -> Result<Unfinished<'_>> {
-        let name = format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random::bytes()?));
+        let name = unfinished_name()?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(openat(&self.dir, &name, flags, Mode::RUSR | Mode::WUSR)?);
         Ok(Unfinished { cache: self, name, file })
@@ -224,14 +263,16 @@ impl Cache {
     /// All entries, the last used first.
     pub fn entries(&self) -> Result<Vec<Entry>> {
         let mut entries = self.files(is_key)?;
+        entries.iter_mut().for_each(|entry| entry.path = self.noted_path(&entry.key));
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
         Ok(entries)
     }
 
     /// Removes all that the cache has put into its folder.
     pub fn clear(&self) -> Result<()> {
-        let ours =
-            |name: &str| is_key(name) || name.starts_with(NOTE) || name.starts_with(UNFINISHED);
+        let ours = |name: &str| {
+            is_key(name) || [NOTE, NAME, UNFINISHED].iter().any(|ours| name.starts_with(ours))
+        };
         self.files(ours)?.iter().for_each(|file| self.remove(&file.key));
         Ok(())
     }
@@ -249,6 +290,11 @@ impl Cache {
                 self.remove(&entry.key);
             }
         }
+        let kept = self.files(is_key)?;
+        let is_left = |name: &str| {
+            name.strip_prefix(NAME).is_some_and(|key| kept.iter().all(|entry| entry.key != key))
+        };
+        self.files(is_left)?.iter().for_each(|name| self.remove(&name.key));
         let mut notes = self.files(|name| name.starts_with(NOTE))?;
         notes.sort_by_key(|note| std::cmp::Reverse(note.used));
         notes.iter().skip(MAX_NOTES).for_each(|note| self.remove(&note.key));
@@ -265,7 +311,8 @@ impl Cache {
                 let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
                 let used = Duration::new(seconds, stat.st_mtime_nsec as u32);
                 let size = stat.st_blocks.unsigned_abs() * 512;
-                files.push(Entry { key: name, size, used: SystemTime::UNIX_EPOCH + used });
+                let used = SystemTime::UNIX_EPOCH + used;
+                files.push(Entry { key: name, size, used, path: None });
             }
         }
         Ok(files)
@@ -330,6 +377,10 @@ fn read_entry(mut file: File) -> Option<Image> {
     file.read_exact_at(&mut sums, sums_at).ok()?;
     let sums = sums.as_chunks().0.iter().map(|sum| u64::from_le_bytes(*sum)).collect();
     Some(Image::checked(file, len, sums))
+}
+
+fn unfinished_name() -> Result<String> {
+    Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random::bytes()?)))
 }
 
 fn is_key(name: &str) -> bool {

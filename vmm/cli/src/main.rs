@@ -102,6 +102,9 @@ fn conclude(Outcome { end, reason }: &Outcome, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Digits that tell one hash from others, and fit into a line.
+const HASH_DIGITS: usize = 16;
+
 /// Kernels that are kept for the next time.
 fn cache(command: &CacheCommand) -> Result<ExitCode> {
     let Some(cache) = Cache::open_if_there().context("kernel cache")? else {
@@ -113,7 +116,10 @@ fn cache(command: &CacheCommand) -> Result<ExitCode> {
             let mut text = String::new();
             for entry in cache.entries()? {
                 let minutes = entry.used.elapsed().unwrap_or_default().as_secs() / 60;
-                text += &format!("{:>5} MiB  {minutes:>6} min  {}\n", entry.size >> 20, entry.key);
+                // Quoted and escaped: a name is whatever its giver liked.
+                let path = entry.path.map_or_else(|| "?".into(), |path| format!("{path:?}"));
+                let (mib, hash) = (entry.size >> 20, &entry.key[..HASH_DIGITS]);
+                text += &format!("{mib:>5} MiB  {minutes:>6} min  {hash}  {path}\n");
             }
             return Ok(show(&text));
         }

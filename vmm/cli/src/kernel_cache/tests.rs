@@ -86,6 +86,35 @@ fn what_is_left_unfinished_goes_when_it_is_old_and_other_files_stay() {
 }
 
 #[test]
+fn an_entry_has_the_path_that_was_last_booted_as_long_as_it_is_there() {
+    with_cache(|cache, dir| {
+        let cache = Cache { max_bytes: 3 << 20, ..cache };
+        insert(&cache, 1, 900 << 10);
+        let noted = |cache: &Cache| cache.entries().unwrap().remove(0).path;
+        assert_eq!(noted(&cache), None);
+        let bytes = OsString::from_vec(b"/caf\xe9\n".to_vec());
+        for path in ["/etc/passwd".into(), "/boot/vmlinuz".into(), "/boot/vmlinuz".into(), bytes] {
+            cache.note_path(&key(1), Path::new(&path));
+            assert_eq!(noted(&cache), Some(path.into()));
+        }
+        // What has no place in a link leaves the last one.
+        cache.note_path(&key(1), Path::new(&format!("/{}", "x/".repeat(4096))));
+        assert_eq!(noted(&cache), Some(OsString::from_vec(b"/caf\xe9\n".to_vec()).into()));
+        // A link in an entry's place is not followed, nor one that is a folder's.
+        std::fs::remove_file(dir.join(format!("{NAME}{}", key(1)))).unwrap();
+        std::fs::create_dir(dir.join(format!("{NAME}{}", key(1)))).unwrap();
+        cache.note_path(&key(1), Path::new("/boot"));
+        assert_eq!(noted(&cache), None);
+        std::fs::remove_dir(dir.join(format!("{NAME}{}", key(1)))).unwrap();
+        cache.note_path(&key(1), Path::new("/boot"));
+        // It goes with its entry.
+        insert(&cache, 2, 4 << 20);
+        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[test]
 fn a_note_is_believed_only_of_the_same_file() {
     with_cache(|cache, dir| {
         let path = dir.join("bzImage");
