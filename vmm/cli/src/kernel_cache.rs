@@ -196,9 +196,9 @@ impl Cache {
         ensure!(sums.len() <= MAX_SUMS, "too large");
         let sum_count = sums.len() as u64;
         let sums = sums.iter().flat_map(|sum| sum.to_le_bytes());
-        let footer = [image.len().to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
+        let footer = [image.size().to_le_bytes(), sum_count.to_le_bytes(), MAGIC];
         let tail: Vec<u8> = sums.chain(footer.into_iter().flatten()).collect();
-        unfinished.file().write_all_at(&tail, image.len())?;
+        unfinished.file().write_all_at(&tail, image.size())?;
         unfinished.finish(key)?;
         self.shrink()
     }

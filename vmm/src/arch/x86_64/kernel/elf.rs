@@ -80,7 +80,7 @@ impl Image {
     }
 
     /// Bytes of the file that are the image.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.len
     }
 
