@@ -190,7 +190,6 @@ fn no_function_is_long() {
     assert!(functions > 200, "only {functions} functions are found: is this test blind?");
 }
 
-#[test]
 /// Two programs, one interface: the runner starts the command and reads its JSON.
 #[test]
 fn the_runner_of_boot_tests_does_not_link_the_machine() {
