@@ -21,8 +21,8 @@ const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 const UNSAFE_FILES: [&str; 18] = [
     "vmm/src/coalesced.rs",
     "vmm/cli/src/command.rs",
-    "vmm/src/exits.rs",
-    "vmm/src/instructions.rs",
+    "vmm/cli/src/measure/exits.rs",
+    "vmm/cli/src/measure/instructions.rs",
     "vmm/cli/src/jail/raw.rs",
     "vmm/src/memory/mod.rs",
     "vmm/src/memory/slots.rs",

@@ -1,13 +1,15 @@
 //! What a user writes: configuration files and specs of boot tests.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::time::Instant;
 
-use tinyvmm::timeline::Timeline;
 use tinyvmm_cli::api::routes::{Configure, Request};
 use tinyvmm_cli::api::{Answer, Api, Call, http, routes};
 use tinyvmm_cli::cli::{self, Invocation};
 use tinyvmm_cli::config::Config;
+use tinyvmm_cli::measure::Record;
 use tinyvmm_cli::print_config;
 
 use crate::files::MemoryFile;
@@ -127,7 +129,8 @@ pub fn setup(mut data: &[u8]) {
     let Ok(Invocation::Run(cli)) = cli::parse(vec!["tinyvmm".into(), "--api-sock=s".into()]) else {
         panic!("flags that are as they should be")
     };
-    let mut api = Api::new(&cli.config, &Timeline::default()).expect("nothing is opened");
+    let record = Arc::new(Record::since(Instant::now(), false));
+    let mut api = Api::new(&cli.config, &record).expect("nothing is opened");
     for _ in 0..20 {
         let Ok(Some(head)) = http::parse(data, 1000) else { return };
         let (body, rest) = data[head.len..].split_at(head.body.min(data.len() - head.len));

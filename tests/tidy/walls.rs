@@ -6,8 +6,8 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 6900),
-    ("vmm/cli/src/", 6800),
+    ("vmm/src/", 6650),
+    ("vmm/cli/src/", 7050),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
 ];
@@ -19,10 +19,10 @@ const LAYERS: [&[&str]; 11] = [
     &["arch"],
     &["devices", "virtio"],
     &["vcpu", "disk_image"],
-    &["coalesced", "overlay", "trace"],
+    &["coalesced", "overlay"],
     &["pieces"],
     &["memory", "timeline"],
-    &["bus", "config", "event", "exits", "instructions"],
+    &["bus", "config", "event"],
     &["worker"],
     &["flock", "random", "sync"],
     &["layout"],

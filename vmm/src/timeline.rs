@@ -1,15 +1,9 @@
-//! When a boot passed what, and with how many exits. Nothing is kept unless someone asked.
+//! What a machine shows to whoever measures it: nothing, unless someone wants to know.
 
-use std::sync::{Arc, Mutex, Once, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-
-use crate::exits::{ExitCounts, KvmCounters};
-use crate::instructions::Instructions;
-use crate::sync::lock;
 
 /// What a boot passes on its way, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,115 +31,49 @@ pub enum Mark {
     End,
 }
 
-/// A mark that was reached.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Reached {
-    /// Which.
-    pub name: Mark,
-    /// Milliseconds since the process was started.
-    #[serde(serialize_with = "as_ms")]
-    pub ms: Duration,
-    /// Exits until then; `None` where KVM does not tell.
-    pub exits: Option<ExitCounts>,
-    /// Instructions of the guest until then; `None` where nobody asked, or the host does not count them.
-    pub instructions: Option<u64>,
+/// What a guest did at an address that made a CPU exit to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// IN from this port.
+    In(u16),
+    /// OUT to this port.
+    Out(u16),
+    /// A read of this guest physical address.
+    Read(u64),
+    /// A write to this guest physical address.
+    Write(u64),
 }
 
-/// The marks of a machine's first boot. Clones share them.
+/// Who measures a machine. Called on any of its threads, which go on when the call returns.
+pub trait Observer: Send + Sync {
+    /// The boot is at `mark`, and not always for the first time.
+    fn reached(&self, mark: Mark);
+    /// This CPU was made. It has not run yet.
+    fn made_cpu(&self, cpu: &VcpuFd);
+    /// A CPU has exited for this.
+    fn exited(&self, access: Access);
+}
+
+/// The way to an observer, if there is one; by `default` there is none. Clones lead to the same.
 #[derive(Clone, Default)]
-pub struct Timeline(Option<Arc<Kept>>);
-
-struct Kept {
-    start: Instant,
-    reached: Mutex<Vec<Reached>>,
-    counters: Mutex<KvmCounters>,
-    instructions: OnceLock<Instructions>,
-}
-
-/// When this process was started, going by the processor time that it has used: called early, it has
-/// not waited for anything yet.
-pub fn process_start() -> Instant {
-    let used = clock_gettime(ClockId::ProcessCPUTime);
-    let used = Duration::try_from(used).unwrap_or_default();
-    let now = Instant::now();
-    now.checked_sub(used).unwrap_or(now)
-}
+pub struct Timeline(Option<Arc<dyn Observer>>);
 
 impl Timeline {
-    /// A timeline that keeps what it is told; one by `default` does not.
-    pub fn since(start: Instant) -> Self {
-        let timeline = Self(Some(Arc::new(Kept {
-            start,
-            reached: Mutex::default(),
-            counters: Mutex::default(),
-            instructions: OnceLock::new(),
-        })));
-        timeline.note(Mark::Start, start);
-        timeline
+    /// The way to `observer`.
+    pub fn new(observer: Arc<dyn Observer>) -> Self {
+        Self(Some(observer))
     }
 
-    /// The boot is at `mark` now. Only the first time counts, and nothing after the end.
+    /// The boot is at `mark` now.
     pub fn reach(&self, mark: Mark) {
-        self.note(mark, Instant::now());
+        self.0.iter().for_each(|observer| observer.reached(mark));
     }
 
-    fn note(&self, mark: Mark, at: Instant) {
-        let Some(kept) = &self.0 else { return };
-        let exits = lock(&kept.counters).read();
-        let mut reached = lock(&kept.reached);
-        if reached.iter().all(|other| ![mark, Mark::End].contains(&other.name)) {
-            let ms = at.saturating_duration_since(kept.start);
-            let instructions = kept.instructions.get().and_then(Instructions::read);
-            reached.push(Reached { name: mark, ms, exits, instructions });
-        }
-        if mark == Mark::End {
-            self.forget_exits();
-        }
+    pub(crate) fn made_cpu(&self, cpu: &VcpuFd) {
+        self.0.iter().for_each(|observer| observer.made_cpu(cpu));
     }
 
-    /// Instructions are counted from now on, where that can be: on this thread and on those that it starts.
-    pub fn count_instructions(&self) {
-        let Some(kept) = &self.0 else { return };
-        match Instructions::count() {
-            Ok(counter) => _ = kept.instructions.set(counter),
-            Err(error) => log::debug!("instructions are not counted: {error}"),
-        }
+    pub(crate) fn exited(&self, access: Access) {
+        self.0.iter().for_each(|observer| observer.exited(access));
     }
-
-    /// No machine is counted any more: its counters keep it in the kernel.
-    pub fn forget_exits(&self) {
-        if let Some(kept) = &self.0 {
-            *lock(&kept.counters) = KvmCounters::default();
-        }
-    }
-
-    /// Exits of `cpu` are counted from now on.
-    pub fn count_exits_of(&self, cpu: &VcpuFd) {
-        if let Some(kept) = &self.0
-            && let Err(error) = lock(&kept.counters).add(cpu)
-        {
-            // Once: there are many CPUs, and a guest may reset for ever.
-            static LOGGED: Once = Once::new();
-            LOGGED.call_once(|| {
-                log::warn!("exits are not counted, Linux 5.14 or later could ({error})");
-            });
-        }
-    }
-
-    /// Exits so far since the machine's last reset; `None` where nobody asked, or KVM does not tell.
-    pub fn exits(&self) -> Option<ExitCounts> {
-        self.0.as_ref().and_then(|kept| lock(&kept.counters).read())
-    }
-
-    /// What was reached, in the order of time.
-    pub fn reached(&self) -> Vec<Reached> {
-        let mut reached =
-            self.0.as_ref().map(|kept| lock(&kept.reached).clone()).unwrap_or_default();
-        reached.sort_by_key(|mark| mark.ms);
-        reached
-    }
-}
-
-fn as_ms<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_nanos() as f64 / 1e6)
 }

@@ -9,7 +9,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::event::{Event, EventSender, Halt};
-use crate::trace::{Access, ExitTrace};
+use crate::timeline::{Access, Timeline};
 use crate::worker::{StopFlag, ThreadKind, Work};
 
 /// The address spaces that all CPUs of a machine share.
@@ -45,8 +45,8 @@ pub struct Vcpu {
     pub buses: Buses,
     /// Whom to tell that the machine is at its end.
     pub events: EventSender,
-    /// Counts its exits by address, where that is wanted.
-    pub trace: Option<ExitTrace>,
+    /// Whom to show what it exits for.
+    pub timeline: Timeline,
     /// Processor time that its threads have used, but for the one that runs.
     pub cpu_time: Duration,
 }
@@ -81,7 +81,7 @@ impl Vcpu {
         self.buses.flush_coalesced_writes();
         match exit {
             Ok(VcpuExit::IoOut(port, data)) => {
-                count(&mut self.trace, Access::Out(port));
+                self.timeline.exited(Access::Out(port));
                 if let [_] = data {
                     self.buses.ports.write(port.into(), data);
                 } else {
@@ -90,17 +90,17 @@ impl Vcpu {
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                count(&mut self.trace, Access::In(port));
+                self.timeline.exited(Access::In(port));
                 // More bytes than a port is wide: a string instruction reads byte after byte.
                 let size = if data.len() > 4 { 1 } else { data.len().max(1) };
                 data.chunks_mut(size).for_each(|data| self.buses.ports.read(port.into(), data));
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                count(&mut self.trace, Access::Read(address));
+                self.timeline.exited(Access::Read(address));
                 self.buses.mmio.read(address, data);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                count(&mut self.trace, Access::Write(address));
+                self.timeline.exited(Access::Write(address));
                 self.buses.mmio.write(address, data);
             }
             Ok(VcpuExit::Shutdown) => return Some(Halt::TripleFault),
@@ -127,12 +127,6 @@ impl Vcpu {
     fn write_ports(&mut self, port: u16, data: &[u8]) {
         let size = access_size(self.fd.get_kvm_run());
         data.chunks(size).for_each(|data| self.buses.ports.write(port.into(), data));
-    }
-}
-
-fn count(trace: &mut Option<ExitTrace>, access: Access) {
-    if let Some(trace) = trace {
-        trace.add(access);
     }
 }
 

@@ -4,16 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use tinyvmm::event::Halt;
-use tinyvmm::timeline;
 use tinyvmm_cli::cli::{self, CacheCommand, Cli, Command, Invocation};
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
 use tinyvmm_cli::print_config::{self, Format};
 use tinyvmm_cli::run::{self, Outcome};
-use tinyvmm_cli::{command, logger, signals};
+use tinyvmm_cli::{command, logger, process, signals};
 
 fn main() -> ExitCode {
-    let start = timeline::process_start();
+    let start = process::start_time();
     signals::reset();
     #[cfg(feature = "boot-test")]
     boot_test::die_with_runner();

@@ -1,17 +1,18 @@
 //! Stands in for the API where the command is built without it: there never is one.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use tinyvmm::machine::{LiveMachine, Machine};
 use tinyvmm::memory::GuestRam;
-use tinyvmm::timeline::Timeline;
 
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::Jail;
 use crate::jail::landlock::Place;
+use crate::measure::Record;
 
 /// None.
 pub enum Api {}
@@ -21,7 +22,7 @@ pub enum Call {}
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "as in api/mod.rs")]
 impl Api {
-    pub fn open(config: &Config, _: &Timeline, _: Waker) -> Result<Option<Self>> {
+    pub fn open(config: &Config, _: &Arc<Record>, _: Waker) -> Result<Option<Self>> {
         let process = &config.process;
         if process.api_sock.is_some() || process.config_file.is_some() {
             bail!("--api-sock, --config-file: this tinyvmm was built without its API");

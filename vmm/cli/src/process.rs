@@ -1,8 +1,19 @@
-//! The memory of this process besides guest RAM: heap and code are kept small.
+//! This process: when it was started, and its memory besides guest RAM, of which heap and code are kept small.
 
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use rustix::mm::Advice;
+use rustix::time::{ClockId, clock_gettime};
+
+/// When this process was started, going by the processor time that it has used: called early, it has
+/// not waited for anything yet.
+pub fn start_time() -> Instant {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    let used = Duration::try_from(used).unwrap_or_default();
+    let now = Instant::now();
+    now.checked_sub(used).unwrap_or(now)
+}
 
 /// Gives back to the host what the allocator keeps of what was freed: unpacking a kernel takes megabytes,
 /// running a machine does not.

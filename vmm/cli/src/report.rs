@@ -15,9 +15,9 @@ use tinyvmm::config::MachineConfig;
 use crate::files;
 use crate::inbox::End;
 use crate::logger;
-use tinyvmm::exits::ExitCounts;
+use crate::measure::exits::ExitCounts;
+use crate::measure::{Reached, Record};
 use tinyvmm::memory::{self, GuestRam};
-use tinyvmm::timeline::{Reached, Timeline};
 
 /// Changes when a field changes its meaning or goes.
 const SCHEMA: u32 = 1;
@@ -108,8 +108,8 @@ impl<'a> Target<'a> {
     }
 
     /// Writes the report on a boot that ended with `end`.
-    pub fn write(self, timeline: &Timeline, end: &End, memory: Memory) -> Result<()> {
-        let marks = timeline.reached();
+    pub fn write(self, record: &Record, end: &End, memory: Memory) -> Result<()> {
+        let marks = record.marks();
         let report = Report {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),

@@ -1,5 +1,6 @@
 //! The thread that owns the machine: builds it, waits for its end, starts it again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,8 +11,7 @@ use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Halt};
 use tinyvmm::machine::{Files, LiveMachine, Machine, Owner};
 use tinyvmm::memory::{self, GuestRam};
-use tinyvmm::timeline::{Mark, Timeline};
-use tinyvmm::trace::ExitTrace;
+use tinyvmm::timeline::{Mark, Observer, Timeline};
 
 use crate::api::{Api, Call};
 use crate::config::{Config, ProcessConfig};
@@ -19,6 +19,7 @@ use crate::host::Misfit;
 use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
 use crate::last_words::LastWords;
+use crate::measure::Record;
 use crate::report::Target;
 use crate::{console, files, host, logger, process};
 
@@ -39,15 +40,16 @@ pub struct Outcome {
 /// `start` is when the process was started.
 pub fn run(config: &Config, start: Instant) -> Result<Outcome> {
     let process = &config.process;
-    let timeline = timeline(process, start);
+    let record = Arc::new(Record::since(start, process.trace_exits));
+    record.reached(Mark::Configured);
     process::share_heap();
     let jail = Jail::begin(process)?;
     if process.boot_report.is_some() {
-        timeline.count_instructions();
+        record.count_instructions();
     }
     let (kvm, inbox) = (host::open_kvm()?, Inbox::new()?);
-    let host = Host { jail, kvm, inbox, timeline, trace_exits: process.trace_exits };
-    let mut api = Api::open(config, &host.timeline, host.inbox.waker())?;
+    let host = Host { jail, kvm, inbox, record, is_measured: is_measured(process) };
+    let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
     let mut report = report.map(|path| Target::open(path, &config.machine.0)).transpose()?;
     let (mut parts, machine, call) = match host.wait_for_start(config, &mut api)? {
@@ -60,35 +62,28 @@ pub fn run(config: &Config, start: Instant) -> Result<Outcome> {
     if let Some(call) = call {
         call.answer(Ok(()));
     }
-    let (mut trace, mut used) = (ExitTrace::default(), None);
-    let end = host.run_until_it_ends(&parts, machine, &mut api, |machine| {
-        machine.traces().for_each(|of_cpu| trace.merge(of_cpu));
+    let mut used = None;
+    let end = host.run_until_it_ends(&parts, machine, &mut api, || {
         if let Some(report) = &mut report {
             used.get_or_insert_with(|| report.memory(&parts.ram));
         }
     });
     let end = end.unwrap_or_else(|error| End::Guest(Halt::Internal(format!("{error:#}"))));
     if let Some(report) = report
-        && let Err(error) = report.write(&host.timeline, &end, used.unwrap_or_default())
+        && let Err(error) = report.write(&host.record, &end, used.unwrap_or_default())
     {
         log::error!("{error:#}");
     }
-    if process.trace_exits {
-        logger::tell(trace.to_string().trim_end());
+    if let Some(trace) = host.record.trace() {
+        logger::tell(trace.trim_end());
     }
     let reason = parts.misfit.and_then(|misfit| misfit.explain(&end));
     Ok(Outcome { end, reason })
 }
 
-/// Notes when the boot passes what, if anybody wants to know.
-fn timeline(process: &ProcessConfig, start: Instant) -> Timeline {
-    let has_report = process.boot_report.is_some() || process.trace_exits;
-    if !has_report && process.api_sock.is_none() {
-        return Timeline::default();
-    }
-    let timeline = Timeline::since(start);
-    timeline.reach(Mark::Configured);
-    timeline
+/// Whether anybody may want to know when the boot passes what.
+fn is_measured(process: &ProcessConfig) -> bool {
+    process.boot_report.is_some() || process.trace_exits || process.api_sock.is_some()
 }
 
 /// What machines are made with.
@@ -96,8 +91,8 @@ struct Host<'a> {
     jail: Jail<'a>,
     kvm: Kvm,
     inbox: Inbox,
-    timeline: Timeline,
-    trace_exits: bool,
+    record: Arc<Record>,
+    is_measured: bool,
 }
 
 /// What a machine is made of, also when it is built again.
@@ -145,7 +140,7 @@ impl Host<'_> {
             match self.assemble(&api.config()) {
                 Ok((parts, machine)) => return Ok(Ok((parts, machine, Some(call)))),
                 Err(error) => {
-                    self.timeline.forget_exits();
+                    self.record.forget_exits();
                     call.answer(Err::<(), _>(error));
                 }
             }
@@ -181,8 +176,11 @@ impl Host<'_> {
     }
 
     fn build(&self, parts: &Parts, console: Console) -> Result<Machine> {
-        let (events, timeline) = (self.inbox.sender(), self.timeline.clone());
-        let owner = Owner { events, timeline, trace_exits: self.trace_exits };
+        let timeline = match self.is_measured {
+            true => Timeline::new(self.record.clone()),
+            false => Timeline::default(),
+        };
+        let owner = Owner { events: self.inbox.sender(), timeline };
         let Parts { machine, files, ram, .. } = parts;
         let machine = Machine::build(&self.kvm, machine, files, ram, console, &owner);
         process::trim_heap();
@@ -203,18 +201,18 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// Has `machine` run, again after each reset, and shows it to `stopped` whenever it has.
+    /// Has `machine` run, again after each reset, and calls `stopped` whenever it has.
     fn run_until_it_ends(
         &self,
         parts: &Parts,
         mut machine: LiveMachine,
         api: &mut Option<Api>,
-        mut stopped: impl FnMut(&Machine),
+        mut stopped: impl FnMut(),
     ) -> Result<End> {
         loop {
             let end = self.wait_for_end(parts, &mut machine, api)?;
             let ended = machine.end()?;
-            stopped(&ended);
+            stopped();
             if let Some(api) = api {
                 api.write_last_metrics(&ended);
             }

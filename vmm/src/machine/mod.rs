@@ -24,7 +24,6 @@ use crate::event::{EventSender, Halt};
 use crate::memory::{self, GuestRam};
 use crate::sync::lock;
 use crate::timeline::{Mark, Timeline};
-use crate::trace::ExitTrace;
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::block::Block;
 use crate::worker::{self, Worker};
@@ -44,16 +43,14 @@ pub struct Files {
 pub struct Owner {
     /// Gets what the machine's owner has to act on.
     pub events: EventSender,
-    /// Notes when a boot passed what.
+    /// Gets what a boot passes on its way.
     pub timeline: Timeline,
-    /// Whether vCPUs count their exits by address.
-    pub trace_exits: bool,
 }
 
 impl Owner {
     /// One who gets `events` and measures nothing.
     pub fn new(events: EventSender) -> Self {
-        Self { events, timeline: Timeline::default(), trace_exits: false }
+        Self { events, timeline: Timeline::default() }
     }
 }
 
@@ -125,7 +122,7 @@ impl Machine {
         memory::map_into_guest(&vm, ram)?;
         timeline.reach(Mark::MemoryReady);
         let fds = vm::create_vcpus(&vm, kvm, config)?;
-        fds.iter().for_each(|fd| timeline.count_exits_of(fd));
+        fds.iter().for_each(|fd| timeline.made_cpu(fd));
         let devices = Devices::build(config, files, &vm, ram, console.output(), owner)?;
         vm::write_tables(config, ram, devices.virtio)?;
         let coalesced = coalesce_output(&vm, config, &fds[0])?.map(Arc::new);
@@ -136,7 +133,7 @@ impl Machine {
             index,
             buses: buses.clone(),
             events: owner.events.clone(),
-            trace: owner.trace_exits.then(ExitTrace::default),
+            timeline: timeline.clone(),
             cpu_time: Duration::ZERO,
         };
         let vcpus = (0..).zip(fds).map(vcpu).collect();
@@ -174,11 +171,6 @@ impl Machine {
     pub fn ended(self) -> Self {
         self.board.timeline.reach(Mark::End);
         self
-    }
-
-    /// What its CPUs exited for, if that was asked for.
-    pub fn traces(&self) -> impl Iterator<Item = &ExitTrace> {
-        self.vcpus.iter().filter_map(|vcpu| vcpu.trace.as_ref())
     }
 
     /// What reaches its devices.

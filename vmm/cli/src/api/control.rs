@@ -2,6 +2,7 @@
 
 mod outputs;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,12 +17,12 @@ use super::{Answer, ApiServer, Call, FIRECRACKER_VERSION, config_file};
 use crate::config::Config;
 use crate::disks;
 use crate::inbox::End;
+use crate::measure::Record;
 use crate::report::Usage;
 use tinyvmm::event::Halt;
 use tinyvmm::layout;
 use tinyvmm::machine::{Handles, LiveMachine, Machine};
 use tinyvmm::memory::GuestRam;
-use tinyvmm::timeline::Timeline;
 use tinyvmm::virtio::balloon_handle::BalloonHandle;
 use tinyvmm::virtio::rate::Limiter;
 
@@ -41,12 +42,12 @@ pub struct Api {
     requested: u64,
     /// `None` without an API.
     usage: Option<Usage>,
-    timeline: Timeline,
+    record: Arc<Record>,
 }
 
 impl Api {
     /// For the machine that flags or `--config-file` describe, and that clients may add to.
-    pub fn new(config: &Config, timeline: &Timeline) -> Result<Self> {
+    pub fn new(config: &Config, record: &Arc<Record>) -> Result<Self> {
         let process = &config.process;
         let mut api = Self {
             server: None,
@@ -58,7 +59,7 @@ impl Api {
             may_open: false,
             requested: 0,
             usage: process.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
-            timeline: timeline.clone(),
+            record: record.clone(),
         };
         if let Some(flags) = &process.firecracker {
             api.adopt(flags)?;
@@ -254,7 +255,7 @@ impl Api {
                 all["metrics"] = json!(self.metrics.as_ref().map(|metrics| &metrics.body));
                 all
             }
-            Subject::BootReport => json!({ "marks": self.timeline.reached() }),
+            Subject::BootReport => json!({ "marks": self.record.marks() }),
             Subject::BalloonStatistics | Subject::Stats => {
                 bail!("the machine has not started yet")
             }
@@ -300,7 +301,7 @@ impl Api {
         Ok(serde_json::to_value(Stats {
             state: state(machine),
             memory_kib: memory,
-            exits: self.timeline.exits(),
+            exits: self.record.exits(),
             disks: disks.collect(),
             cpu_ms: stats::cpu_ms(machine.cpu_times()),
         })?)

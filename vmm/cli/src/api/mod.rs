@@ -17,13 +17,13 @@ mod stats;
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tinyvmm::machine::LiveMachine;
 use tinyvmm::memory::GuestRam;
-use tinyvmm::timeline::Timeline;
 use tinyvmm::worker::Worker;
 
 pub use self::control::Api;
@@ -33,6 +33,7 @@ use self::socket::{Place, Socket};
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::{Jail, landlock};
+use crate::measure::Record;
 
 /// The version of the description that the API follows.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";
@@ -108,12 +109,12 @@ impl Drop for ApiServer {
 
 impl Api {
     /// Binds the socket and reads the file that `config` names; `None` if it names neither.
-    pub fn open(config: &Config, timeline: &Timeline, waker: Waker) -> Result<Option<Self>> {
+    pub fn open(config: &Config, record: &Arc<Record>, waker: Waker) -> Result<Option<Self>> {
         let process = &config.process;
         if process.api_sock.is_none() && process.config_file.is_none() {
             return Ok(None);
         }
-        let mut api = Self::new(config, timeline)?;
+        let mut api = Self::new(config, record)?;
         let max_bytes = process.http_api_max_payload_size as usize;
         let bind = |path| ApiServer::bind(path, max_bytes, waker);
         api.server = process.api_sock.as_deref().map(bind).transpose()?;

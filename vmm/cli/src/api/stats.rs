@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::measure::exits::ExitCounts;
 use crate::report::Memory;
-use tinyvmm::exits::ExitCounts;
 use tinyvmm::virtio::disk_handle::DiskCounts;
 
 /// The answer to GET /tinyvmm/stats.
