@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -18,21 +17,9 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Takes what the guest writes.
     fn write(&mut self, offset: u64, data: &[u8]);
-    /// Starts the device's own threads, if it has any to start.
-    fn resume(&mut self) -> Result<()> {
-        Ok(())
-    }
-    /// Stops the device's own threads; the vCPUs have stopped before.
-    fn pause(&mut self) {}
-    /// Says beforehand that `pause` comes, so that several devices stop together.
-    fn ask_to_pause(&mut self) {}
-    /// The name of its thread, and the processor time that it has used.
-    fn cpu_time(&self) -> Option<(String, Duration)> {
-        None
-    }
 }
 
-/// A device on a bus and, where it has one, with the thread that feeds it.
+/// A device on a bus.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Devices by address. Does not change once the machine is built.
@@ -71,11 +58,6 @@ impl Bus {
         if let Some((offset, device)) = self.find(address, data.len()) {
             lock(device).write(offset, data);
         }
-    }
-
-    /// All devices, in the order of their addresses.
-    pub fn devices(&self) -> impl Iterator<Item = &SharedDevice> {
-        self.devices.iter().map(|(_, device)| device)
     }
 
     fn find(&self, address: u64, len: usize) -> Option<(u64, &SharedDevice)> {

@@ -8,7 +8,7 @@ use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Disk, Files, Handles, Owner};
+use super::{Files, Handles, Owner};
 use crate::arch::cmdline;
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
@@ -26,7 +26,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
-use crate::virtio::disk_handle::DiskHandle;
+use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mem::Mem;
 use crate::virtio::mem_handle::MemHandle;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
@@ -46,8 +46,8 @@ pub(super) struct Devices {
     pub init_runs: InitRuns,
     /// What the machine's owner reaches them by.
     pub handles: Handles,
-    /// How many of them are virtio devices.
-    pub virtio: usize,
+    /// Those that are virtio devices, disks first.
+    pub virtio: Vec<Arc<Mutex<Mmio>>>,
 }
 
 impl Devices {
@@ -75,13 +75,10 @@ impl Devices {
         let Virtio { devices, disks, balloon, memory } =
             virtio_devices(config, files, Hotplug::new(ram, vm.clone()))?;
         let pages = Arc::new(memory::virtio_pages(vm, devices.len())?);
-        let mut registers = Vec::new();
+        let mut virtio = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
-            registers.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
+            virtio.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
         }
-        let virtio = registers.len();
-        let disks = disks.into_iter().zip(registers);
-        let disks = disks.map(|(handle, registers)| Disk { handle, registers }).collect();
         let power_button = irqfd(vm, layout::EVENT_GSI)?;
         let handles =
             Handles { balloon, memory, disks, serial: serial.clone(), panicked, power_button };
@@ -152,7 +149,7 @@ fn add_pc_devices(ports: &mut Bus, config: &MachineConfig, owner: &Owner) -> Res
 /// The virtio devices of a machine, disks first, and the handles of those that have one.
 struct Virtio {
     devices: Vec<Box<dyn VirtioDevice>>,
-    disks: Vec<DiskHandle>,
+    disks: Vec<Arc<DiskCounts>>,
     balloon: Option<BalloonHandle>,
     memory: Option<MemHandle>,
 }
@@ -169,7 +166,7 @@ fn virtio_devices(
         let image = image.try_clone()?;
         let mut block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
         block.limiter = Limiter::new(&disk.limit, Instant::now());
-        disks.push(block.handle());
+        disks.push(block.counts().clone());
         devices.push(Box::new(block));
     }
     devices.push(Box::new(Rng { limiter: Limiter::new(&config.entropy_limit, Instant::now()) }));

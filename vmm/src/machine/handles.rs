@@ -8,9 +8,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::devices::power::PanicFlag;
 use crate::devices::serial::SerialPort;
 use crate::virtio::balloon_handle::BalloonHandle;
-use crate::virtio::disk_handle::DiskHandle;
+use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mem_handle::MemHandle;
-use crate::virtio::mmio::Mmio;
 
 /// The handles of a machine.
 pub struct Handles {
@@ -18,19 +17,12 @@ pub struct Handles {
     pub balloon: Option<BalloonHandle>,
     /// The memory that can be plugged, if the machine has room for more.
     pub memory: Option<MemHandle>,
-    /// The disks, in the order of the configuration.
-    pub disks: Vec<Disk>,
+    /// What has gone through the disks, in the order of the configuration.
+    pub disks: Vec<Arc<DiskCounts>>,
     /// The serial port, which a vCPU may hold for as long as it waits for the console's reader.
     pub serial: Arc<Mutex<SerialPort>>,
     pub(super) panicked: PanicFlag,
     pub(super) power_button: EventFd,
-}
-
-/// A disk, with its registers.
-pub struct Disk {
-    /// The disk itself.
-    pub handle: DiskHandle,
-    pub(super) registers: Arc<Mutex<Mmio>>,
 }
 
 impl Handles {

@@ -106,8 +106,8 @@ impl LiveMachine {
             }
             Self::Lost => {}
         }
-        let devices = self.board().into_iter().flat_map(Board::devices);
-        times.extend(devices.filter_map(|device| lock(device).cpu_time()));
+        let devices = self.board().into_iter().flat_map(|board| &board.virtio);
+        times.extend(devices.filter_map(|device| lock(device).transport.cpu_time()));
         times
     }
 }

@@ -4,19 +4,18 @@ mod devices;
 mod handles;
 mod live;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kvm_ioctls::{Kvm, VmFd};
 
 use self::devices::{Devices, coalesce_output};
-pub use self::handles::{Disk, Handles};
+pub use self::handles::Handles;
 pub use self::live::LiveMachine;
 use crate::arch::boot::{self, Initrd};
 use crate::arch::kernel::KernelFile;
 use crate::arch::vm;
-use crate::bus::SharedDevice;
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
 use crate::disk_image::DiskImage;
@@ -26,6 +25,7 @@ use crate::sync::lock;
 use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::block::Block;
+use crate::virtio::mmio::Mmio;
 use crate::worker::{self, Worker};
 
 /// What a machine is made of on the host, all of it open. A machine that resets is built again of the same.
@@ -80,6 +80,8 @@ pub struct RunningMachine {
 /// What is the same in a machine that runs and one that does not.
 struct Board {
     buses: Buses,
+    /// Disks first, in the order of the configuration.
+    virtio: Vec<Arc<Mutex<Mmio>>>,
     handles: Handles,
     timeline: Timeline,
     /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
@@ -124,7 +126,7 @@ impl Machine {
         let fds = vm::create_vcpus(&vm, kvm, config)?;
         fds.iter().for_each(|fd| timeline.made_cpu(fd));
         let devices = Devices::build(config, files, &vm, ram, console.output(), owner)?;
-        vm::write_tables(config, ram, devices.virtio)?;
+        vm::write_tables(config, ram, devices.virtio.len())?;
         let coalesced = coalesce_output(&vm, config, &fds[0])?.map(Arc::new);
         let (ports, mmio) = (Arc::new(devices.ports), Arc::new(devices.mmio));
         let buses = Buses { ports, mmio, coalesced };
@@ -138,8 +140,8 @@ impl Machine {
         };
         let vcpus = (0..).zip(fds).map(vcpu).collect();
         let console = ConsoleWork::new(console, devices.serial, buses.clone(), devices.init_runs);
-        let (handles, timeline) = (devices.handles, timeline.clone());
-        Ok(Self { vcpus, console, board: Board { buses, handles, timeline, _vm: vm } })
+        let (virtio, handles, timeline) = (devices.virtio, devices.handles, timeline.clone());
+        Ok(Self { vcpus, console, board: Board { buses, virtio, handles, timeline, _vm: vm } })
     }
 
     /// What the console is connected to.
@@ -149,8 +151,8 @@ impl Machine {
 
     /// Starts devices and vCPUs.
     pub fn start(self) -> Result<RunningMachine> {
-        for device in self.board.devices() {
-            lock(device).resume()?;
+        for device in &self.board.virtio {
+            lock(device).transport.resume()?;
         }
         let console = Worker::spawn(self.console)?;
         self.board.timeline.reach(Mark::CpuEntered);
@@ -182,10 +184,10 @@ impl Machine {
     pub fn change_disk(
         &mut self,
         index: usize,
-        change: impl FnOnce(&mut Block) -> Result<()> + Send + 'static,
+        change: impl FnOnce(&mut Block) -> Result<()>,
     ) -> Result<()> {
-        let disk = self.board.handles.disks.get(index).context("there is no such disk")?;
-        disk.handle.change(&mut lock(&disk.registers), change)
+        let disk = self.board.virtio.get(index).context("there is no such disk")?;
+        lock(disk).transport.change(change)
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.
@@ -212,8 +214,8 @@ impl RunningMachine {
         self.board.buses.flush_coalesced_writes();
         then(&self.board.timeline);
         self.console.ask_to_stop();
-        self.board.devices().for_each(|device| lock(device).ask_to_pause());
-        self.board.devices().for_each(|device| lock(device).pause());
+        self.board.virtio.iter().for_each(|device| lock(device).transport.ask_to_pause());
+        self.board.virtio.iter().for_each(|device| lock(device).transport.pause());
         let vcpus = vcpus.context("a CPU's thread panicked")?;
         let console = self.console.stop().context("the console's thread panicked")?;
         Ok(Machine { vcpus, console, board: self.board })
@@ -224,9 +226,5 @@ impl Board {
     /// What `halt` was, with what the guest's kernel has printed in mind.
     fn explain(&self, halt: Halt) -> Halt {
         self.handles.panicked.explain(halt)
-    }
-
-    fn devices(&self) -> impl Iterator<Item = &SharedDevice> {
-        self.buses.mmio.devices().chain(self.buses.ports.devices())
     }
 }

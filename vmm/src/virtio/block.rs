@@ -7,8 +7,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::metric::Metric;
 
-use super::disk_handle::{DiskHandle, Shared};
+use super::disk_counts::DiskCounts;
 use super::queue::{Chain, Virtqueue};
 use super::rate::Limiter;
 use super::{ConfigSpace, Driver, VirtioDevice};
@@ -60,7 +61,7 @@ pub struct Block {
     queues: u16,
     /// The driver does not flush: each write has to be safe when it is answered.
     write_through: bool,
-    shared: Arc<Shared>,
+    counts: Arc<DiskCounts>,
     /// What limits it, in requests and in bytes of their data.
     pub limiter: Option<Limiter>,
 }
@@ -73,8 +74,8 @@ impl Block {
         let id = id.unwrap_or(&name).bytes();
         padded.iter_mut().zip(id).for_each(|(to, from)| *to = from);
         let queues = u16::try_from(cpus).unwrap_or(MAX_QUEUES).clamp(1, MAX_QUEUES);
-        let shared = Arc::default();
-        Self { image, name, id: padded, queues, write_through: true, shared, limiter: None }
+        let counts = Arc::default();
+        Self { image, name, id: padded, queues, write_through: true, counts, limiter: None }
     }
 
     /// Puts another image into its place. The driver sees its size; the block size stays, and whether it can be written.
@@ -91,9 +92,9 @@ impl Block {
         &self.image
     }
 
-    /// What its owner changes it by.
-    pub fn handle(&self) -> DiskHandle {
-        DiskHandle::new(self.shared.clone())
+    /// What has gone through it.
+    pub fn counts(&self) -> &Arc<DiskCounts> {
+        &self.counts
     }
 
     /// Whether the limit lets `chain` be served now.
@@ -104,7 +105,7 @@ impl Block {
             chain.readable.len().saturating_sub(16) + chain.writable.len().saturating_sub(1);
         let admitted = limiter.admit(bytes as u64, Instant::now());
         if !admitted {
-            self.shared.counts.throttled.add(1);
+            self.counts.throttled.inc();
         }
         admitted
     }
@@ -123,7 +124,7 @@ impl Block {
             }
         };
         if code != blk::VIRTIO_BLK_S_OK {
-            self.shared.counts.errors.add(1);
+            self.counts.errors.inc();
         }
         if let Some(status) = status {
             status.copy_from(&[code as u8]);
@@ -142,8 +143,8 @@ impl Block {
                 let data = chain.writable.take(usize::MAX);
                 let (offset, len) = (self.data_offset(sector, &data)?, data.len() as u64);
                 self.image.read(data, offset)?;
-                self.shared.counts.reads.add(1);
-                self.shared.counts.read_bytes.add(len);
+                self.counts.reads.inc();
+                self.counts.read_bytes.add(len);
                 Ok(())
             }
             blk::VIRTIO_BLK_T_OUT => {
@@ -151,13 +152,13 @@ impl Block {
                 let data = chain.readable.take(usize::MAX);
                 let (offset, len) = (self.data_offset(sector, &data)?, data.len() as u64);
                 self.image.write(data, offset)?;
-                self.shared.counts.writes.add(1);
-                self.shared.counts.write_bytes.add(len);
+                self.counts.writes.inc();
+                self.counts.write_bytes.add(len);
                 self.sync_if_write_through()
             }
             blk::VIRTIO_BLK_T_FLUSH => {
                 self.image.sync()?;
-                self.shared.counts.flushes.add(1);
+                self.counts.flushes.inc();
                 Ok(())
             }
             blk::VIRTIO_BLK_T_GET_ID => {
@@ -207,7 +208,7 @@ impl Block {
         if ranges.len() > limits.ranges as usize * 16 {
             return Err(Refusal::Invalid);
         }
-        self.shared.counts.discards.add(1);
+        self.counts.discards.inc();
         while !ranges.is_empty() {
             let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
             let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
@@ -295,11 +296,6 @@ impl VirtioDevice for Block {
             true => self.serve(chain).map(Some),
             false => Ok(None),
         })
-    }
-
-    fn update(&mut self) {
-        let shared = self.shared.clone();
-        shared.apply_to(self);
     }
 
     fn resume_at(&mut self) -> Option<Instant> {

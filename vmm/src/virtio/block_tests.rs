@@ -13,7 +13,6 @@ use super::block::Block;
 use super::test_driver::{Buffer, DATA, Driver};
 use crate::config::DiskConfig;
 use crate::disk_image;
-use crate::virtio::disk_handle::DiskHandle;
 
 /// Size of the tests' disks.
 const SECTORS: u64 = 128;
@@ -22,7 +21,6 @@ const LEN: usize = SECTORS as usize * 512;
 /// A disk whose driver is ready. Its file is dirty all over, and each sector is different.
 struct Disk {
     driver: Driver,
-    handle: DiskHandle,
     file: TempFile,
 }
 
@@ -68,10 +66,9 @@ impl Disk {
             image => image.unwrap(),
         };
         let block = Block::new(image, 7, Some("serial"), 1);
-        let handle = block.handle();
         let mut driver = Driver::new(Box::new(block));
         driver.init();
-        Some(Self { driver, handle, file })
+        Some(Self { driver, file })
     }
 
     fn contents(&self) -> Vec<u8> {

@@ -1,8 +1,5 @@
 //! The virtio-mmio register map, version 2 (virtio 1.2, 4.2.2), and nothing else.
 
-use std::time::Duration;
-
-use anyhow::Result;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK};
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::QueueT;
@@ -18,7 +15,8 @@ const VENDOR: u32 = u32::from_le_bytes(*b"TVMM");
 
 /// The registers of a device.
 pub struct Mmio {
-    pub(super) transport: Transport,
+    /// The device.
+    pub transport: Transport,
     device_features_sel: u32,
     driver_features_sel: u32,
     queue_sel: u32,
@@ -39,11 +37,6 @@ impl Mmio {
         let mmio = Self { transport, device_features_sel: 0, driver_features_sel: 0, queue_sel: 0 };
         mmio.show();
         mmio
-    }
-
-    /// Has the device, which is stopped, take over what its owner has put into its handle.
-    pub(super) fn update(&mut self) {
-        self.transport.update();
     }
 
     /// Shows the driver what depends on what it has selected.
@@ -144,21 +137,5 @@ impl BusDevice for Mmio {
             None => self.write_register(offset, value),
         }
         self.show();
-    }
-
-    fn resume(&mut self) -> Result<()> {
-        self.transport.resume()
-    }
-
-    fn pause(&mut self) {
-        self.transport.pause();
-    }
-
-    fn ask_to_pause(&mut self) {
-        self.transport.ask_to_pause();
-    }
-
-    fn cpu_time(&self) -> Option<(String, Duration)> {
-        self.transport.cpu_time()
     }
 }

@@ -6,7 +6,7 @@
 pub mod balloon;
 pub mod balloon_handle;
 pub mod block;
-pub mod disk_handle;
+pub mod disk_counts;
 pub mod mem;
 pub mod mem_handle;
 pub mod mmio;
@@ -33,6 +33,7 @@ pub mod test_driver;
 #[cfg(test)]
 pub mod test_log;
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,7 +51,7 @@ use queue::{Interrupt, Virtqueue};
 /// it then. In between it is on a thread of its own, which calls [`VirtioDevice::handle`],
 /// [`VirtioDevice::descriptors`], [`VirtioDevice::descriptor_ready`] and [`VirtioDevice::resume_at`], and nobody else
 /// calls anything. A pause of the machine stops the thread between two of these calls.
-pub trait VirtioDevice: Send {
+pub trait VirtioDevice: Any + Send {
     /// Device ID (virtio 1.2, chapter 5).
     fn id(&self) -> u32;
     /// A name for threads, at most 15 bytes, and messages.
@@ -73,9 +74,6 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, _driver: &Driver) {}
     /// The driver has reset the device, or the device's thread was stopped for that. No request is in flight.
     fn reset(&mut self) {}
-    /// Takes over what the owner of the machine has put into the device's handle. The device is stopped; its
-    /// configuration space is asked for again afterwards.
-    fn update(&mut self) {}
     /// Serves queue `index`, which has been kicked. May block for as long as one request takes. A request that is wrong
     /// is answered; an error means that the queue itself cannot be followed, and sets DEVICE_NEEDS_RESET.
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()>;

@@ -309,9 +309,9 @@ impl Driver {
 
     /// Does `meanwhile` while the device's threads are stopped.
     pub fn paused(&mut self, meanwhile: impl FnOnce(&mut Self)) {
-        self.mmio.pause();
+        self.mmio.transport.pause();
         meanwhile(self);
-        self.mmio.resume().unwrap();
+        self.mmio.transport.resume().unwrap();
     }
 
     /// Tells the device to look at `queue`.

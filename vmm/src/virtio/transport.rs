@@ -1,9 +1,10 @@
 //! A device between two lives: stopped, while the driver sets it up, and running on its thread.
 
+use std::any::Any;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use virtio_bindings::virtio_config as conf;
@@ -180,11 +181,8 @@ impl Transport {
 
     /// Back to the state after power-on. Returns when no request is in flight any more.
     fn reset(&mut self) {
+        self.pause();
         self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
-            DeviceState::Running(worker) => match worker.stop() {
-                Some(work) => DeviceState::Stopped(work.device),
-                None => DeviceState::Dead,
-            },
             DeviceState::Paused(work) => DeviceState::Stopped(work.device),
             other => other,
         };
@@ -214,14 +212,14 @@ impl Transport {
     }
 
     /// Tells the device's thread that `pause` comes.
-    pub(super) fn ask_to_pause(&self) {
+    pub fn ask_to_pause(&self) {
         if let DeviceState::Running(worker) = &self.state {
             worker.ask_to_stop();
         }
     }
 
     /// The device's name, and the time that its thread has used since the driver was ready.
-    pub(super) fn cpu_time(&self) -> Option<(String, Duration)> {
+    pub fn cpu_time(&self) -> Option<(String, Duration)> {
         let time = match &self.state {
             DeviceState::Running(worker) => worker.cpu_time(),
             DeviceState::Paused(work) => work.cpu_time,
@@ -230,22 +228,29 @@ impl Transport {
         Some((self.name.clone(), time))
     }
 
-    /// Has the device, which is stopped, take over what its owner has put into its handle. The driver gets an interrupt
-    /// if the configuration space is another one then.
-    pub(super) fn update(&mut self) {
+    /// Makes `change` to the device, a `D` that is stopped. The driver gets an interrupt if the configuration space is
+    /// another one then.
+    pub fn change<D: VirtioDevice>(
+        &mut self,
+        change: impl FnOnce(&mut D) -> Result<()>,
+    ) -> Result<()> {
         let (device, has_driver) = match &mut self.state {
             DeviceState::Stopped(device) => (device, false),
             DeviceState::Paused(work) => (&mut work.device, true),
-            DeviceState::Running(_) | DeviceState::Dead => return,
+            DeviceState::Running(_) | DeviceState::Dead => {
+                bail!("{}: its thread is lost", self.name)
+            }
         };
-        device.update();
+        let any: &mut dyn Any = &mut **device;
+        let changed = change(any.downcast_mut().context("a device of another kind")?);
         if self.interrupt.registers.set_config(device.config()) && has_driver {
             self.interrupt.config_changed();
         }
+        changed
     }
 
     /// Stops the device's thread; it keeps its place in the queues.
-    pub(super) fn pause(&mut self) {
+    pub fn pause(&mut self) {
         self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
             DeviceState::Running(worker) => {
                 worker.stop().map_or(DeviceState::Dead, DeviceState::Paused)
@@ -256,7 +261,7 @@ impl Transport {
 
     /// Starts a device that `pause` stopped, or that is new. Requests may be queued already, by a driver that
     /// kicked too early.
-    pub(super) fn resume(&mut self) -> Result<()> {
+    pub fn resume(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, DeviceState::Dead) {
             DeviceState::Paused(work) => {
                 work.kicks.iter().try_for_each(|kick| kick.write(1))?;

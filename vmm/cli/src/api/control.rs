@@ -290,7 +290,7 @@ impl Api {
         let disks = self.setup.drive_ids();
         let handles = handles(machine)?;
         let disks = disks.iter().zip(&handles.disks);
-        let disks = disks.map(|(id, disk)| stats::disk(id, disk.handle.counts()));
+        let disks = disks.map(|(id, disk)| stats::disk(id, disk));
         let balloon = handles.balloon.as_ref().map_or(0, BalloonHandle::actual);
         let memory = MemoryStats {
             configured: config.machine.0.mem.bytes() >> 10,

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::bodies;
 use crate::config::StartTimes;
-use tinyvmm::virtio::disk_handle::DiskCounts;
+use tinyvmm::virtio::disk_counts::DiskCounts;
+use vmm_sys_util::metric::Metric;
 
 /// How often a line is written without being asked for.
 const EVERY: Duration = Duration::from_secs(60);
@@ -20,13 +21,13 @@ const EVERY: Duration = Duration::from_secs(60);
 /// The fields of a disk, and where each is counted.
 type Field = (&'static str, fn(&DiskCounts) -> u64);
 const DISK: [Field; 7] = [
-    ("read_count", |disk| disk.reads.get()),
-    ("read_bytes", |disk| disk.read_bytes.get()),
-    ("write_count", |disk| disk.writes.get()),
-    ("write_bytes", |disk| disk.write_bytes.get()),
-    ("flush_count", |disk| disk.flushes.get()),
-    ("execute_fails", |disk| disk.errors.get()),
-    ("rate_limiter_throttled_events", |disk| disk.throttled.get()),
+    ("read_count", |disk| disk.reads.count()),
+    ("read_bytes", |disk| disk.read_bytes.count()),
+    ("write_count", |disk| disk.writes.count()),
+    ("write_bytes", |disk| disk.write_bytes.count()),
+    ("flush_count", |disk| disk.flushes.count()),
+    ("execute_fails", |disk| disk.errors.count()),
+    ("rate_limiter_throttled_events", |disk| disk.throttled.count()),
 ];
 type Figures = [u64; DISK.len()];
 

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::measure::exits::ExitCounts;
 use crate::report::Memory;
-use tinyvmm::virtio::disk_handle::DiskCounts;
+use tinyvmm::virtio::disk_counts::DiskCounts;
+use vmm_sys_util::metric::Metric;
 
 /// The answer to GET /tinyvmm/stats.
 #[derive(Serialize)]
@@ -43,12 +44,12 @@ pub(super) fn cpu_ms(times: Vec<(String, Duration)>) -> BTreeMap<String, f64> {
 pub(super) fn disk(id: &str, counts: &DiskCounts) -> Value {
     json!({
         "id": id,
-        "reads": counts.reads.get(),
-        "read_bytes": counts.read_bytes.get(),
-        "writes": counts.writes.get(),
-        "write_bytes": counts.write_bytes.get(),
-        "flushes": counts.flushes.get(),
-        "discards": counts.discards.get(),
-        "errors": counts.errors.get(),
+        "reads": counts.reads.count(),
+        "read_bytes": counts.read_bytes.count(),
+        "writes": counts.writes.count(),
+        "write_bytes": counts.write_bytes.count(),
+        "flushes": counts.flushes.count(),
+        "discards": counts.discards.count(),
+        "errors": counts.errors.count(),
     })
 }

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use vmm_sys_util::metric::Metric;
+
 use super::*;
 use crate::config::{Bucket, RateLimit};
 use crate::virtio::rate::Limiter;
@@ -21,14 +23,13 @@ fn limiter(size: u64, refill_time: u64, of_bytes: bool) -> Option<Limiter> {
 }
 
 impl Disk {
-    fn change(&mut self, change: impl FnOnce(&mut Block) + Send + 'static) {
-        let handle = self.handle.clone();
+    fn change(&mut self, change: impl FnOnce(&mut Block)) {
         self.driver.paused(|driver| {
             let change = |block: &mut Block| {
                 change(block);
                 Ok(())
             };
-            handle.change(&mut driver.mmio, change).unwrap();
+            driver.mmio.transport.change(change).unwrap();
         });
     }
 
@@ -65,7 +66,7 @@ fn a_disk_answers_as_many_requests_as_it_may_and_the_rest_once_it_may() {
         assert_eq!(disk.driver.unanswered(0), 2);
         // It can be reset in spite of those that wait.
         disk.change(|block| {
-            assert!(block.handle().counts().throttled.get() > 0);
+            assert!(block.counts().throttled.count() > 0);
             block.limiter = None;
         });
         disk.driver.wait_used(0);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
 use super::{SUBJECTS, for_each_device, in_time};
-use crate::bus::BusDevice;
 use crate::virtio::test_driver::{Driver, rings};
 
 /// Requests in flight: as many as all queues of all devices can hold.
@@ -42,9 +41,9 @@ fn resets_can_follow_each_other_in_any_state() {
         driver.reset();
         driver.init();
         subject.works(driver);
-        driver.mmio.pause();
+        driver.mmio.transport.pause();
         driver.reset();
-        driver.mmio.resume().unwrap();
+        driver.mmio.transport.resume().unwrap();
         assert_eq!(driver.status(), 0);
         let used = driver.used_index(0);
         subject.add(driver, 0);
@@ -114,11 +113,11 @@ fn requests_survive_pauses_and_are_answered_once() {
 #[test]
 fn pause_and_resume_do_nothing_to_a_device_that_does_not_run() {
     for_each_device(|subject, driver| {
-        driver.mmio.resume().unwrap();
-        driver.paused(|driver| driver.mmio.pause());
+        driver.mmio.transport.resume().unwrap();
+        driver.paused(|driver| driver.mmio.transport.pause());
         driver.init();
-        driver.paused(|driver| driver.mmio.pause());
-        driver.mmio.resume().unwrap();
+        driver.paused(|driver| driver.mmio.transport.pause());
+        driver.mmio.transport.resume().unwrap();
         subject.works(driver);
     });
 }

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -15,8 +16,8 @@ use crate::api::bodies::{self, Logger};
 use crate::api::metrics::{Measured, Metrics};
 use crate::config::FirecrackerConfig;
 use crate::logger;
-use tinyvmm::machine::{Disk, LiveMachine, Machine};
-use tinyvmm::virtio::disk_handle::DiskCounts;
+use tinyvmm::machine::{LiveMachine, Machine};
+use tinyvmm::virtio::disk_counts::DiskCounts;
 
 impl Api {
     /// Does what flags say under the name `firecracker`.
@@ -92,12 +93,12 @@ impl Api {
 }
 
 /// What has gone through each disk, with its name.
-fn named_disks<'a>(setup: &Setup, disks: &'a [Disk]) -> Vec<(String, &'a DiskCounts)> {
-    let counts = disks.iter().map(|disk| disk.handle.counts());
+fn named_disks<'a>(setup: &Setup, disks: &'a [Arc<DiskCounts>]) -> Vec<(String, &'a DiskCounts)> {
+    let counts = disks.iter().map(|disk| &**disk);
     setup.drive_ids().into_iter().zip(counts).collect()
 }
 
-fn disks(machine: &LiveMachine) -> &[Disk] {
+fn disks(machine: &LiveMachine) -> &[Arc<DiskCounts>] {
     machine.handles().map_or(&[], |handles| &handles.disks)
 }
 
