@@ -12,25 +12,8 @@ use super::queue::Interrupt;
 use crate::memory::buffers::Buffers;
 use crate::sync::lock;
 
-/// Names of a guest's statistics, by their tag (5.5.6.4; from 10 on include/uapi/linux/virtio_balloon.h).
-const NAMES: [&str; 16] = [
-    "swap_in",
-    "swap_out",
-    "major_faults",
-    "minor_faults",
-    "free_memory",
-    "total_memory",
-    "available_memory",
-    "disk_caches",
-    "hugetlb_allocations",
-    "hugetlb_failures",
-    "oom_kill",
-    "alloc_stall",
-    "async_scan",
-    "direct_scan",
-    "async_reclaim",
-    "direct_reclaim",
-];
+/// How many kinds of statistics are known (5.5.6.4; from 10 on include/uapi/linux/virtio_balloon.h).
+const KINDS: usize = 16;
 /// Most entries that are looked at in the guest's list.
 const MAX_ENTRIES: usize = 64;
 /// Offsets in `struct virtio_balloon_config`.
@@ -40,19 +23,20 @@ const POISON: usize = 12;
 /// What a guest tells of its memory. Its word, nothing that was checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
-    values: [Option<u64>; NAMES.len()],
+    values: [Option<u64>; KINDS],
     /// How often the guest has told since its driver started.
     pub updates: u64,
 }
 
 impl Statistics {
-    /// Those that the guest told: memory in bytes, all else counts.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        NAMES.into_iter().zip(self.values).filter_map(|(name, value)| Some((name, value?)))
+    /// Those that the guest told, by their tags: memory in bytes, all else counts.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.values.into_iter().enumerate().filter_map(|(tag, value)| Some((tag, value?)))
     }
 }
 
 /// The configuration space, and what belongs to it.
+#[derive(Default)]
 pub(super) struct State {
     /// Pages that the machine has.
     ram: u32,
@@ -80,17 +64,7 @@ struct Driver {
 
 impl State {
     pub(super) fn new(ram: u64) -> Self {
-        Self {
-            ram: u32::try_from(ram / PAGE).unwrap_or(u32::MAX),
-            target: AtomicU32::new(0),
-            actual: AtomicU32::new(0),
-            poison: AtomicU32::new(0),
-            poisons: AtomicBool::new(false),
-            statistics: Mutex::new(None),
-            wanted: AtomicBool::new(false),
-            counted: AtomicBool::new(false),
-            driver: Mutex::new(None),
-        }
+        Self { ram: u32::try_from(ram / PAGE).unwrap_or(u32::MAX), ..Self::default() }
     }
 
     pub(super) fn connect(

@@ -260,7 +260,7 @@ fn statistics_are_kept_and_asked_for_again() {
     send(&mut driver, &statistics(&[(4, 2000), (5, 3000), (16, 7), (u16::MAX, 7), (15, 9)]));
     wait_for_update(&mut driver, &handle, 1);
     let told: Vec<_> = handle.statistics().unwrap().iter().collect();
-    assert_eq!(told, [("free_memory", 2000), ("total_memory", 3000), ("direct_reclaim", 9)]);
+    assert_eq!(told, [(4, 2000), (5, 3000), (15, 9)]);
     for round in 2..20 {
         driver.kick(STATISTICS);
         driver.paused(|_| {});
@@ -269,7 +269,7 @@ fn statistics_are_kept_and_asked_for_again() {
         driver.wait_used(STATISTICS);
         send(&mut driver, &statistics(&[(4, round)]));
         wait_for_update(&mut driver, &handle, round);
-        assert_eq!(handle.statistics().unwrap().iter().next(), Some(("free_memory", round)));
+        assert_eq!(handle.statistics().unwrap().iter().next(), Some((4, round)));
     }
     driver.reset();
     assert_eq!(handle.statistics(), None);

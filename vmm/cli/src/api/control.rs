@@ -352,8 +352,8 @@ fn balloon_statistics(balloon: &BalloonHandle) -> Result<Value> {
     tell("actual_pages", actual / 4096);
     tell("target_mib", target / layout::MIB);
     tell("actual_mib", actual / layout::MIB);
-    for (name, value) in balloon.statistics().iter().flat_map(|statistics| statistics.iter()) {
-        tell(name, value);
+    for (tag, value) in balloon.statistics().iter().flat_map(|statistics| statistics.iter()) {
+        tell(stats::BALLOON[tag], value);
     }
     Ok(answer.into())
 }

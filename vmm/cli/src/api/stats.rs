@@ -11,6 +11,27 @@ use crate::report::Memory;
 use tinyvmm::virtio::disk_counts::DiskCounts;
 use vmm_sys_util::metric::Metric;
 
+/// Names of what a guest tells its balloon, by their tags (virtio 1.2, 5.5.6.4; from 10 on
+/// include/uapi/linux/virtio_balloon.h).
+pub(super) const BALLOON: [&str; 16] = [
+    "swap_in",
+    "swap_out",
+    "major_faults",
+    "minor_faults",
+    "free_memory",
+    "total_memory",
+    "available_memory",
+    "disk_caches",
+    "hugetlb_allocations",
+    "hugetlb_failures",
+    "oom_kill",
+    "alloc_stall",
+    "async_scan",
+    "direct_scan",
+    "async_reclaim",
+    "direct_reclaim",
+];
+
 /// The answer to GET /tinyvmm/stats.
 #[derive(Serialize)]
 pub(super) struct Stats {
