@@ -58,24 +58,17 @@ fn register(index: u8, seconds: u64) -> u8 {
     ((value / 10 * 16) + value % 10) as u8
 }
 
-/// Year, month and day of the Gregorian calendar for a number of days since 1970-01-01.
+/// Year, month and day of the Gregorian calendar for a number of days since 1970-01-01: Hinnant's civil_from_days. Its
+/// years start in March, so that a leap day is their last, and its eras of 400 years in the year 0.
 fn civil_date(days: u64) -> (u64, u64, u64) {
-    let (mut year, mut left) = (1970, days);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    while left >= 365 + u64::from(leap(year)) {
-        left -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    for (month, length) in lengths.iter().enumerate() {
-        if left < *length {
-            return (year, month as u64 + 1, left + 1);
-        }
-        left -= *length;
-    }
-    (year, 12, 31)
+    const ERA: u64 = 146_097;
+    let days = days + 719_468; // since 0000-03-01
+    let of_era = days % ERA;
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / (ERA - 1)) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153; // 0 is March
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    (days / ERA * 400 + year + month / 10, (month + 2) % 12 + 1, day)
 }
 
 #[cfg(test)]
@@ -90,5 +83,8 @@ mod tests {
         assert_eq!([CENTURY, 9, 8, 7, 6].map(read), [0x20, 0x24, 0x02, 0x29, 5]);
         assert_eq!(civil_date(1_709_251_198 / 86400 + 1), (2024, 3, 1));
         assert_eq!(civil_date(0), (1970, 1, 1));
+        assert_eq!(civil_date(20_819), (2027, 1, 1));
+        assert_eq!(civil_date(47_540), (2100, 2, 28));
+        assert_eq!(civil_date(47_541), (2100, 3, 1), "no leap year");
     }
 }
