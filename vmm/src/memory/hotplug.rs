@@ -13,10 +13,8 @@ use super::{Blocks, GuestRam, RamRegion, give_back};
 
 /// What makes a block visible to the guest's CPUs.
 pub trait Slots: Send {
-    /// Shows block `index` of `region`.
-    fn show(&self, region: &RamRegion, index: usize) -> Result<()>;
-    /// Takes it away: no CPU touches it any more when this returns.
-    fn hide(&self, region: &RamRegion, index: usize) -> Result<()>;
+    /// Shows block `index` of `region`, or takes it away: no CPU touches it any more when this returns.
+    fn set(&self, region: &RamRegion, index: usize, is_there: bool) -> Result<()>;
 }
 
 /// The part of a machine's RAM that comes in blocks.
@@ -46,7 +44,7 @@ impl Hotplug {
     pub fn plug(&self, index: usize) -> Result<()> {
         // A transfer that was under way when it was unplugged may have left something.
         self.discard(index)?;
-        self.slots.show(self.region()?, index)?;
+        self.slots.set(self.region()?, index, true)?;
         self.blocks.set(index, true);
         Ok(())
     }
@@ -54,7 +52,7 @@ impl Hotplug {
     /// Unplugs block `index`, which is plugged, and gives its memory back.
     pub fn unplug(&self, index: usize) -> Result<()> {
         self.blocks.set(index, false);
-        if let Err(error) = self.slots.hide(self.region()?, index) {
+        if let Err(error) = self.slots.set(self.region()?, index, false) {
             self.blocks.set(index, true);
             return Err(error);
         }

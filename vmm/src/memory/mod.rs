@@ -64,17 +64,6 @@ impl Drop for Reserved {
     }
 }
 
-fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
-    let len = usize::try_from(len)?;
-    let (host, reserved) = map(len, hugepages)?;
-    // SAFETY: `map` returned `len` fresh bytes that nothing else refers to and that are
-    // mapped for as long as the region keeps `reserved`.
-    let region = unsafe {
-        MmapRegion::build_raw(host, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
-    };
-    Ok((region?, reserved))
-}
-
 /// RAM at these addresses, with these lengths, that is unmapped once nobody has it.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -97,30 +86,35 @@ pub fn with_hotplug_region_in(ram: &GuestRam, start: u64, len: u64, block: u64) 
 }
 
 /// Maps `len` anonymous bytes at a multiple of 2 MiB.
-fn map(len: usize, hugepages: bool) -> Result<(*mut u8, Reserved)> {
-    let prot = ProtFlags::READ | ProtFlags::WRITE;
-    if hugepages {
+fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
+    let len = usize::try_from(len)?;
+    let (flags, room) = if hugepages {
         // All pages are reserved now (Documentation/admin-guide/mm/hugetlbpage.rst), so that a pool that is too
         // small is an error here and not a SIGBUS later; each is zeroed when it is touched.
-        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
-        let rounded = len.next_multiple_of(HUGE_PAGE);
-        // SAFETY: a new anonymous mapping wherever the kernel likes.
-        let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), rounded, prot, flags) }?;
-        return Ok((host.cast(), Reserved { start: host.expose_provenance(), len: rounded }));
-    }
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // SAFETY: as above. The slack lets us choose an aligned start; untouched, it costs nothing.
-    let host =
-        unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len + HUGE_PAGE, prot, flags) }?;
-    let reserved = Reserved { start: host.expose_provenance(), len: len + HUGE_PAGE };
+        (MapFlags::HUGETLB | MapFlags::HUGE_2MB, len.next_multiple_of(HUGE_PAGE))
+    } else {
+        // The slack lets us choose an aligned start; untouched, it costs nothing.
+        (MapFlags::NORESERVE, len + HUGE_PAGE)
+    };
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, flags | MapFlags::PRIVATE);
+    // SAFETY: a new anonymous mapping wherever the kernel likes.
+    let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), room, prot, flags) }?;
+    let reserved = Reserved { start: host.expose_provenance(), len: room };
     let aligned = host.map_addr(|addr| addr.next_multiple_of(HUGE_PAGE));
-    for advice in [Advice::LinuxHugepage, Advice::LinuxDontDump] {
+    let advices: &[_] =
+        if hugepages { &[] } else { &[Advice::LinuxHugepage, Advice::LinuxDontDump] };
+    for &advice in advices {
         // SAFETY: advice on our own fresh mapping, which changes no contents.
         if let Err(error) = unsafe { rustix::mm::madvise(aligned, len, advice) } {
             log::debug!("guest RAM: madvise {advice:?}: {error}");
         }
     }
-    Ok((aligned.cast(), reserved))
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: `len` fresh bytes from `aligned` on are within the mapping, which nothing else refers to and which is
+    // there for as long as the region keeps `reserved`.
+    let region =
+        unsafe { MmapRegion::build_raw(aligned.cast(), len, protection, libc::MAP_PRIVATE) };
+    Ok((region?, reserved))
 }
 
 /// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.

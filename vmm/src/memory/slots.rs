@@ -56,27 +56,21 @@ fn read_only_pages(vm: &VmFd, slot: u32, address: u64, count: usize) -> Result<M
 }
 
 impl Slots for Arc<VmFd> {
-    fn show(&self, region: &RamRegion, index: usize) -> Result<()> {
-        set_block(self, region, index, true).context("KVM cannot map a block of guest RAM")
+    fn set(&self, region: &RamRegion, index: usize, is_there: bool) -> Result<()> {
+        let blocks = region.blocks().context("no RAM that comes in blocks")?;
+        let bytes = blocks.bytes(index);
+        let slice = region.any_slice(bytes.clone())?;
+        let slot = kvm_userspace_memory_region {
+            slot: layout::FIRST_BLOCK_SLOT + u32::try_from(index)?,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0 + bytes.start,
+            // Zero takes the slot away (Documentation/virt/kvm/api.rst, 4.35).
+            memory_size: if is_there { blocks.size() } else { 0 },
+            userspace_addr: slice.ptr_guard_mut().as_ptr() as u64,
+        };
+        let what = if is_there { "map" } else { "unmap" };
+        // SAFETY: the slice is a part of guest RAM, a mapping of ours that lives as long as the process.
+        unsafe { self.set_user_memory_region(slot) }
+            .with_context(|| format!("KVM cannot {what} a block of guest RAM"))
     }
-
-    fn hide(&self, region: &RamRegion, index: usize) -> Result<()> {
-        set_block(self, region, index, false).context("KVM cannot unmap a block of guest RAM")
-    }
-}
-
-fn set_block(vm: &VmFd, region: &RamRegion, index: usize, is_there: bool) -> Result<()> {
-    let blocks = region.blocks().context("no RAM that comes in blocks")?;
-    let bytes = blocks.bytes(index);
-    let slice = region.any_slice(bytes.clone())?;
-    let slot = kvm_userspace_memory_region {
-        slot: layout::FIRST_BLOCK_SLOT + u32::try_from(index)?,
-        flags: 0,
-        guest_phys_addr: region.start_addr().0 + bytes.start,
-        // Zero takes the slot away (Documentation/virt/kvm/api.rst, 4.35).
-        memory_size: if is_there { blocks.size() } else { 0 },
-        userspace_addr: slice.ptr_guard_mut().as_ptr() as u64,
-    };
-    // SAFETY: the slice is a part of guest RAM, a mapping of ours that lives as long as the process.
-    Ok(unsafe { vm.set_user_memory_region(slot) }?)
 }

@@ -89,10 +89,7 @@ pub fn with_room(ram: &GuestRam) -> GuestRam {
 fn memory(ram: &GuestRam) -> Mem {
     struct NoCpus;
     impl Slots for NoCpus {
-        fn show(&self, _: &RamRegion, _: usize) -> anyhow::Result<()> {
-            Ok(())
-        }
-        fn hide(&self, _: &RamRegion, _: usize) -> anyhow::Result<()> {
+        fn set(&self, _: &RamRegion, _: usize, _: bool) -> anyhow::Result<()> {
             Ok(())
         }
     }

@@ -40,7 +40,13 @@ struct Cpus {
 }
 
 impl Slots for Cpus {
-    fn show(&self, _: &RamRegion, index: usize) -> Result<()> {
+    fn set(&self, _: &RamRegion, index: usize, is_there: bool) -> Result<()> {
+        if !is_there {
+            let mut seen = self.seen.lock().unwrap();
+            let at = seen.iter().position(|other| *other == index).expect("it is there");
+            seen.remove(at);
+            return Ok(());
+        }
         ensure!(!self.full.load(Ordering::SeqCst) || index < 5, "no more");
         if self.slow.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(11));
@@ -48,13 +54,6 @@ impl Slots for Cpus {
         let mut seen = self.seen.lock().unwrap();
         assert!(!seen.contains(&index), "{index} is there already");
         seen.push(index);
-        Ok(())
-    }
-
-    fn hide(&self, _: &RamRegion, index: usize) -> Result<()> {
-        let mut seen = self.seen.lock().unwrap();
-        let at = seen.iter().position(|other| *other == index).expect("it is there");
-        seen.remove(at);
         Ok(())
     }
 }
