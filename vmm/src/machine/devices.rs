@@ -24,11 +24,8 @@ use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, GuestRam};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::block::Block;
-use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mem::Mem;
-use crate::virtio::mem_handle::MemHandle;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
@@ -72,16 +69,22 @@ impl Devices {
         let report = GuestReport { init_runs: init_runs.clone(), timeline, events };
         ports.insert(layout::REPORT_PORTS, Arc::new(Mutex::new(report)))?;
 
-        let Virtio { devices, disks, balloon, memory } =
-            virtio_devices(config, files, Hotplug::new(ram, vm.clone()))?;
+        let power_button = irqfd(vm, layout::EVENT_GSI)?;
+        let mut handles = Handles {
+            balloon: None,
+            memory: None,
+            disks: Vec::new(),
+            serial: serial.clone(),
+            panicked,
+            power_button,
+        };
+        let hotplug = Hotplug::new(ram, vm.clone());
+        let devices = virtio_devices(config, files, hotplug, &mut handles)?;
         let pages = Arc::new(memory::virtio_pages(vm, devices.len())?);
         let mut virtio = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
             virtio.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
         }
-        let power_button = irqfd(vm, layout::EVENT_GSI)?;
-        let handles =
-            Handles { balloon, memory, disks, serial: serial.clone(), panicked, power_button };
         Ok(Self { ports, mmio, serial, init_runs, handles, virtio })
     }
 }
@@ -146,42 +149,32 @@ fn add_pc_devices(ports: &mut Bus, config: &MachineConfig, owner: &Owner) -> Res
     ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
 }
 
-/// The virtio devices of a machine, disks first, and the handles of those that have one.
-struct Virtio {
-    devices: Vec<Box<dyn VirtioDevice>>,
-    disks: Vec<Arc<DiskCounts>>,
-    balloon: Option<BalloonHandle>,
-    memory: Option<MemHandle>,
-}
-
-/// The one list of virtio devices: disks first, so that the first is /dev/vda.
+/// The one list of virtio devices: disks first, so that the first is /dev/vda. Adds what they are reached by.
 fn virtio_devices(
     config: &MachineConfig,
     files: &Files,
     hotplug: Option<Hotplug>,
-) -> Result<Virtio> {
+    handles: &mut Handles,
+) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    let mut disks = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
         let image = image.try_clone()?;
         let mut block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
         block.limiter = Limiter::new(&disk.limit, Instant::now());
-        disks.push(block.counts().clone());
+        handles.disks.push(block.counts().clone());
         devices.push(Box::new(block));
     }
     devices.push(Box::new(Rng { limiter: Limiter::new(&config.entropy_limit, Instant::now()) }));
-    let mut handle = None;
     if let Some(target) = config.balloon_target() {
         let balloon = Balloon::new(config.mem.bytes(), target, config.balloon_features)?;
-        handle = Some(balloon.handle());
+        handles.balloon = Some(balloon.handle());
         devices.push(Box::new(balloon));
     }
-    let mut memory = None;
     if let Some(mem) = hotplug.map(Mem::new) {
-        memory = Some(mem.handle());
+        handles.memory = Some(mem.handle());
         devices.push(Box::new(mem));
     }
-    Ok(Virtio { devices, disks, balloon: handle, memory })
+    Ok(devices)
 }
 
 fn add_virtio(

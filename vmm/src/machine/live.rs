@@ -92,20 +92,18 @@ impl LiveMachine {
 
     /// Processor time that its threads have used, by name. A device's begins anew when its driver does.
     pub fn cpu_times(&self) -> Vec<(String, Duration)> {
-        let mut times = Vec::new();
-        match self {
+        let (vcpus, console): (Vec<_>, _) = match self {
             Self::Running(machine) => {
-                let names = (0..).map(|index: u32| format!("vcpu{index}"));
-                times.extend(names.zip(machine.vcpus.iter().map(Worker::cpu_time)));
-                times.push(("console".into(), machine.console.cpu_time()));
+                (machine.vcpus.iter().map(Worker::cpu_time).collect(), machine.console.cpu_time())
             }
             Self::Paused(machine) => {
-                times
-                    .extend(machine.vcpus.iter().map(|v| (format!("vcpu{}", v.index), v.cpu_time)));
-                times.push(("console".into(), machine.console.cpu_time));
+                (machine.vcpus.iter().map(|vcpu| vcpu.cpu_time).collect(), machine.console.cpu_time)
             }
-            Self::Lost => {}
-        }
+            Self::Lost => return Vec::new(),
+        };
+        let names = (0..).map(|index: u32| format!("vcpu{index}"));
+        let mut times: Vec<_> = names.zip(vcpus).collect();
+        times.push(("console".into(), console));
         let devices = self.board().into_iter().flat_map(|board| &board.virtio);
         times.extend(devices.filter_map(|device| lock(device).transport.cpu_time()));
         times

@@ -98,35 +98,26 @@ impl Machine {
         console: Console,
         owner: &Owner,
     ) -> Result<Self> {
+        let timeline = &owner.timeline;
         let load = || {
             let entry = boot::load(config, &files.kernel, files.initrd.as_ref(), ram)?;
-            owner.timeline.reach(Mark::KernelLoaded);
+            timeline.reach(Mark::KernelLoaded);
             Ok(entry)
         };
         // Making a VM is mostly waiting for the host's kernel.
-        let rest = || Self::build_without_kernel(kvm, config, files, ram, console, owner);
-        let (entry, machine) = worker::join_concurrently(load, rest)?;
-        vm::set_boot_state(&machine.vcpus[0].fd, ram, entry)?;
-        Ok(machine)
-    }
-
-    fn build_without_kernel(
-        kvm: &Kvm,
-        config: &MachineConfig,
-        files: &Files,
-        ram: &GuestRam,
-        console: Console,
-        owner: &Owner,
-    ) -> Result<Self> {
-        let timeline = &owner.timeline;
-        let vm = Arc::new(vm::create_vm(kvm, config)?);
-        timeline.reach(Mark::VmCreated);
-        memory::map_into_guest(&vm, ram)?;
-        timeline.reach(Mark::MemoryReady);
-        let fds = vm::create_vcpus(&vm, kvm, config)?;
-        fds.iter().for_each(|fd| timeline.made_cpu(fd));
-        let devices = Devices::build(config, files, &vm, ram, console.output(), owner)?;
-        vm::write_tables(config, ram, devices.virtio.len())?;
+        let make_vm = || {
+            let vm = Arc::new(vm::create_vm(kvm, config)?);
+            timeline.reach(Mark::VmCreated);
+            memory::map_into_guest(&vm, ram)?;
+            timeline.reach(Mark::MemoryReady);
+            let fds = vm::create_vcpus(&vm, kvm, config)?;
+            fds.iter().for_each(|fd| timeline.made_cpu(fd));
+            let devices = Devices::build(config, files, &vm, ram, console.output(), owner)?;
+            vm::write_tables(config, ram, devices.virtio.len())?;
+            Ok((vm, fds, devices))
+        };
+        let (entry, (vm, fds, devices)) = worker::join_concurrently(load, make_vm)?;
+        vm::set_boot_state(&fds[0], ram, entry)?;
         let coalesced = coalesce_output(&vm, config, &fds[0])?.map(Arc::new);
         let (ports, mmio) = (Arc::new(devices.ports), Arc::new(devices.mmio));
         let buses = Buses { ports, mmio, coalesced };
