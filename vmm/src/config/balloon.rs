@@ -25,12 +25,6 @@ impl Default for BalloonFeatures {
     }
 }
 
-impl BalloonFeatures {
-    pub(super) fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// Whether there is a balloon device, and how much memory it is to take at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonConfig {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::RateLimit;
 use super::text::ensure_once;
+use super::{RateLimit, is_default};
 
 /// A raw disk image or block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,14 +43,8 @@ impl DiskConfig {
 
     /// A disk in the file at `path`, without options.
     pub fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            readonly: false,
-            direct: false,
-            id: None,
-            overlay: None,
-            limit: RateLimit::default(),
-        }
+        let (readonly, direct, limit) = (false, false, RateLimit::default());
+        Self { path, readonly, direct, id: None, overlay: None, limit }
     }
 
     /// Refuses a file that two of `disks` would write to, or that one writes and another reads.
@@ -89,7 +83,7 @@ enum Form {
 impl From<DiskConfig> for Form {
     fn from(disk: DiskConfig) -> Self {
         match (disk.to_string(), disk.limit) {
-            (flag, limit) if limit.is_default() => Self::Flag(flag),
+            (flag, limit) if is_default(&limit) => Self::Flag(flag),
             (disk, limit) => Self::Limited { disk, limit },
         }
     }

@@ -40,7 +40,7 @@ pub struct MachineConfig {
     #[serde(with = "text")]
     pub balloon: BalloonConfig,
     /// What the balloon offers.
-    #[serde(skip_serializing_if = "BalloonFeatures::is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub balloon_features: BalloonFeatures,
     /// A bzImage or an ELF.
     pub kernel: Option<PathBuf>,
@@ -55,19 +55,20 @@ pub struct MachineConfig {
     /// Disks: the first is /dev/vda.
     pub disk: Vec<DiskConfig>,
     /// How fast random numbers come.
-    #[serde(skip_serializing_if = "RateLimit::is_default")]
+    #[serde(skip_serializing_if = "is_default")]
     pub entropy_limit: RateLimit,
     /// Where the serial port's registers are.
     pub uart: Uart,
     /// Whether the machine has Firecracker's boot timer.
-    #[serde(skip_serializing_if = "is_off")]
+    #[serde(skip_serializing_if = "is_default")]
     pub boot_timer: bool,
     /// Identity in the SMBIOS tables. Random unless given.
     pub uuid: Option<Uuid>,
 }
 
-fn is_off(switch: &bool) -> bool {
-    !switch
+/// Whether `value` need not be said.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for MachineConfig {

@@ -1,7 +1,5 @@
 //! How fast a device may be, as clients of the API say it.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 /// At most so much in a time, in the mean; what was not used is kept for later, up to a bucket full.
@@ -34,18 +32,9 @@ impl Bucket {
     pub fn is_limit(&self) -> bool {
         self.size > 0 && self.refill_time > 0
     }
-
-    /// The time in which an empty one is full again.
-    pub fn refill(&self) -> Duration {
-        Duration::from_millis(self.refill_time)
-    }
 }
 
 impl RateLimit {
-    pub(super) fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Whether it limits anything.
     pub fn is_limit(&self) -> bool {
         [self.bandwidth, self.ops].iter().flatten().any(Bucket::is_limit)

@@ -25,7 +25,7 @@ impl TokenBucket {
     fn new(bucket: &Bucket, now: Instant) -> Self {
         // Both below 2^63, so that their product, and twice that, is within an i128.
         let most = i64::MAX as u128;
-        let refill = bucket.refill().as_nanos().min(most) as i128;
+        let refill = Duration::from_millis(bucket.refill_time).as_nanos().min(most) as i128;
         let tokens = |count: u64| u128::from(count).min(most) as i128;
         let size = tokens(bucket.size) * refill;
         let burst = tokens(bucket.one_time_burst.unwrap_or(0)) * refill;
