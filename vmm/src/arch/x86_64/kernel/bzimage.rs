@@ -99,30 +99,32 @@ impl<'a> Payload<'a> {
 
     /// Loads what the payload unpacks to: from the store, else through it.
     fn load(&self, of: &KernelFile, ram: &GuestRam, options: &Options) -> Result<Kernel> {
-        if let Some(known) = of.unpacked.get() {
-            if let Some(Ok(kernel)) = known.as_ref().map(|image| elf::load(image, ram, options)) {
-                return Ok(kernel);
+        let stored = match of.unpacked.get() {
+            Some(known) => known.as_ref().and_then(|image| elf::load(image, ram, options).ok()),
+            None => {
+                let store = of.store.as_deref();
+                let loaded = store.and_then(|store| self.load_stored(store, ram, options));
+                let (kernel, image) = loaded.unzip();
+                of.unpacked.get_or_init(|| image.flatten());
+                kernel
             }
-            return elf::load(&self.unpack_to_memory()?, ram, options);
-        }
-        let (kernel, image) = match &of.store {
-            Some(store) => self.load_stored(&**store, ram, options)?,
-            None => (elf::load(&self.unpack_to_memory()?, ram, options)?, None),
         };
-        of.unpacked.get_or_init(|| image);
-        Ok(kernel)
+        match stored {
+            Some(kernel) => Ok(kernel),
+            None => elf::load(&self.unpack_to_memory()?, ram, options),
+        }
     }
 
-    /// Loads it for the first time; returns what is in the store, too.
+    /// Loads it for the first time; returns what is in the store, too. `None` if that can neither have it nor keep it.
     fn load_stored(
         &self,
         store: &dyn KernelStore,
         ram: &GuestRam,
         options: &Options,
-    ) -> Result<(Kernel, Option<elf::Image>)> {
+    ) -> Option<(Kernel, Option<elf::Image>)> {
         if let Some(image) = store.find(self.file) {
             match elf::load(&image, ram, options) {
-                Ok(kernel) => return Ok((kernel, Some(image))),
+                Ok(kernel) => return Some((kernel, Some(image))),
                 Err(error) => {
                     log::debug!("kernel store: {error:#}");
                     store.forget(self.file);
@@ -130,13 +132,10 @@ impl<'a> Payload<'a> {
             }
         }
         let kept = store.keep(self.file, &mut |to| self.unpack(to));
-        match kept.and_then(|kept| Ok((elf::load(&kept.image, ram, options)?, kept.kept))) {
-            Ok(loaded) => Ok(loaded),
-            Err(error) => {
-                log::debug!("kernel store: cannot keep this kernel: {error:#}");
-                Ok((elf::load(&self.unpack_to_memory()?, ram, options)?, None))
-            }
-        }
+        let loaded = kept.and_then(|kept| Ok((elf::load(&kept.image, ram, options)?, kept.kept)));
+        loaded
+            .inspect_err(|error| log::debug!("kernel store: cannot keep this kernel: {error:#}"))
+            .ok()
     }
 
     fn unpack_to_memory(&self) -> Result<elf::Image> {
