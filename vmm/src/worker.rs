@@ -233,7 +233,7 @@ fn cpus() -> u32 {
     sched_getaffinity(None).map_or(1, |cpus| cpus.count())
 }
 
-/// Does `work` with each of `items` on a few threads; returns when all is done, or one has failed.
+/// Does `work` with each of `items` on a thread or two; returns when all is done, or one has failed.
 pub fn parallel_for_each<T: Sync>(
     items: &[T],
     work: impl Fn(&T) -> Result<()> + Sync,
@@ -248,15 +248,10 @@ pub fn parallel_for_each<T: Sync>(
         }
         Ok(())
     };
-    thread::scope(|scope| {
-        let helper = (cpus() > 1 && items.len() > 1).then(|| {
-            let builder = thread::Builder::new().stack_size(STACK).name("helper".into());
-            builder.spawn_scoped(scope, run).ok()
-        });
-        let own = run();
-        let helped = helper.flatten().map_or(Ok(Ok(())), |helper| helper.join());
-        own.and(helped.unwrap_or_else(|_| Err(anyhow!("a helping thread panicked"))))
-    })
+    if cpus() < 2 || items.len() < 2 {
+        return run();
+    }
+    join_concurrently(run, run).map(|_| ())
 }
 
 /// Does `aside` on a thread of its own and `here` at the same time.
