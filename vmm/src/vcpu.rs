@@ -85,8 +85,10 @@ impl Vcpu {
                 if let [_] = data {
                     self.buses.ports.write(port.into(), data);
                 } else {
+                    // One access, or many by a string instruction.
                     let data = data.to_vec();
-                    self.write_ports(port, &data);
+                    let size = access_size(self.fd.get_kvm_run());
+                    data.chunks(size).for_each(|data| self.buses.ports.write(port.into(), data));
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -121,12 +123,6 @@ impl Vcpu {
             Err(error) => return internal(format!("KVM_RUN on CPU {}: {error}", self.index)),
         }
         None
-    }
-
-    /// One instruction's output to `port`: one access, or many by a string instruction.
-    fn write_ports(&mut self, port: u16, data: &[u8]) {
-        let size = access_size(self.fd.get_kvm_run());
-        data.chunks(size).for_each(|data| self.buses.ports.write(port.into(), data));
     }
 }
 
