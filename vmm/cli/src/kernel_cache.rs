@@ -1,18 +1,16 @@
 //! Unpacked kernels, kept for the next time in `$XDG_CACHE_HOME/tinyvmm/kernels`.
 //!
 //! An entry is named by the BLAKE3 of its bzImage, and is what that unpacks to, followed by
-//! checksums. It appears whole, by a rename. So that a bzImage is not read each time, a note beside
-//! the entries, named by what the file system says of a file, has that hash. And so that people know which
-//! is which, a link that is never followed says where the bzImage of an entry was when it was last booted.
+//! checksums. It appears whole, by a rename.
+
+mod notes;
 
 use std::env;
-use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -20,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{
     AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock, fstat,
-    fstatfs, futimens, mkdirat, openat, readlinkat, renameat, statat, symlinkat, unlinkat,
+    futimens, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -36,16 +34,10 @@ const MAX_NOTES: usize = 256;
 const MAX_SUMS: usize = 4096;
 /// How long to wait for a process that unpacks, before doing the same beside it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A file that was changed this recently may change again without looking different.
-const SETTLED: Duration = Duration::from_secs(3);
 /// The last bytes of an entry, in a version of what is before them.
 const MAGIC: [u8; 8] = *b"tinyvmk2";
 /// Length of the image, number of checksums, `MAGIC`.
 const FOOTER: u64 = 24;
-/// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
-const FUSE: i64 = 0x6573_5546;
-const NOTE: &str = "file-";
-const NAME: &str = "name-";
 const UNFINISHED: &str = "new-";
 
 /// The folder, which is this user's and nobody else can write to.
@@ -155,28 +147,6 @@ impl Cache {
         Ok(Self { dir, max_bytes: MAX_BYTES })
     }
 
-    /// The name that the bzImage in `file` has here.
-    pub fn key(&self, file: &File) -> Result<String> {
-        let note = note_name(file)?;
-        if let Some(key) = self.read_note(&note) {
-            return Ok(key);
-        }
-        let key = hash(file).context("cannot read it")?.to_hex().to_string();
-        if note_name(file)? == note
-            && is_settled(file)?
-            && let Err(error) = self.write_note(&note, &key)
-        {
-            log::debug!("kernel cache: cannot note what a file is: {error:#}");
-        }
-        Ok(key)
-    }
-
-    fn read_note(&self, name: &str) -> Option<String> {
-        let mut key = String::new();
-        self.open_file(name).ok()?.take(65).read_to_string(&mut key).ok()?;
-        is_key(&key).then_some(key)
-    }
-
     /// The entry of this name, if it is there; its contents are still to be checked.
     pub fn find(&self, key: &str) -> Option<Image> {
         let file = self.open_file(key).ok()?;
@@ -201,36 +171,6 @@ impl Cache {
         unfinished.file().write_all_at(&tail, image.size())?;
         unfinished.finish(key)?;
         self.shrink()
-    }
-
-    fn write_note(&self, name: &str, key: &str) -> Result<()> {
-        let unfinished = self.begin()?;
-        unfinished.file().write_all(key.as_bytes())?;
-        unfinished.finish(name)
-    }
-
-    /// Notes that the bzImage of the entry `key` is at `path`: for people, nothing opens it.
-    pub fn note_path(&self, key: &str, path: &Path) {
-        let name = format!("{NAME}{key}");
-        let Ok(path) = std::path::absolute(path) else { return };
-        if self.noted_path(key).as_deref() == Some(&path) {
-            return;
-        }
-        // A link cannot be changed, but replaced. A path that is too long for one is not noted.
-        let noted = unfinished_name().and_then(|new| {
-            symlinkat(&path, &self.dir, &new)?;
-            let renamed = renameat(&self.dir, &new, &self.dir, &name);
-            renamed.inspect_err(|_| self.remove(&new))?;
-            Ok(())
-        });
-        if let Err(error) = noted {
-            log::debug!("kernel cache: cannot note a kernel's path: {error:#}");
-        }
-    }
-
-    fn noted_path(&self, key: &str) -> Option<PathBuf> {
-        let path = readlinkat(&self.dir, format!("{NAME}{key}"), Vec::new()).ok()?;
-        Some(OsString::from_vec(path.into_bytes()).into())
     }
 
     /// Begins a file that appears whole or not at all.
@@ -271,7 +211,8 @@ impl Cache {
     /// Removes all that the cache has put into its folder.
     pub fn clear(&self) -> Result<()> {
         let ours = |name: &str| {
-            is_key(name) || [NOTE, NAME, UNFINISHED].iter().any(|ours| name.starts_with(ours))
+            is_key(name)
+                || [notes::FILE, notes::PATH, UNFINISHED].iter().any(|ours| name.starts_with(ours))
         };
         self.files(ours)?.iter().for_each(|file| self.remove(&file.key));
         Ok(())
@@ -292,10 +233,11 @@ impl Cache {
         }
         let kept = self.files(is_key)?;
         let is_left = |name: &str| {
-            name.strip_prefix(NAME).is_some_and(|key| kept.iter().all(|entry| entry.key != key))
+            name.strip_prefix(notes::PATH)
+                .is_some_and(|key| kept.iter().all(|entry| entry.key != key))
         };
         self.files(is_left)?.iter().for_each(|name| self.remove(&name.key));
-        let mut notes = self.files(|name| name.starts_with(NOTE))?;
+        let mut notes = self.files(|name| name.starts_with(notes::FILE))?;
         notes.sort_by_key(|note| std::cmp::Reverse(note.used));
         notes.iter().skip(MAX_NOTES).for_each(|note| self.remove(&note.key));
         Ok(())
@@ -346,24 +288,9 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-fn hash(file: &File) -> io::Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = vec![0; 256 << 10];
-    let mut at = 0;
-    loop {
-        match file.read_at(&mut bytes, at)? {
-            0 => return Ok(hasher.finalize()),
-            len => {
-                hasher.update(&bytes[..len]);
-                at += len as u64;
-            }
-        }
-    }
-}
-
 /// `None` if it is damaged.
 fn read_entry(mut file: File) -> Option<Image> {
-    let end = file.seek(io::SeekFrom::End(0)).ok()?;
+    let end = file.seek(SeekFrom::End(0)).ok()?;
     let footer_at = end.checked_sub(FOOTER)?;
     let mut footer = [[0; 8]; 3];
     file.read_exact_at(footer.as_flattened_mut(), footer_at).ok()?;
@@ -408,22 +335,6 @@ fn ensure_ours(file: &OwnedFd) -> Result<()> {
     ensure!(stat.st_uid == rustix::process::geteuid().as_raw(), "belongs to another user");
     ensure!(stat.st_mode & 0o022 == 0, "others may write to it: chmod go-w");
     Ok(())
-}
-
-/// What the file system says of a file changes with its contents.
-fn note_name(file: &File) -> Result<String> {
-    let m = file.metadata()?;
-    let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
-    let identity = format!("{:x}-{:x}-{:x}", m.dev(), m.ino(), m.size());
-    Ok(format!("{NOTE}{identity}-{:x}.{:x}-{:x}.{:x}", mtime.0, mtime.1, ctime.0, ctime.1))
-}
-
-/// Whether the file system can be trusted in that: FUSE is a program of any user.
-fn is_settled(file: &File) -> Result<bool> {
-    let metadata = file.metadata()?;
-    let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
-    let age = (SystemTime::UNIX_EPOCH + changed).elapsed();
-    Ok(age.is_ok_and(|age| age > SETTLED) && fstatfs(file)?.f_type != FUSE)
 }
 
 #[cfg(test)]

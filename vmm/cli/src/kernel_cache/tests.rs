@@ -1,5 +1,11 @@
 //! What is kept is what is booted, whoever else is at the folder.
 
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use super::notes::{FILE, PATH, note_name};
 use super::*;
 
 /// Puts an ELF with one segment of `len` bytes into the cache.
@@ -101,11 +107,11 @@ fn an_entry_has_the_path_that_was_last_booted_as_long_as_it_is_there() {
         cache.note_path(&key(1), Path::new(&format!("/{}", "x/".repeat(4096))));
         assert_eq!(noted(&cache), Some(OsString::from_vec(b"/caf\xe9\n".to_vec()).into()));
         // A link in an entry's place is not followed, nor one that is a folder's.
-        std::fs::remove_file(dir.join(format!("{NAME}{}", key(1)))).unwrap();
-        std::fs::create_dir(dir.join(format!("{NAME}{}", key(1)))).unwrap();
+        std::fs::remove_file(dir.join(format!("{PATH}{}", key(1)))).unwrap();
+        std::fs::create_dir(dir.join(format!("{PATH}{}", key(1)))).unwrap();
         cache.note_path(&key(1), Path::new("/boot"));
         assert_eq!(noted(&cache), None);
-        std::fs::remove_dir(dir.join(format!("{NAME}{}", key(1)))).unwrap();
+        std::fs::remove_dir(dir.join(format!("{PATH}{}", key(1)))).unwrap();
         cache.note_path(&key(1), Path::new("/boot"));
         // It goes with its entry.
         insert(&cache, 2, 4 << 20);
@@ -122,7 +128,7 @@ fn a_note_is_believed_only_of_the_same_file() {
         let file = File::open(&path).unwrap();
         let one = cache.key(&file).unwrap();
         // It was changed a moment ago.
-        assert!(cache.files(|name| name.starts_with(NOTE)).unwrap().is_empty());
+        assert!(cache.files(|name| name.starts_with(FILE)).unwrap().is_empty());
         std::fs::write(dir.join(note_name(&file).unwrap()), key(9)).unwrap();
         assert_eq!(cache.key(&file).unwrap(), key(9));
         std::fs::write(dir.join(note_name(&file).unwrap()), "../../etc/passwd").unwrap();
