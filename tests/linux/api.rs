@@ -51,11 +51,12 @@ fn paused_two_hundred_times_under_load_no_request_is_lost_or_repeated() {
     let (from, to) = (full(&dir, "from", 4 * MIB), empty(&dir, "to", 4 * MIB));
     let direct = "bs=64k iflag=direct";
     let script = format!(
-        "touch /go; echo up=1; ( n=0; while [ -e /go ]; do \
+        "touch /go; ( n=0; while [ -e /go ]; do \
          dd if=/dev/zero of=/dev/vdb bs=1M count=4 oflag=direct 2>/dev/null; \
          dd if=/dev/vda of=/dev/vdb {direct} oflag=direct 2>/dev/null; \
          a=$(dd if=/dev/vda {direct} 2>/dev/null | md5sum); b=$(dd if=/dev/vdb {direct} 2>/dev/null | md5sum); \
-         [ ${{a%% *}} = ${{b%% *}} ] || echo differ=1; n=$((n + 1)); done; sync; echo rounds=$n ) & read x; rm /go; wait; \
+         [ ${{a%% *}} = ${{b%% *}} ] || echo differ=1; \
+         n=$((n + 1)); [ $n != 1 ] || echo up=1; done; sync; echo rounds=$n ) & read x; rm /go; wait; \
          set -- $(cat /sys/block/vda/stat); echo vda=$1 $3; \
          set -- $(cat /sys/block/vdb/stat); echo vdb=$5 $7; echo counted=1; read x"
     );

@@ -3,7 +3,9 @@
 use std::fs;
 use std::time::SystemTime;
 
-use super::{AMD64_BZIMAGE, CLOUD_BZIMAGE, CLOUD_ELF, Console, INIT, Kernel, console_of, then_run};
+use super::{
+    AMD64_BZIMAGE, CLOUD_BZIMAGE, CLOUD_ELF, Console, IN_A_BOX, INIT, Kernel, console_of, then_run,
+};
 use crate::fixture::Vmm;
 
 /// The least that Debian's kernels can do with. The cloud kernel's bzImage takes 16 MiB and an
@@ -133,7 +135,8 @@ fn an_elf_with_only_a_pvh_entry_boots() {
     let entry = 24..32; // e_entry of an ELF64 header
     elf[entry].copy_from_slice(&0xffff_ffff_8100_0000u64.to_le_bytes());
     let line = format!("quiet {}", then_run(&QUESTIONS.join("; ")));
-    let vmm = Vmm::new().kernel(&elf).args(["--initrd".into(), CLOUD_ELF.initrd()]);
+    let vmm =
+        Vmm::new().patiently(IN_A_BOX).kernel(&elf).args(["--initrd".into(), CLOUD_ELF.initrd()]);
     let vmm = vmm.args(["--cmdline", &line, "--cpus", "2", "--mem", "512M", "--uuid", UUID]);
     let console = console_of(vmm);
     // PVH has no place for a seed: the guest gathers its own randomness.

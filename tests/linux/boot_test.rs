@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{CLOUD_BZIMAGE, CLOUD_ELF, Kernel};
+use super::{CLOUD_BZIMAGE, CLOUD_ELF, IN_A_BOX, Kernel};
 use crate::fixture::{Outcome, Vmm};
 
 /// Runs machines described by `machines`, whose kernel and initrd are `kernel`'s, one at a time.
@@ -10,7 +10,8 @@ fn run(kernel: Kernel, machines: &str) -> Outcome {
     let (path, initrd) = (kernel.path(), kernel.initrd());
     let defaults = format!("[defaults]\nkernel = {path:?}\ninitrd = {initrd:?}\n");
     let flags = ["boot-test", "spec.toml", "--jobs=1", "--json=results.json"];
-    Vmm::new().file("spec.toml", format!("{defaults}{machines}")).args(flags).run()
+    let spec = format!("{defaults}{machines}");
+    Vmm::new().patiently(2 * IN_A_BOX).file("spec.toml", spec).args(flags).run()
 }
 
 fn results(outcome: &Outcome) -> Value {

@@ -82,7 +82,6 @@ fn that_can_grow(kernel: Kernel, balloon: &str) -> (Running, Client) {
         echo wrong=$(dmesg | grep -E '[O]ops|[B]UG|[C]all Trace|[O]ut of memory')";
     let vmm = kernel.runs(script).args(["--mem", "256M,max=2G", "--balloon", balloon]);
     let vmm = vmm.args(["--api-sock", "api.sock", "--log-level", "info"]);
-    let vmm = vmm.patiently(Duration::from_secs(90));
     listening(vmm.stdin(Stdio::piped()).start().prints("up=1"))
 }
 

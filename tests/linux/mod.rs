@@ -16,10 +16,13 @@ mod small;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::fixture::{Outcome, Vmm};
 use crate::images::image;
 
+/// How much longer anything may take in a box, which interprets its guests and shares the host's CPUs.
+const IN_A_BOX: Duration = Duration::from_secs(150);
 /// Printed by the images' init, once a boot.
 const INIT: &str = "tinyvmm-init: up after";
 
@@ -50,7 +53,8 @@ impl Kernel {
 
     /// A machine without an initrd, with just this added to the command line.
     fn bare(self, cmdline: &str) -> Vmm {
-        Vmm::new().args(["--kernel".into(), self.path()]).args(["--cmdline", cmdline])
+        let kernel = ["--kernel".into(), self.path()];
+        Vmm::new().patiently(IN_A_BOX).args(kernel).args(["--cmdline", cmdline])
     }
 
     /// A machine with this added to the command line.
