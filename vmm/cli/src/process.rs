@@ -59,3 +59,13 @@ pub fn share_heap() {
     // SAFETY: it changes a number of the allocator's, before there are other threads (mallopt(3)).
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
+
+/// Stands in for the C library's, with which Rust's start looks for the end of a stack, to say so when one overflows.
+/// That one reads a text of the kernel's with scanf, a tenth of a megabyte that nothing else needs, at each start.
+/// Without it a stack that overflows is what it is in C: a SIGSEGV.
+// SAFETY: it has the C library's name, parameters and meaning (pthread_getattr_np(3)), and may fail.
+#[cfg(target_env = "gnu")]
+#[unsafe(no_mangle)]
+extern "C" fn pthread_getattr_np(_: libc::pthread_t, _: *mut libc::pthread_attr_t) -> libc::c_int {
+    libc::ENOSYS
+}
