@@ -71,7 +71,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 fn command(cache: &Dir, what: &str) -> String {
-    let mut command = std::process::Command::new(TINYVMM);
+    let mut command = std::process::Command::new(&*TINYVMM);
     let output = command.args(["cache", what]).env("XDG_CACHE_HOME", cache.path("")).output();
     let output = output.unwrap();
     assert!(output.status.success(), "cache {what}: {output:?}");

@@ -4,20 +4,22 @@
 //! Vmm::new().guest(guests::hello).args(["--mem", "32M"]).run().exits(0).prints("hello");
 //! ```
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use crate::dir::Dir;
 use crate::guests;
 
-/// The binary under test.
-pub const TINYVMM: &str = env!("CARGO_BIN_EXE_tinyvmm");
+/// The binary under test: this build's, unless `$TINYVMM` names another.
+pub static TINYVMM: LazyLock<String> =
+    LazyLock::new(|| env::var("TINYVMM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tinyvmm").into()));
 /// How long anything may take before the test fails.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -38,7 +40,7 @@ impl Vmm {
     /// Started by another program, which is given tinyvmm and its arguments, e.g. `setsid`.
     pub fn started_by(wrapper: &[&str]) -> Self {
         let dir = Dir::new();
-        let mut words = wrapper.iter().copied().chain([TINYVMM]);
+        let mut words = wrapper.iter().copied().chain([TINYVMM.as_str()]);
         let mut command = Command::new(words.next().unwrap());
         command.args(words).current_dir(&dir.0).stdin(Stdio::null());
         Self { dir, command, stdout: None, stderr: None, limit: LIMIT }
@@ -47,7 +49,7 @@ impl Vmm {
     /// Started under another name.
     pub fn named(name: &str) -> Self {
         let mut vmm = Self::new();
-        std::os::unix::fs::symlink(TINYVMM, vmm.dir.path(name)).unwrap();
+        std::os::unix::fs::symlink(&*TINYVMM, vmm.dir.path(name)).unwrap();
         vmm.command = Command::new(vmm.dir.path(name));
         vmm.command.current_dir(&vmm.dir.0).stdin(Stdio::null());
         vmm

@@ -69,7 +69,7 @@ fn bash_offers_what_can_follow() {
         _tinyvmm \"$1\"; printf '%s\\n' \"${COMPREPLY[@]}\"";
     for (line, offers) in OFFERED {
         let dir = folder("bash");
-        let text = printed(&dir, &["bash", "--norc"], program, &[TINYVMM, line]);
+        let text = printed(&dir, &["bash", "--norc"], program, &[&TINYVMM, line]);
         let offers: Vec<_> = offers
             .iter()
             .map(|offer| offer.trim_start_matches("--uart=").trim_start_matches("--kernel="))
@@ -94,7 +94,7 @@ fn fish_offers_what_can_follow() {
     let program = "source ./script; complete -C \"$argv[1] $argv[2]\"";
     for (line, offers) in OFFERED {
         let dir = folder("fish");
-        let text = printed(&dir, &["fish", "--no-config"], program, &[TINYVMM, line]);
+        let text = printed(&dir, &["fish", "--no-config"], program, &[&TINYVMM, line]);
         let lines: Vec<_> =
             sorted(&text).iter().map(|line| line.split('\t').next().unwrap()).collect();
         assert_eq!(lines, offers, "{line}");
@@ -136,7 +136,8 @@ zpty -d shell
         ("man ct", "man ctl "),
         ("--kernel x -- do", "--kernel x -- do"),
     ];
-    let words: Vec<_> = [TINYVMM].into_iter().chain(lines.map(|(typed, _)| typed)).collect();
+    let words: Vec<_> =
+        [TINYVMM.as_str()].into_iter().chain(lines.map(|(typed, _)| typed)).collect();
     let text = printed(&folder("zsh"), &["zsh", "-f"], ZSH, &words);
     assert_eq!(text.lines().collect::<Vec<_>>(), lines.map(|(_, completed)| completed));
 }

@@ -13,7 +13,7 @@ const SIDES: [&str; 3] = ["process", "container", "machine"];
 fn compare(dir: &Dir, args: &[&str]) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/compare");
     let mut command = Command::new(script);
-    command.args(args).current_dir(&dir.0).env("TINYVMM", TINYVMM);
+    command.args(args).current_dir(&dir.0).env("TINYVMM", &*TINYVMM);
     command
 }
 
