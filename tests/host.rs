@@ -16,8 +16,8 @@ const WITHOUT_KVM: &str = "mount -t tmpfs none /dev && exec \"$@\"";
 const WITH_KVM_CLOSED: &str =
     "mount --bind closed /dev/kvm && exec setpriv --bounding-set=-all --inh-caps=-all -- \"$@\"";
 
-/// The words that start a program where `script` has changed what is in /dev.
-fn elsewhere(script: &str) -> [&str; 5] {
+/// The words that start a program where `script` has changed what is mounted, e.g. on /dev.
+pub fn elsewhere(script: &str) -> [&str; 5] {
     // Root needs no user namespace, which not every host allows.
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     ["unshare", if is_root { "-m" } else { "-Urm" }, "sh", "-c", script]

@@ -25,6 +25,7 @@ mod kvm_box;
 mod linux;
 mod measure;
 mod recipes;
+mod release;
 mod shells;
 mod small;
 mod stop;
