@@ -3,7 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from comparing.sides import Side
 
@@ -12,9 +12,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Missing:
-    """There is no value, and why."""
+    """There is no value, and why; `more` goes into the JSON."""
 
     reason: str
+    more: Optional[Dict[str, Any]] = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def crowd(side: Side, sizes: Sizes) -> Samples:
     finally:
         for running in instances:
             running.stop()
-    return {"memory_each": each / MIB, "crowd_cache": cache / MIB, "crowd_start": took * 1e3}
+    return {"memory_each": each / MIB, "per_gib": (1 << 30) / each, "crowd_cache": cache / MIB, "crowd_start": took * 1e3}
 
 
 def work(side: Side, sizes: Sizes) -> Samples:
@@ -118,6 +119,6 @@ def work(side: Side, sizes: Sizes) -> Samples:
 EXPERIMENTS: Tuple[Tuple[str, Callable[[Side, Sizes], Samples], Tuple[str, ...]], ...] = (
     ("start and stop", life, ("start", "web", "stop")),
     ("memory", load, ("memory_idle", "memory_loaded", "memory_after", "cpu_idle")),
-    ("many at once", crowd, ("memory_each", "crowd_cache", "crowd_start")),
+    ("many at once", crowd, ("memory_each", "per_gib", "crowd_cache", "crowd_start")),
     ("work", work, ("cpu_one", "cpu_all", "copy", "disk_random", "disk_write", "disk_read")),
 )

@@ -1,17 +1,19 @@
-"""What can be said without a clock: isolation and replicability."""
+"""What can be said without a clock: simplicity, security and replicability."""
 
+import http.client
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
-from comparing import filters
-from comparing.experiments import Missing
-from comparing.running import Running
+from comparing import filters, running
+from comparing.experiments import MIB, Missing
+from comparing.running import Failed, Running
 from comparing.sides import Side
 
 CALL = "__x64_sys_"
 MARKER = "1000003"  # seconds that a process of the host sleeps, which nothing else does
-ROWS = ("kernel", "processes", "calls_own", "calls_host", "devices", "kernel_log", "content", "same_machine", "writes_gone")
+ROWS = ("kernel", "processes", "calls_own", "calls_host", "devices", "kernel_log", "hardware", "writes_gone", "other_host",
+        "image_size", "steps", "web_host", "trusted_size", "trusted_lines")
 
 
 def fact(text: str, number: Optional[int] = None, good: Optional[bool] = None) -> Dict[str, Any]:
@@ -20,24 +22,24 @@ def fact(text: str, number: Optional[int] = None, good: Optional[bool] = None) -
     return {"text": text, **{key: value for key, value in optional.items() if value is not None}}
 
 
-def of(side: Side) -> Dict[str, Any]:
-    """All facts about `side`, from two runs."""
+def of(side: Side, lines: Tuple[int, int]) -> Dict[str, Any]:
+    """All facts about `side`, from two runs. `lines` of tinyvmm's own and of its crates were counted before."""
     marker = subprocess.Popen(["sleep", MARKER])
     try:
-        running = side.start()
-        seen = running.ask(f"look [{MARKER[0]}]{MARKER[1:]}")
-        calls = system_calls(side, running, seen)
-        first = {**running.ask("machine"), **running.ask("content", 300)}
-        running.ask("mark")
-        running.stop()
-        running = side.start()
-        marked = running.ask("marked")
-        second = {**running.ask("machine"), **running.ask("content", 300)}
-        running.stop()
+        instance = side.start()
+        seen = instance.ask(f"look [{MARKER[0]}]{MARKER[1:]}")
+        calls = system_calls(side, instance, seen)
+        digests = {**instance.ask("machine"), **instance.ask("content", 300)}
+        web = web_from_host(instance)
+        instance.ask("mark")
+        instance.stop()
+        instance = side.start()
+        marked = "marked" in instance.ask("marked")
+        instance.stop()
     finally:
         marker.kill()
         marker.wait()
-    return {**isolation(seen), **calls, **replicability(seen, first, second, "marked" in marked)}
+    return {**isolation(seen), **calls, **replicability(seen, digests, marked), **sizes(side, lines), "web_host": web}
 
 
 def isolation(seen: Dict[str, str]) -> Dict[str, Any]:
@@ -56,12 +58,12 @@ def isolation(seen: Dict[str, str]) -> Dict[str, Any]:
     }
 
 
-def system_calls(side: Side, running: Running, seen: Dict[str, str]) -> Dict[str, Any]:
+def system_calls(side: Side, instance: Running, seen: Dict[str, str]) -> Dict[str, Any]:
     """Rows about the calls that are possible."""
     try:
         kernel = filters.of_kernel(line.split()[2][len(CALL):] for line in open("/proc/kallsyms") if f" {CALL}" in line)
         own = filters.of_kernel(seen["calls"].split())
-        limits = {tid: filters.of_thread(tid) for tid in side.threads(running)}
+        limits = {tid: filters.of_thread(tid) for tid in side.threads(instance)}
         passes = {tid: filters.allowed(programs, kernel) for tid, programs in limits.items()}
     except (OSError, ValueError) as error:
         return {row: Missing(f"the filter cannot be read: {error}") for row in ("calls_own", "calls_host")}
@@ -84,17 +86,46 @@ def vcpu(passes: Dict[int, Any]) -> str:
     return ""
 
 
-def replicability(seen: Dict[str, str], first: Dict[str, str], second: Dict[str, str], marked: bool) -> Dict[str, Any]:
-    """Rows from two runs."""
-
-    def same(name: str, more: str = "") -> Dict[str, Any]:
-        if first[name] == second[name]:
-            return fact(f"yes, {first[name]}{more}", good=True)
-        return fact(f"no: {first[name]}, {second[name]}{more}", good=False)
-
-    product = seen.get("product") or "no name"
+def replicability(seen: Dict[str, str], digests: Dict[str, str], marked: bool) -> Dict[str, Any]:
+    """Rows from what was seen, and from whether the second run has found what the first one wrote."""
+    try:
+        host = Path("/sys/class/dmi/id/product_name").read_text().strip()
+    except OSError:
+        host = ""
+    product = seen.get("product", "")
+    whose = "its own" if product != host else "the host’s"
+    kept = {name: digests[name] for name in ("content", "machine")}
     return {
-        "content": same("content"),
-        "same_machine": same("machine", f", {product}"),
+        "hardware": fact(f"{whose}, {product or 'without a name'}", good=product != host),
         "writes_gone": fact("no" if marked else "yes", good=not marked),
+        "other_host": Missing("there is one host here; --other FILE compares with another one's result", {"digests": kept}),
+    }
+
+
+def web_from_host(instance: Running) -> Any:
+    """Whether the host gets the workload's page."""
+    try:
+        answer = instance.ask("web")["answer"]
+    except Failed as error:
+        return Missing(str(error))
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=2 * running.patience)
+        connection.request("GET", "/")
+        got = connection.getresponse().read().decode(errors="replace").strip() == answer
+    except (OSError, http.client.HTTPException):
+        got = False
+    return fact("yes" if got else "no", good=got)
+
+
+def sizes(side: Side, lines: Tuple[int, int]) -> Dict[str, Any]:
+    """Rows about what is shipped, typed and trusted."""
+    own, crates = lines
+    trusted = Missing("the host’s kernel answers, whose source is not here")
+    if side.id == "machine":
+        trusted = fact(f"{own:,} of tinyvmm’s own, at most {crates:,} of its crates", own + crates) if own else Missing("cargo does not tell the crates")
+    return {
+        "image_size": side.shipped() / MIB,
+        "steps": fact(f"{len(side.steps)}: {'; '.join(side.steps)}", len(side.steps)),
+        "trusted_size": sum(path.stat().st_size for path in side.programs()) / MIB,
+        "trusted_lines": trusted,
     }

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +34,7 @@ def summary(samples: List[Any], better: str) -> Dict[str, Any]:
     """A cell: figures, a fact, or the reason why there is none. 99 of 100 samples are no worse than `p99`."""
     good = [sample for sample in samples if not isinstance(sample, Missing)]
     if not good:
-        return {"reason": samples[0].reason if samples else "not asked for"}
+        return {"reason": samples[0].reason, **(samples[0].more or {})} if samples else {"reason": "not asked for"}
     if isinstance(good[0], dict):
         return good[0]
     ranked = sorted(good, reverse=better == "more")
@@ -56,7 +56,7 @@ def attempt(side: Side, rows, experiment) -> Dict[str, Any]:
             side.clean(side.parts.folder / path.name)
 
 
-def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str]) -> Values:
+def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str], lines: Tuple[int, int]) -> Values:
     """All samples, by row and side: one side after another, again and again."""
     values: Values = {row.id: {side.id: [] for side in sides} for row in ROWS}
 
@@ -77,7 +77,7 @@ def measure(sides: List[Side], rounds: int, sizes: Sizes, only: List[str]) -> Va
                 what = f"round {number + 1} of {rounds}, {name}"
                 add(side, rows, what, lambda e=experiment, s=side: e(s, sizes))
     for side in sides:
-        add(side, facts.ROWS, "isolation and replicability", lambda s=side: facts.of(s))
+        add(side, facts.ROWS, "facts", lambda s=side: facts.of(s, lines))
     return values
 
 
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--icount", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--lines", nargs=2, type=int, default=[0, 0])
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("compare: containers need root; run it with sudo, or with --box")
@@ -147,7 +148,7 @@ def main() -> None:
             running.patience = 100.0
         if where["emulated"]:
             parts.keep_programs()
-        values = measure(sides, arguments.n, sizes, arguments.only)
+        values = measure(sides, arguments.n, sizes, arguments.only, tuple(arguments.lines))
         arguments.output.write_text(json.dumps(result(values, sides, sizes, where), indent=1, ensure_ascii=False) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")

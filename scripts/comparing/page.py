@@ -1,15 +1,14 @@
 """The comparison as one HTML page that needs nothing else."""
 
-import math
 from html import escape
 from itertools import groupby
 from typing import Any, Dict, List
 
+from comparing.findings import findings
 from comparing.table import is_fact, number
 
 LEFT, RIGHT, STEP, BAR = 62, 140, 22, 13
 WIDTH = 380
-SAME = 1.05  # a lesser gap is none
 STYLE = """
 :root { color-scheme: light dark; --back: #fbfaf7; --card: #fff; --text: #22252a; --soft: #646b75; --line: #dedbd2;
   --process: #8b929c; --container: #2f7fb8; --machine: #d2691e; --note: #fff4d6; }
@@ -27,7 +26,7 @@ svg { display: block; width: 100%; max-width: 480px; height: auto; margin: 6px 0
 svg .soft { fill: var(--soft); } svg line { stroke: var(--text); stroke-width: 1.5; }
 .process { fill: var(--process); } .container { fill: var(--container); } .machine { fill: var(--machine); }
 dl { display: grid; grid-template-columns: 84px 1fr; margin: 6px 0 2px; gap: 2px 0; } dd { margin: 0; }
-dt { color: var(--soft); } .sums { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 0 24px; } ul { padding-left: 18px; margin: 4px 0; }
+dt { color: var(--soft); } .found { grid-template-columns: 130px 1fr; gap: 8px 0; } .found dt { font-weight: bold; color: var(--text); }
 """
 
 
@@ -80,31 +79,6 @@ def card(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
     return f'<div class="row">{title}{body}<details><summary>method</summary><p>{escape(row["method"])}</p></details></div>'
 
 
-def against(result: Dict[str, Any]) -> List[List[str]]:
-    """What the machine wins, loses and does as well as the container: facts, then medians with the widest gap first."""
-    wins, losses, ties = [], [], []
-    for row in result["rows"]:
-        machine, container = row["values"].get("machine", {}), row["values"].get("container", {})
-        ours, theirs = machine.get("median", machine.get("number")), container.get("median", container.get("number"))
-        if machine.get("good") != container.get("good") and "good" in machine and "good" in container:
-            (wins if machine["good"] else losses).append((math.inf, f"{row['title']}: {machine['text']}"))
-        elif row["better"] and ours is not None and theirs is not None:
-            least, most = sorted((ours, theirs))
-            factor = most / least if least else 1 if most == 0 else 0  # 0: none can be told
-            gap = f"{number(factor)}×" if factor else f"{number(ours)} against {number(theirs)}"
-            wins_here = (ours < theirs) == (row["better"] == "less")
-            here = " here" if row["ratio_only"] else ""
-            found = ties if 1 <= factor < SAME else wins if wins_here else losses
-            found.append((factor, f"{row['title']} ({gap}{here})"))
-    return [[told for _, told in sorted(found, reverse=True)] for found in (wins, losses, ties)]
-
-
-def listed(title: str, items: List[str]) -> str:
-    """A list, or that it is empty."""
-    told = "".join(f"<li>{escape(item)}</li>" for item in items) or "<li>nothing</li>"
-    return f"<div><h3>{title}</h3><ul>{told}</ul></div>"
-
-
 EMULATED = (
     "An emulator plays the processor here, its virtualization included, in software: the machine pays for that with each exit and "
     "each TLB miss. What is marked “ratios only” depends on it, to the machine’s disadvantage; memory, isolation and replicability do not."
@@ -124,17 +98,17 @@ def note(place: Dict[str, Any]) -> str:
 
 
 def head(result: Dict[str, Any]) -> str:
-    """What was compared, where, and who wins."""
+    """What was found; then what was compared, and where."""
     place, sides = result["place"], result["sides"]
     told = "".join(f"<dt>{escape(side['name'])}</dt><dd>{escape(side['is'])}</dd>" for side in sides)
-    wins, losses, ties = against(result)
+    found = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(said)}</dd>" for topic, said in findings(result))
     return (
         "<h1>The same workload: a process, a container, a machine</h1>"
+        f'<dl class="found">{found}</dl>{note(place)}<h2>Evidence</h2>'
         f'<p class="soft">{escape(result["when"])} · {escape(place["name"])} · {escape(place["cpu"])}, {place["cpus"]} processor(s), '
         f'{place["memory_mib"]} MiB · Linux {escape(place["kernel"])} · {escape(place["file_system"])} · '
         f'{escape(place["runc"])} · {escape(place["tinyvmm"])}</p>'
-        f"<dl>{told}</dl>{note(place)}"
-        f'<h2>The machine against the container</h2><div class="sums">{listed("Better", wins)}{listed("Worse", losses)}{listed("The same, within 5%", ties)}</div>'
+        f"<dl>{told}</dl>"
     )
 
 

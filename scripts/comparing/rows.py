@@ -1,4 +1,4 @@
-"""What is compared: every row, with its unit and its method."""
+"""What is compared: every row, by topic, with its unit and its method."""
 
 from dataclasses import dataclass
 from typing import Tuple
@@ -25,16 +25,7 @@ def _rows(group: str, *rows: Tuple[str, str, str, str, bool, str]) -> Tuple[Row,
 
 ROWS = (
     *_rows(
-        "Start and stop",
-        ("start", "start to first output", "ms", "less", True,
-         "From before the process, the container's overlay and runc, or tinyvmm is started, until the first line of the workload, a shell script, arrives here."),
-        ("web", "start to a web server's first answer", "ms", "less", True,
-         "The workload starts busybox httpd and asks it over loopback, every ms until it answers; the answer comes back on the console: a pipe, in the machine the serial port. Tinyvmm has no network, so all sides do the same."),
-        ("stop", "stop", "ms", "less", True,
-         "SIGTERM to the process; runc kill with TERM, runc delete and umount; SIGTERM to tinyvmm, which presses the power button. Until processes, control group and mounts are gone."),
-    ),
-    *_rows(
-        "Memory and processor time",
+        "Host utilisation",
         ("memory_idle", "memory when idle", "MiB", "less", False,
          "memory.current of the instance's control group: processes, page cache, tmpfs and kernel memory that it was the first to touch. The tree and the image are in the page cache before, and nobody's."),
         ("memory_loaded", "memory under load", "MiB", "less", False,
@@ -43,15 +34,32 @@ ROWS = (
          "The same SETTLE s after the file was deleted. The machine gives memory back by free page reporting."),
         ("memory_each", "memory of each of CROWD instances", "MiB", "less", False,
          "The mean of memory.current when CROWD instances are idle at the same time."),
+        ("per_gib", "instances that fit into a GiB", "", "more", False,
+         "1024 MiB by the mean of memory.current when CROWD instances are idle at the same time. The image in the page cache, which is there once for all, does not count."),
         ("crowd_cache", "page cache that CROWD instances add, together", "MiB", "less", False,
          "What Cached in the host's /proc/meminfo has grown by then, if it has. The tree and the image are in it before, once for all instances; what is added is what each has written."),
-        ("crowd_start", "CROWD instances, started one after another", "ms", "less", True,
-         "From the start of the first one to the first output of the last one; the next is started when the one before has spoken."),
         ("cpu_idle", "processor time when idle", "ms a second", "less", True,
          "usage_usec in cpu.stat of the control group over IDLE s without a command, from CALM s after the start on."),
     ),
     *_rows(
-        "Work",
+        "Simplicity",
+        ("image_size", "size of what is shipped", "MiB", "less", False,
+         "The bytes of all files of the tree; for the machine the blocks that the image takes, it being sparse, and the kernel."),
+        ("steps", "steps to a first web page", "", "less", False,
+         "What a user types or writes until the web server of the row web speaks, as this script does it: each command and each file that has to be edited is a step. Tree, image and kernel are there."),
+        ("web_host", "whether the host gets that page", "", "", False,
+         "The host asks 127.0.0.1 for it, while the web server runs. No side has been given a network: the process has the host's, the container a loopback device of its own, as runc makes it, and tinyvmm has no network card."),
+    ),
+    *_rows(
+        "Speed",
+        ("start", "start to first output", "ms", "less", True,
+         "From before the process, the container's overlay and runc, or tinyvmm is started, until the first line of the workload, a shell script, arrives here."),
+        ("web", "start to a web server's first answer", "ms", "less", True,
+         "The workload starts busybox httpd and asks it over loopback, every ms until it answers; the answer comes back on the console: a pipe, in the machine the serial port. Tinyvmm has no network, so all sides do the same."),
+        ("stop", "stop", "ms", "less", True,
+         "SIGTERM to the process; runc kill with TERM, runc delete and umount; SIGTERM to tinyvmm, which presses the power button. Until processes, control group and mounts are gone."),
+        ("crowd_start", "CROWD instances, started one after another", "ms", "less", True,
+         "From the start of the first one to the first output of the last one; the next is started when the one before has spoken."),
         ("cpu_one", "SHA-256, one process", "MiB/s", "more", True,
          "openssl speed -evp sha256, blocks of 16 KiB, SECONDS s."),
         ("cpu_all", "SHA-256, on all processors", "MiB/s", "more", True,
@@ -66,7 +74,7 @@ ROWS = (
          "fio, psync, a file of LARGE MiB; fio asks the kernel to drop its pages first (POSIX_FADV_DONTNEED), the workload's kernel: below a machine the host's page cache stays."),
     ),
     *_rows(
-        "Isolation",
+        "Security",
         ("kernel", "whose kernel answers", "", "", False,
          f"uname -r and /proc/sys/kernel/random/boot_id, {WITHIN}, against the host's."),
         ("processes", "processes that can be seen", "", "", False,
@@ -75,6 +83,10 @@ ROWS = (
          "Functions __x64_sys_* in /proc/kallsyms of the kernel that answers, as far as libseccomp knows their numbers; where a seccomp filter stands before it, the calls that the filter can let through: it is read by ptrace(2) and followed for every number with arguments that can be anything."),
         ("calls_host", "system calls of the host that it can bring about", "", "less", False,
          "The same for the host's threads that do its work: the process, the container's, all of tinyvmm's (together), whose jail allows many of them only with certain arguments. In brackets: what the thread of a virtual CPU may make."),
+        ("trusted_size", "programs to be trusted, besides the host's kernel", "MiB", "less", False,
+         "The bytes of runc and its libraries, which set the limits and then end; of tinyvmm, which stays. All sides trust the host's kernel as well, the machine its KVM and what is behind the calls of the row above."),
+        ("trusted_lines", "lines of code that answer the workload on the host", "", "less", False,
+         "Lines of Rust in vmm/ and in all crates that are linked into tinyvmm, neither blank nor comment, up to the tests at the end of a file; what is compiled in of them is less. A process and a container are answered by the host's kernel, whose source is not here."),
         ("devices", "device nodes in /dev", "", "", False,
          f"Character and block devices below /dev, {WITHIN}; the machine's are its own kernel's."),
         ("kernel_log", "the host's kernel log", "", "", False,
@@ -82,11 +94,11 @@ ROWS = (
     ),
     *_rows(
         "Replicability",
-        ("content", "the same content on each run", "", "", False,
-         "SHA-256 over names, modes, owners and contents of all files of the image, in two runs; the second one after the first one has written."),
-        ("same_machine", "the same machine on each run", "", "", False,
-         "SHA-256 over /proc/cpuinfo (without MHz and bogomips), /sys/class/dmi/id and the network devices' MAC addresses, in two runs; and the name that DMI gives. A process and a container see the host: another host is another machine to them. Tinyvmm has no network card."),
+        ("hardware", "whose hardware is seen", "", "", False,
+         f"The product's name in DMI, {WITHIN}, against the host's. The processor's name and features are the host's on all sides."),
         ("writes_gone", "writes gone afterwards", "", "", False,
          "The first run writes a file to /etc, the second one looks for it."),
+        ("other_host", "the same on another host", "", "", False,
+         "Digests of two results, this one's and that of --other FILE: over names, modes, owners and contents of the image's files, as the workload sees them; and over /proc/cpuinfo (without MHz and bogomips), DMI and MAC addresses."),
     ),
 )

@@ -8,7 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List
+from typing import List, Set, Tuple
 
 from comparing import container, running, system
 from comparing.groups import Group
@@ -46,13 +46,18 @@ class Parts:
         # With its holes.
         subprocess.run(["cp", "--sparse=always", self.images / "image", self.image], check=True)
 
-    def keep_programs(self) -> None:
-        """Puts copies in the folder over the programs of the sides: reading those would be slow, as they are elsewhere."""
+    @staticmethod
+    def runc() -> Set[Path]:
+        """The program runc, and its libraries."""
         runc = shutil.which(container.RUNC)
         libraries = re.findall(r"(/\S+) \(", subprocess.run(["ldd", runc], capture_output=True, text=True, check=False).stdout)
+        return {Path(path).resolve() for path in (runc, *libraries)}
+
+    def keep_programs(self) -> None:
+        """Puts copies in the folder over the programs of the sides: reading those would be slow, as they are elsewhere."""
         copies = self.folder / "programs"
         copies.mkdir()
-        for path in {*map(os.path.realpath, [runc, *libraries, self.tinyvmm, self.kernel]), "/etc/ld.so.cache"}:
+        for path in map(str, {*self.runc(), self.tinyvmm.resolve(), self.kernel.resolve(), Path("/etc/ld.so.cache")}):
             if os.path.exists(path):
                 copy = copies / path.replace("/", "_")
                 shutil.copy(path, copy)
@@ -87,6 +92,15 @@ class Side:
     def clean(self, folder: Path) -> None:
         """Takes away what a failed start has left."""
 
+    def shipped(self) -> int:
+        """Bytes of what has to be there before a start."""
+        files = (Path(path, name) for path, _, names in os.walk(self.parts.images / "root") for name in names)
+        return sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
+
+    def programs(self) -> Set[Path]:
+        """The programs that stand between the workload and the host."""
+        return set()
+
     def threads(self, running: Running) -> List[int]:
         """The threads on the host that do the workload's work, or act for it."""
         return [int(tid) for tid in os.listdir(f"/proc/{running.process.pid}/task")]
@@ -117,6 +131,7 @@ class Plain(Side):
     """A process with another root folder, and nothing else of its own: what it writes stays."""
 
     id, name = "process", "process"
+    steps = ("chroot TREE httpd",)
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -140,6 +155,7 @@ class Machine(Side):
     """tinyvmm with the small kernel, all of the host's processors, and an overlay over the image."""
 
     id, name = "machine", "tinyvmm"
+    steps = ("tinyvmm --kernel KERNEL --disk IMAGE,overlay", "httpd, at its console")
 
     def _start(self, group: Group, folder: Path) -> Running:
         parts = self.parts
@@ -156,11 +172,18 @@ class Machine(Side):
             said = (folder / "errors").read_text(errors="replace").strip().splitlines()
             raise Failed(f"{failed}: {said[-1]}" if said else str(failed)) from None
 
+    def shipped(self) -> int:
+        return sum(path.stat().st_blocks * 512 for path in (self.parts.images / "image", self.parts.kernel))
+
+    def programs(self) -> Set[Path]:
+        return {self.parts.tinyvmm}
+
 
 class Container(Side):
     """runc with Podman's capabilities and system call filter; the tree below an overlay of its own."""
 
     id, name = "container", "runc"
+    steps = ("runc spec", "edit config.json: root, command, limits", "mount the overlay", "runc run NAME, with httpd as its command")
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -189,6 +212,9 @@ class Container(Side):
         wait(process)
         running.pid = int(pid_file.read_text())
         return running
+
+    def programs(self) -> Set[Path]:
+        return self.parts.runc()
 
     def clean(self, folder: Path) -> None:
         subprocess.run([*self.runc, "delete", "--force", folder.name], stderr=subprocess.DEVNULL, check=False)

@@ -6,9 +6,9 @@ WIDTH = 46
 
 
 def number(value: float) -> str:
-    """Three digits that count, thousands apart."""
-    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    return f"{value:,.{digits}f}"
+    """Three digits that count, thousands apart; a whole number as it is."""
+    digits = 0 if abs(value) >= 99.95 or value == int(value) else 1 if abs(value) >= 9.995 else 2
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # no "-0.00"
 
 
 def heading(row: Dict[str, Any]) -> str:
