@@ -26,7 +26,7 @@ svg { display: block; width: 100%; max-width: 480px; height: auto; margin: 6px 0
 svg .soft { fill: var(--soft); } svg line { stroke: var(--text); stroke-width: 1.5; }
 .process { fill: var(--process); } .container { fill: var(--container); } .machine { fill: var(--machine); }
 dl { display: grid; grid-template-columns: 84px 1fr; margin: 6px 0 2px; gap: 2px 0; } dd { margin: 0; }
-dt { color: var(--soft); } .found { grid-template-columns: 130px 1fr; gap: 8px 0; } .found dt { font-weight: bold; color: var(--text); }
+dt { color: var(--soft); } .found { grid-template-columns: 130px 1fr; gap: 8px 12px; } .found dt { font-weight: bold; color: var(--text); }
 """
 
 
