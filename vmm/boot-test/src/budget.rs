@@ -14,12 +14,12 @@ const SCHEMA: u32 = 1;
 /// Largest baseline that is read, in bytes.
 const MAX_BASELINE: u64 = 16 << 20;
 
-/// The most that a figure's median, or its p99, may be.
+/// An upper limit of a figure's median or p99.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limit {
     pub figure: Figure,
     p99: bool,
-    most: f64,
+    max: f64,
 }
 
 impl Limit {
@@ -30,27 +30,27 @@ impl Limit {
         for figure in FIGURES {
             let Some(node) = table.get(figure) else { continue };
             if !node.is_table() {
-                let most = node.number("a number, or { median = .., p99 = .. }")?;
-                limits.push(Self { figure, p99: false, most });
+                let max = node.number("a number, or { median = .., p99 = .. }")?;
+                limits.push(Self { figure, p99: false, max });
                 continue;
             }
             for (key, node) in node.table(&["median", "p99"])?.0 {
-                limits.push(Self { figure, p99: key == "p99", most: node.number("a number")? });
+                limits.push(Self { figure, p99: key == "p99", max: node.number("a number")? });
             }
         }
         Ok(limits)
     }
 }
 
-/// How much worse than the baseline figures may be, as fractions; what is not in it is not compared.
+/// The fractions by which figures may be above the baseline; figures without one are not compared.
 pub type Tolerance = BTreeMap<Figure, f64>;
 
-/// What is tolerated unless the spec says: 10% of each.
+/// The tolerance of a spec without one: 10% for each figure.
 pub fn default_tolerance() -> Tolerance {
     FIGURES.map(|figure| (figure, 0.1)).into()
 }
 
-/// Reads `"10%"`, or a table of those.
+/// Reads `"10%"`, or a table of percentages.
 pub fn read_tolerance(node: &Node) -> Result<Tolerance> {
     if !node.is_table() {
         let all = node.percentage()?;
@@ -61,7 +61,7 @@ pub fn read_tolerance(node: &Node) -> Result<Tolerance> {
     each.map(|(figure, node)| Ok((figure, node.percentage()?))).collect()
 }
 
-/// The medians of an earlier run, of each machine by its name.
+/// The medians of an earlier run, by the machine's name.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Baseline {
@@ -106,10 +106,10 @@ impl Baseline {
     }
 }
 
-/// What came of comparing a machine's figures.
+/// The result of comparing a machine's figures.
 #[derive(Debug, Default, PartialEq)]
 pub struct Verdict {
-    /// Why it fails.
+    /// The reasons for a failure.
     pub failures: Vec<String>,
     /// What could not be checked.
     pub notes: Vec<String>,
@@ -118,7 +118,7 @@ pub struct Verdict {
 impl Verdict {
     /// Compares `found` with the limits.
     pub fn check_limits(&mut self, limits: &[Limit], found: &Summaries) {
-        for Limit { figure, p99, most } in limits {
+        for Limit { figure, p99, max } in limits {
             let Some(summary) = found.get(figure) else {
                 let is_optional = *figure == INSTRUCTIONS;
                 let list = if is_optional { &mut self.notes } else { &mut self.failures };
@@ -126,14 +126,14 @@ impl Verdict {
                 continue;
             };
             let (which, value) = if *p99 { (" p99", summary.p99) } else { ("", summary.median) };
-            if value > *most {
-                let (value, most) = (shown(value), shown(*most));
-                self.failures.push(format!("{figure}{which} is {value}, the budget is {most}"));
+            if value > *max {
+                let (value, max) = (shown(value), shown(*max));
+                self.failures.push(format!("{figure}{which} is {value}, the budget is {max}"));
             }
         }
     }
 
-    /// Compares the medians of `found` with those that `baseline` has of machine `name`.
+    /// Compares the medians of `found` with those of the machine `name` in `baseline`.
     pub fn check_baseline(
         &mut self,
         baseline: &Baseline,
@@ -160,7 +160,7 @@ impl Verdict {
     }
 }
 
-/// A figure without digits that mean nothing.
+/// A figure without meaningless digits.
 pub fn shown(value: f64) -> String {
     let whole = format!("{value:.0}");
     if value.fract() == 0.0 || value >= 1000.0 { whole } else { format!("{value:.1}") }

@@ -16,57 +16,57 @@ use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_dea
 
 /// Variable with the id of the process that a tinyvmm must not outlive.
 const RUNNER: &str = "TINYVMM_BOOT_TEST_RUNNER";
-/// What stops a machine, and when: tinyvmm takes two signals that are less than half a second apart for one
-/// request, and has to end then.
+/// The signals that stop a machine, and when: tinyvmm takes signals within half a second for one request, so the second
+/// SIGTERM comes later, and ends it.
 const SIGNALS: [(Duration, Signal); 3] = [
     (Duration::ZERO, Signal::TERM),
     (Duration::from_millis(600), Signal::TERM),
     (Duration::from_millis(5600), Signal::KILL),
 ];
 
-/// If a runner has started this process, it dies when that does, however it does.
+/// Has this process die with the runner that started it, if one has, however the runner dies.
 ///
-/// The signal comes when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG): the runner's
-/// thread for a machine ends after the machine.
+/// The signal comes when the runner's thread that started this process ends (prctl(2), PR_SET_PDEATHSIG): that thread
+/// outlives the machine.
 pub fn die_with_runner() {
     let Ok(runner) = std::env::var(RUNNER) else { return };
     // Where this fails, --timeout still ends the machine.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    // It may have died before.
+    // The runner may be dead already.
     if getppid().map(|pid| pid.as_raw_nonzero().to_string()) != Some(runner) {
         std::process::exit(super::EXIT_FAILED.into());
     }
 }
 
-/// Where output came from.
+/// The source of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
-    /// What the guest prints.
+    /// The guest's output.
     Stdout,
-    /// tinyvmm's messages, and what the guest's command prints there.
+    /// tinyvmm's messages.
     Stderr,
 }
 
-/// What is read next.
+/// The result of a wait.
 pub enum Next {
     Output(Stream, Vec<u8>),
-    /// Nothing came until the time that was given.
+    /// No output until the deadline.
     Quiet,
     /// The process has ended.
     Ended(ExitStatus),
 }
 
 /// A running tinyvmm. Dropping it kills it.
-pub struct Vmm {
+pub struct VmmProcess {
     child: Child,
-    /// Those that have not ended yet.
+    /// The pipes that are still open.
     pipes: Vec<(Stream, File)>,
-    /// When it was first asked to stop, and how many of [`SIGNALS`] were sent.
+    /// When it was first asked to stop, and the number of [`SIGNALS`] that were sent.
     stopping: Option<Instant>,
     sent: usize,
 }
 
-impl Vmm {
+impl VmmProcess {
     /// Starts `program`, which is tinyvmm, with `flags` in the folder `folder`.
     pub fn start(program: &Path, flags: &[OsString], folder: &Path) -> Result<Self> {
         let mut command = Command::new(program);
@@ -81,7 +81,7 @@ impl Vmm {
         Ok(Self { child, pipes, stopping: None, sent: 0 })
     }
 
-    /// What comes until `until`.
+    /// Waits for output or the end, until `until`.
     pub fn next(&mut self, until: Instant) -> Result<Next> {
         let left = until.saturating_duration_since(Instant::now());
         if self.pipes.is_empty() {
@@ -93,7 +93,7 @@ impl Vmm {
         }
         let pipes = self.pipes.iter().map(|(_, pipe)| pipe);
         let mut fds: Vec<_> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
-        // An error is EINTR: nothing is ready.
+        // An error is EINTR: no pipe is ready.
         let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
         let Some(ready) = fds.iter().position(|fd| !fd.revents().is_empty()) else {
             return Ok(Next::Quiet);
@@ -103,28 +103,28 @@ impl Vmm {
         let len = pipe.read(&mut bytes).unwrap_or(0);
         bytes.truncate(len);
         if !bytes.is_empty() {
-            // Behind the other one, which has its turn then.
+            // At the end of the list, so that the other pipe has its turn.
             self.pipes.push((stream, pipe));
         }
         Ok(Next::Output(stream, bytes))
     }
 
-    /// Asks the machine to stop, then ends it: to be called until it has ended.
+    /// Sends the signals that are due, until the process ends. To be called repeatedly.
     pub fn stop(&mut self, now: Instant) {
         let since = *self.stopping.get_or_insert(now);
         while let Some((after, signal)) = SIGNALS.get(self.sent)
             && now >= since + *after
         {
-            // The process was not waited for yet, or `Ended` was the answer: the number is its own.
+            // The process was not waited for before `Ended`, so the id is still its own.
             let _ = kill_process(Pid::from_child(&self.child), *signal);
             self.sent += 1;
         }
     }
 }
 
-impl Drop for Vmm {
+impl Drop for VmmProcess {
     fn drop(&mut self) {
-        // Both fail when it has ended already, as it should have.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! What a run cost: read from tinyvmm's boot report, and summed up over several runs.
+//! The cost of a run: figures of tinyvmm's boot report, and their summary over several runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,23 +12,23 @@ use super::input::read_text;
 /// Largest report that is read, in bytes.
 const MAX_REPORT: u64 = 1 << 20;
 
-/// The name of something that is measured.
+/// The name of a figure.
 pub type Figure = &'static str;
 
 /// Milliseconds from tinyvmm's start to the guest's init.
 pub const INIT_MS: Figure = "init-ms";
 /// Instructions that the guest executed. Not every host counts them, so a budget cannot always be checked.
 pub const INSTRUCTIONS: Figure = "instructions";
-/// Every figure; the first four are columns of the table of results. docs/boot-test.md says what they are.
+/// Every figure; the first four are columns of the table of results. docs/boot-test.md describes them.
 pub const FIGURES: [Figure; 5] = [INIT_MS, "init-exits", "exits", "memory-mib", INSTRUCTIONS];
 
-/// What each figure is over the runs of a machine.
+/// A machine's figures over its runs.
 pub type Summaries = BTreeMap<Figure, Summary>;
 
-/// Figures of one run; what was not measured is not in it.
+/// The figures of one run; those that were not measured are missing.
 pub type Figures = BTreeMap<Figure, f64>;
 
-/// Over the runs of a machine.
+/// The summary of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub median: f64,
@@ -36,9 +36,9 @@ pub struct Summary {
     pub p99: f64,
 }
 
-/// What a boot report says of a run.
+/// The contents of a run's boot report.
 #[derive(Debug, Default)]
-pub struct Measured {
+pub struct RunReport {
     /// How the machine ended, e.g. `power-off`.
     pub end: Option<String>,
     /// The exit code for that end, unless it is a command's.
@@ -47,19 +47,19 @@ pub struct Measured {
 }
 
 /// Reads the boot report `path`.
-pub fn read(path: &Path) -> Result<Measured> {
+pub fn read(path: &Path) -> Result<RunReport> {
     parse(&read_text(path, MAX_REPORT)?)
 }
 
-fn parse(text: &str) -> Result<Measured> {
+fn parse(text: &str) -> Result<RunReport> {
     let report: Value = serde_json::from_str(text).context("boot report")?;
     let number = |path| report.pointer(path).and_then(Value::as_f64);
     let marks = report.get("marks").and_then(Value::as_array);
     let mark = |name| marks.into_iter().flatten().find(|mark| mark["name"] == name);
-    // The guest's own mark is better than the kernel's message, which is a guess.
+    // The guest's own mark comes before the kernel's message, which is a guess.
     let init = mark("init-mark").or_else(|| mark("init-started"));
     let of_init = |path| init.and_then(|mark| mark.pointer(path)?.as_f64());
-    // No process has none: it is 0 where the machine did not get so far.
+    // A process has some: 0 stands for a machine that did not get so far.
     let memory = number("/memory_kib/peak").filter(|kib| *kib > 0.0);
     let values = [
         of_init("/ms"),
@@ -69,7 +69,7 @@ fn parse(text: &str) -> Result<Measured> {
         number("/instructions"),
     ];
     let figures = FIGURES.into_iter().zip(values);
-    Ok(Measured {
+    Ok(RunReport {
         end: report.get("end").and_then(Value::as_str).map(Into::into),
         exit_code: report.get("exit_code").and_then(Value::as_i64),
         figures: figures.filter_map(|(figure, value)| Some((figure, value?))).collect(),
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn figures_are_read_from_a_report() {
-        let Measured { end, exit_code, figures } = parse(REPORT).unwrap();
+        let RunReport { end, exit_code, figures } = parse(REPORT).unwrap();
         assert_eq!(exit_code, Some(0));
         assert_eq!(end.as_deref(), Some("power-off"));
         let expected =

@@ -1,4 +1,4 @@
-//! Files that users write, and what is said of mistakes in them.
+//! Files that users write, and the errors for mistakes in them.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-/// Reads a text of at most `max` bytes, without a byte order mark. The file may be a pipe, or endless.
+/// Reads a text of at most `max` bytes and drops a byte order mark. The file may be a pipe, or endless.
 pub fn read_text(file: &Path, max: u64) -> Result<String> {
     let mut text = String::new();
     let read = |file: File| file.take(max + 1).read_to_string(&mut text);
@@ -15,7 +15,7 @@ pub fn read_text(file: &Path, max: u64) -> Result<String> {
     Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
-/// The number of the line in which byte `at` of `text` is.
+/// The line number of byte `at` of `text`.
 pub fn line_of(text: &str, at: usize) -> usize {
     let before = text.as_bytes().get(..at).unwrap_or_default();
     before.iter().filter(|byte| **byte == b'\n').count() + 1
@@ -27,7 +27,7 @@ pub fn toml_error(text: &str, error: &toml::de::Error) -> anyhow::Error {
     anyhow!("line {line}: {}", error.message().replace('\n', ", "))
 }
 
-/// What to say of a key that is none of `known`.
+/// The error for a key that is none of `known`.
 pub fn no_such_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let distance = |name: &&str| strsim::damerau_levenshtein(name, key);
     let nearest = known.into_iter().min_by_key(distance).unwrap_or_default();

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::outcome::{Outcome, Status};
+use super::outcome::{Status, TestOutcome};
 use super::results::Results;
 
-/// All results. What kept machines from being run is the error of a test case of its own.
+/// All results. A reason why nothing could be run is the error of a test case of its own.
 pub fn junit(results: &Results) -> String {
     let Results { seconds, timestamp, failed, not_run, tests, error, .. } = results;
     let errors = usize::from(error.is_some());
@@ -33,7 +33,7 @@ pub fn junit(results: &Results) -> String {
     text + "  </testsuite>\n</testsuites>\n"
 }
 
-fn case(suite: &str, outcome: &Outcome, skipped: &str) -> String {
+fn case(suite: &str, outcome: &TestOutcome, skipped: &str) -> String {
     let (name, seconds) = (escaped(outcome.name), outcome.seconds);
     let timestamp = outcome.runs.first().map(|run| format!(" timestamp=\"{}\"", run.timestamp));
     let timestamp = timestamp.unwrap_or_default();
@@ -57,7 +57,7 @@ fn case(suite: &str, outcome: &Outcome, skipped: &str) -> String {
 }
 
 /// The median of each figure, and p99 where there are several runs.
-fn properties(outcome: &Outcome) -> String {
+fn properties(outcome: &TestOutcome) -> String {
     let property =
         |name: &str, value| format!("        <property name=\"{name}\" value=\"{value}\"/>\n");
     let mut text = String::new();
@@ -73,8 +73,8 @@ fn properties(outcome: &Outcome) -> String {
     }
 }
 
-/// `text` as XML 1.0 can hold it (2.2 Characters, 2.4 Character Data): with quotes and brackets as
-/// references, and U+FFFD for what is no character there.
+/// `text` for XML 1.0 (2.2 Characters, 2.4 Character Data): quotes and brackets as references, and U+FFFD for invalid
+/// characters.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -84,7 +84,7 @@ fn escaped(text: &str) -> String {
             '>' => escaped += "&gt;",
             '"' => escaped += "&quot;",
             '\'' => escaped += "&apos;",
-            // In an attribute they would be spaces.
+            // An attribute would turn them into spaces.
             '\t' | '\n' | '\r' => escaped += &format!("&#{};", u32::from(c)),
             '\0'..' ' | '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
             c => escaped.push(c),

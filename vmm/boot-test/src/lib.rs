@@ -1,8 +1,8 @@
 //! `tinyvmm boot-test`: boots the machines of a spec and checks what they do. docs/boot-test.md is its manual.
 //!
-//! `Spec::read` makes `Test`s, `schedule::run_all` has each run by a `Runner` as a process of its own, and
-//! `Outcome::judge` says what came of it. The machine is not linked: `tinyvmm.rs` and the boot report
-//! (`figures.rs`) are all that is known of it.
+//! `Spec::read` makes `Test`s, `schedule::run_all` has a `Runner` run each in a process of its own, and
+//! `TestOutcome::judge` decides whether it has passed. The machine is not linked: its interface is the command
+//! (`tinyvmm.rs`) and the boot report (`figures.rs`).
 
 mod budget;
 mod child;
@@ -42,7 +42,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use budget::Baseline;
 pub use child::die_with_runner;
-use outcome::{Outcome, Status};
+use outcome::{Status, TestOutcome};
 use progress::Progress;
 use results::Results;
 use run::{Run, Runner};
@@ -94,16 +94,15 @@ pub struct Options {
     save_baseline: bool,
 }
 
-/// Reads the text of a spec and returns how many machines it describes. `printed` is what `--print-config=json`
-/// prints.
+/// Parses a spec and returns the number of its machines. `printed` is the output of `--print-config=json`.
 #[cfg(any(test, fuzzing))]
 pub fn read_spec(text: &str, printed: &str) -> Result<usize> {
     let keys = tinyvmm::parse_keys(printed.as_bytes())?;
     Ok(Spec::parse(text, "/".into(), &keys)?.tests.len())
 }
 
-/// Runs the tests with `program`, which is the `tinyvmm` command. Exit code 0: all passed; 1: not all; 2: the spec is
-/// wrong; 3: no machine can run here.
+/// Runs the tests with `program`, the `tinyvmm` command. Exit code 0: all passed; 1: not all; 2: the spec is wrong; 3:
+/// no machine can run here.
 pub fn main(options: &Options, program: &Path) -> ExitCode {
     let tinyvmm = Tinyvmm { program };
     let spec = read(options, &tinyvmm);
@@ -123,7 +122,7 @@ pub fn main(options: &Options, program: &Path) -> ExitCode {
     results.seconds = start.elapsed().as_secs_f64();
     if let Err((_, error)) = &run {
         let tests = spec.iter().flat_map(|spec| &spec.tests);
-        results.set_tests(tests.map(|test| Outcome::judge(test, vec![], None)).collect());
+        results.set_tests(tests.map(|test| TestOutcome::judge(test, vec![], None)).collect());
         results.error = Some(format!("{error:#}"));
     }
     let json = results::write(json.unwrap_or_default(), &results.json());
@@ -146,7 +145,7 @@ pub fn main(options: &Options, program: &Path) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Writes `message` to stderr, if that can be done soon: no reader is worth a runner that cannot be stopped.
+/// Writes `message` to stderr, unless that would block for long: a runner must not wait for a reader.
 fn say(message: impl Display) {
     let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     let stderr = std::io::stderr();
@@ -155,12 +154,12 @@ fn say(message: impl Display) {
     }
 }
 
-/// A reader that has gone away is not an error: the exit code says what came of the tests.
+/// A reader that has gone away is not an error: the exit code has the result.
 fn show(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// The spec with the machines that are wanted, checked.
+/// The spec with the machines that `options` select, checked.
 fn read(options: &Options, tinyvmm: &Tinyvmm) -> Result<Spec> {
     let named = || options.spec.display().to_string();
     let mut spec = Spec::read(&options.spec, &tinyvmm.keys()?).with_context(named)?;
@@ -172,8 +171,8 @@ fn read(options: &Options, tinyvmm: &Tinyvmm) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Keeps the figures of machines that were not run or did not pass.
-fn save_baseline(path: &Path, outcomes: &[Outcome]) -> Result<()> {
+/// Writes the baseline; keeps its figures of machines that were not run or did not pass.
+fn save_baseline(path: &Path, outcomes: &[TestOutcome]) -> Result<()> {
     let mut baseline = if path.exists() { Baseline::read(path)? } else { Baseline::default() };
     for outcome in outcomes.iter().filter(|outcome| outcome.result == Status::Passed) {
         baseline.set(outcome.name, &outcome.figures);
@@ -181,8 +180,7 @@ fn save_baseline(path: &Path, outcomes: &[Outcome]) -> Result<()> {
     baseline.write(path)
 }
 
-/// Runs every test of `spec` as often as it is to be run, if this host can, with a line for each that has ended.
-/// An error comes with the exit code.
+/// Runs every test of `spec`, if this host can, with a line for each that has ended. An error has its exit code.
 fn run_spec<'a>(
     spec: &'a Spec,
     options: &Options,

@@ -1,21 +1,20 @@
-//! What a guest prints, as lines to look at: without escape sequences and control characters, and
-//! never long, whatever the guest does.
+//! Splits a guest's output into lines of bounded length, without escape sequences and control characters.
 
 use std::collections::VecDeque;
 
 use anyhow::Result;
 use regex_lite::Regex;
 
-/// Longest line, in bytes: a longer one is looked at in parts.
+/// Longest line, in bytes: a longer one is split.
 const MAX_LINE: usize = 4096;
-/// Control characters but tabs, and escape sequences (ECMA-48, 5.3 and 5.4), which end with the line if not before:
-/// with parameters, as a colour; with a text for the terminal, as a title; others.
+/// Control characters but tabs, and escape sequences (ECMA-48, 5.3 and 5.4), which end with the line at the latest:
+/// with parameters, as a colour; with a text, as a title; others.
 const UNSEEN: &str = r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]*\x07?|[ -/]*[0-~]?)|[\x00-\x08\x0a-\x1f\x7f-\u{9f}]";
 /// How many of the last lines are kept, and how many characters of each.
 const MAX_LAST_LINES: usize = 40;
 const MAX_LAST_LINE: usize = 400;
 
-/// Takes console output apart.
+/// Splits console output into lines.
 pub struct LineSplitter {
     line: Vec<u8>,
     unseen: Regex,
@@ -37,7 +36,7 @@ impl LineSplitter {
         }
     }
 
-    /// What is printed of a line that goes on, e.g. a prompt; `None` if that is nothing.
+    /// The printable part of an unfinished line, e.g. a prompt; `None` if that is empty.
     pub fn unfinished(&self) -> Option<String> {
         Some(self.seen()).filter(|line| !line.is_empty())
     }
@@ -47,7 +46,7 @@ impl LineSplitter {
     }
 }
 
-/// The last lines of a console, for reports that cannot hold all of it.
+/// The last lines of a console, for reports that cannot have all of it.
 #[derive(Default)]
 pub struct LastLines(VecDeque<String>);
 
@@ -60,7 +59,7 @@ impl LastLines {
         self.0.push_back(line.chars().take(MAX_LAST_LINE).collect());
     }
 
-    /// All that are kept.
+    /// The lines that are kept.
     pub fn into_lines(self) -> Vec<String> {
         self.0.into()
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::schedule::Job;
 
-/// Largest log, in bytes: what comes after that is not kept.
+/// Largest log, in bytes: output beyond that is dropped.
 pub const MAX_LOG: u64 = 16 << 20;
 
 /// A log that is being written.
@@ -21,14 +21,14 @@ pub struct Log {
 }
 
 impl Log {
-    /// Makes `folder`/`name`.log anew.
+    /// Creates or overwrites `folder`/`name`.log.
     pub fn create(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(format!("{name}.log"));
         let file = File::create(&path).with_context(|| format!("log {}", path.display()))?;
         Ok(Self { path, file, left: MAX_LOG, error: None })
     }
 
-    /// Adds what the guest has printed.
+    /// Adds output of the guest.
     pub fn write(&mut self, bytes: &[u8]) {
         let len = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         self.put(bytes.get(..len).unwrap_or_default());
@@ -38,7 +38,7 @@ impl Log {
         }
     }
 
-    /// Adds a line of the runner's own.
+    /// Adds a line of the runner.
     pub fn note(&mut self, line: &str) {
         self.put(format!("\n[tinyvmm boot-test: {line}]\n").as_bytes());
     }
@@ -50,8 +50,8 @@ impl Log {
     }
 }
 
-/// The name of a job's log, unlike that of any other: `boot[cpus=2]` as `boot_cpus=2_7`, with the test's index where
-/// characters had to be replaced, and `+2` behind it for the second of several runs.
+/// The unique name of a job's log: `boot[cpus=2]` as `boot_cpus=2_7`, with the test's index where characters had to be
+/// replaced, and `+2` behind it for the second of several runs.
 pub fn file_name(Job { test, index, repetition }: &Job) -> String {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.=,".contains(c);
     let start = test.name.chars().take(120);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_and_stops_nothing() {
+    fn a_full_disk_is_reported_and_stops_nothing() {
         let file = File::options().write(true).open("/dev/full").unwrap();
         let mut log = Log { path: "full.log".into(), file, left: MAX_LOG, error: None };
         log.write(b"x");

@@ -1,4 +1,4 @@
-//! The keys of a spec that are a machine's: each stands for a flag of tinyvmm, which checks them.
+//! The keys of a spec that configure a machine: each stands for a flag of tinyvmm, which checks the value.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,9 +8,9 @@ use toml::Value;
 
 use super::node::{Node, Table};
 use super::test::KEYS;
-use super::tinyvmm::{Keys, Needs, Tinyvmm};
+use super::tinyvmm::{MachineKeys, Needs, Tinyvmm};
 
-/// Keys that the runner sets itself, and why nobody else can.
+/// MachineKeys that the runner sets itself, and why a spec cannot.
 const RUNNERS_OWN: [(&str, &str); 2] = [
     ("console", "the runner reads the console: it cannot go elsewhere"),
     ("boot-report", "the runner has it written for itself"),
@@ -20,17 +20,17 @@ const RUNNERS_OWN: [(&str, &str); 2] = [
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
     pub flags: Vec<OsString>,
-    /// Known once tinyvmm has checked the machine.
+    /// Set once tinyvmm has checked the machine.
     pub needs: Needs,
-    /// `line N: KEY` of the machine.
+    /// `line N: KEY` of the machine's table.
     place: String,
     /// Each key with its `line N: KEY`.
     keys: Vec<(String, String)>,
 }
 
 impl MachineSpec {
-    /// Reads those of `keys` that are among `known` and not the test's. The machine is described at `node`.
-    pub fn read(node: &Node, keys: &Table, known: &Keys) -> Result<Self> {
+    /// Reads those of `keys` that are among `known` and not the test's. `node` is the machine's table.
+    pub fn read(node: &Node, keys: &Table, known: &MachineKeys) -> Result<Self> {
         let (mut flags, mut places) = (Vec::new(), Vec::new());
         let is_flag = |key: &&str| known.contains_key(*key) && !KEYS.contains(key);
         for (name, node) in keys.0.iter().filter(|(key, _)| is_flag(key)) {
@@ -52,7 +52,7 @@ impl MachineSpec {
         Ok(Self { flags, needs: Needs::default(), place: node.place(), keys: places })
     }
 
-    /// Has tinyvmm check the machine, with `words` as its command; names of files are relative to `folder`.
+    /// Has tinyvmm check the machine, with `words` as its command and paths relative to `folder`.
     pub fn check(&mut self, tinyvmm: &Tinyvmm, words: &[String], folder: &Path) -> Result<()> {
         let needs = tinyvmm.needs(&self.flags, words, folder);
         self.needs = needs.map_err(|error| anyhow!("{}: {error:#}", self.place_of(&error)))?;
@@ -63,7 +63,7 @@ impl MachineSpec {
         Ok(())
     }
 
-    /// Where the first flag that `error` names was set, else where the machine is described.
+    /// The place of the first flag that `error` names, else of the machine.
     fn place_of(&self, error: &anyhow::Error) -> &str {
         let text = error.to_string();
         let is_part = |c: char| c == '-' || c.is_ascii_alphanumeric();

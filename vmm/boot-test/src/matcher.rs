@@ -1,24 +1,24 @@
-//! Looks at console lines for what must come, in order, and for what must not.
+//! Searches console lines for the expected patterns, in order, and for forbidden ones.
 
 use std::time::{Duration, Instant};
 
 use super::test::{Expected, Test};
 
-/// Longest part of a line that is shown, in characters.
+/// Longest part of a line in a message, in characters.
 const MAX_SHOWN: usize = 200;
 
-/// What a test's patterns have seen so far.
+/// The state of a test's patterns.
 pub struct Matcher<'a> {
     test: &'a Test,
-    /// How many of the expected patterns were seen.
+    /// The number of expected patterns that were seen.
     seen: usize,
-    /// When the last of them was, or the start.
+    /// When the last of these was seen, or the start.
     since: Instant,
     /// Why the test has failed, if it has.
     pub failure: Option<String>,
 }
 
-/// How far into an unfinished line patterns were found, in bytes: later ones have to come behind that.
+/// The offset in an unfinished line, in bytes, behind which further patterns are searched for.
 #[derive(Default)]
 pub struct Position(usize);
 
@@ -27,13 +27,13 @@ impl<'a> Matcher<'a> {
         Self { test, seen: 0, since: now, failure: None }
     }
 
-    /// Looks at a whole line, whose start may have been looked at while it was unfinished.
+    /// Searches a whole line, whose start may have been searched while it was unfinished.
     pub fn line(&mut self, line: &str, position: &mut Position, now: Instant) {
         self.unfinished(line, position, now);
         *position = Position::default();
     }
 
-    /// Looks at a line that may go on.
+    /// Searches an unfinished line.
     pub fn unfinished(&mut self, line: &str, position: &mut Position, now: Instant) {
         if self.failure.is_some() {
             return;
@@ -44,7 +44,7 @@ impl<'a> Matcher<'a> {
             return;
         }
         while let Some(expected) = self.missing() {
-            // An incomplete character at the end of an unfinished line has another length later.
+            // An incomplete character at the end of an unfinished line may get another length later.
             let mut start = position.0.min(line.len());
             while !line.is_char_boundary(start) {
                 start += 1;
@@ -56,23 +56,23 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// The next pattern that has to come.
+    /// The next expected pattern.
     fn missing(&self) -> Option<&'a Expected> {
         self.test.expect.get(self.seen)
     }
 
-    /// Whether all that is expected was seen.
+    /// Whether all expected patterns were seen.
     pub fn all_seen(&self) -> bool {
         self.missing().is_none()
     }
 
-    /// When the next pattern has to have come.
+    /// When the next pattern is overdue.
     pub fn deadline(&self) -> Option<Instant> {
         let timeout = self.missing()?.timeout?;
         self.since.checked_add(timeout).filter(|_| self.failure.is_none())
     }
 
-    /// Fails if the deadline is over.
+    /// Fails if a pattern is overdue.
     pub fn check(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| now >= deadline) {
             let timeout = self.missing().and_then(|expected| expected.timeout).map(shown);
@@ -89,7 +89,7 @@ impl<'a> Matcher<'a> {
     }
 }
 
-/// A duration as a spec has it.
+/// A duration as specs write it.
 pub fn shown(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }

@@ -1,14 +1,14 @@
-//! Every combination of the values that a matrix lists.
+//! Every combination of a matrix's values.
 
 use anyhow::{Result, ensure};
 use toml::Value;
 
 use super::node::{Node, Table};
 
-/// Most machines that a spec can ask for.
+/// Most machines of a spec.
 pub const MAX_MACHINES: usize = 1000;
 
-/// Keys, each with the values it is to have.
+/// MachineKeys with their values.
 #[derive(Clone, Default)]
 pub struct Matrix<'a>(Vec<(&'a str, Vec<Node<'a>>)>);
 
@@ -24,7 +24,7 @@ impl<'a> Matrix<'a> {
         Ok(Self(keys))
     }
 
-    /// This one, with what `other` says of the same keys, and without those that `pinned` has.
+    /// This matrix with `other`'s values where both have the key, and without the keys of `pinned`.
     pub fn narrowed(&self, other: Self, pinned: &Table) -> Self {
         let mut keys = self.0.clone();
         keys.retain(|(key, _)| !other.has(key) && pinned.get(key).is_none());
@@ -32,17 +32,17 @@ impl<'a> Matrix<'a> {
         Self(keys)
     }
 
-    /// Whether it has values for `key`.
+    /// Whether the matrix has `key`.
     pub fn has(&self, key: &str) -> bool {
         self.0.iter().any(|(name, _)| *name == key)
     }
 
-    /// How many combinations there are.
+    /// The number of combinations.
     pub fn len(&self) -> usize {
         self.0.iter().fold(1, |len: usize, (_, values)| len.saturating_mul(values.len()))
     }
 
-    /// Each combination; the last key's values change fastest.
+    /// All combinations; the last key's values change fastest.
     pub fn combinations(&self) -> Vec<Table<'a>> {
         let mut all = vec![Table::default()];
         for (key, values) in &self.0 {

@@ -1,4 +1,4 @@
-//! A value of the spec that knows where it was written, so that every error names line and key.
+//! A value of the spec with its place, so that every error names line and key.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -12,20 +12,20 @@ use toml::{Spanned, Value};
 
 use super::input::{line_of, no_such_key};
 
-/// Longest duration that can be asked for: what is longer is a slip of the pen.
+/// Longest duration: a longer one is taken for a mistake.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A key's value, and where it stands.
+/// A key's value, and its place.
 #[derive(Clone, Debug)]
 pub struct Node<'a> {
     text: &'a str,
     path: String,
-    /// In bytes from the start of `text`.
+    /// Offset in `text`, in bytes.
     at: usize,
     value: &'a Spanned<DeValue<'a>>,
 }
 
-/// Keys with their values, in the file's order.
+/// MachineKeys with their values, in the file's order.
 #[derive(Clone, Debug, Default)]
 pub struct Table<'a>(pub Vec<(&'a str, Node<'a>)>);
 
@@ -34,12 +34,12 @@ impl<'a> Table<'a> {
         self.0.iter().find(|(name, _)| *name == key).map(|(_, node)| node)
     }
 
-    /// The value of `key`, if it is there, as `f` reads it.
+    /// The value of `key` read by `f`, if the key is there.
     pub fn read<T>(&self, key: &str, f: impl Fn(&Node<'a>) -> Result<T>) -> Result<Option<T>> {
         self.get(key).map(f).transpose()
     }
 
-    /// These, but those that `other` has as `other` has them.
+    /// This table with the values of `other` where both have the key.
     pub fn overlaid(mut self, other: &Self) -> Self {
         self.0.retain(|(key, _)| other.get(key).is_none());
         self.0.extend(other.0.iter().cloned());
@@ -87,7 +87,7 @@ impl<'a> Node<'a> {
         number.ok_or_else(|| self.error(format_args!("say {wanted}")))
     }
 
-    /// A number that is not negative; `wanted` says what else may be there.
+    /// A number that is not negative; `wanted` describes the valid values in the error.
     pub fn number(&self, wanted: &str) -> Result<f64> {
         let number = match self.plain()? {
             Value::Float(number) => number,
@@ -106,7 +106,7 @@ impl<'a> Node<'a> {
         good.map(|number: f64| number / 100.0).ok_or_else(|| self.error("say it as in \"10%\""))
     }
 
-    /// Longer than nothing.
+    /// A duration of more than 0 s.
     pub fn duration(&self) -> Result<Duration> {
         let text = self.string()?;
         let error = |what| self.error(format_args!("'{text}'{what}"));
@@ -126,14 +126,14 @@ impl<'a> Node<'a> {
         Ok(regex)
     }
 
-    /// The items of a list; `wanted` says what else may be there.
+    /// The items of a list; `wanted` describes the valid values in the error.
     pub fn items(&self, wanted: &str) -> Result<Vec<Self>> {
         let items = self.value.get_ref().as_array().ok_or_else(|| self.wrong_type(wanted))?;
         let node = |value: &'a Spanned<_>| Self { at: value.span().start, value, ..self.clone() };
         Ok(items.iter().map(node).collect())
     }
 
-    /// What `read` makes of each item of a list, or of the string that stands for a list of one.
+    /// Reads each item of a list, or a string as a list of one.
     pub fn one_or_more<T>(&self, read: impl Fn(&Self) -> Result<T>) -> Result<Vec<T>> {
         match self.is_string() {
             true => Ok(vec![read(self)?]),

@@ -1,4 +1,4 @@
-//! What came of a test, over all its runs.
+//! The outcome of a test, over all its runs.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ pub enum Status {
     #[default]
     Passed,
     Failed,
-    /// Not at all, or not to its end.
+    /// Not run, or interrupted.
     NotRun,
 }
 
 impl Status {
-    /// In words.
+    /// The name in the results.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passed => "passed",
@@ -31,17 +31,17 @@ impl Status {
     }
 }
 
-/// Why machines could not start, and the first that could not for these reasons.
+/// The reasons of machines that could not start, with the first machine for each.
 pub type ShownReasons<'a> = BTreeMap<Vec<String>, &'a str>;
 
-/// A test and what came of it, as it is in the JSON, too.
+/// A test and its outcome, also the JSON of it.
 #[derive(Debug, Serialize)]
-pub struct Outcome<'a> {
+pub struct TestOutcome<'a> {
     pub name: &'a str,
     pub result: Status,
-    /// Of all runs together.
+    /// Seconds of all runs together.
     pub seconds: f64,
-    /// Why it failed.
+    /// Why the test failed.
     pub reasons: Vec<String>,
     /// What could not be checked.
     pub notes: Vec<String>,
@@ -50,8 +50,8 @@ pub struct Outcome<'a> {
     pub runs: Vec<Run>,
 }
 
-impl<'a> Outcome<'a> {
-    /// Judges the `runs` of `test`, which may be fewer than were wanted. Removes the logs that are not needed.
+impl<'a> TestOutcome<'a> {
+    /// Judges the `runs` of `test`, of which some may be missing. Removes logs that are not needed.
     pub fn judge(test: &'a Test, runs: Vec<Run>, baseline: Option<&Baseline>) -> Self {
         let figures = figures::summaries(runs.iter().map(|run| &run.figures));
         let seconds = runs.iter().map(|run| run.seconds).sum();
@@ -60,7 +60,7 @@ impl<'a> Outcome<'a> {
         let complete = runs.len() == test.repeat as usize
             && runs.iter().all(|run| run.result != Status::NotRun);
         let mut verdict = Verdict::default();
-        // Figures of runs that failed or were cut short say nothing.
+        // Figures of failed and interrupted runs are not compared.
         if failed.is_empty() && complete {
             verdict.check_limits(&test.limits, &figures);
             if let Some(baseline) = baseline {
@@ -95,13 +95,12 @@ impl<'a> Outcome<'a> {
         not_passed.map_or(&[], |run| &run.last_lines)
     }
 
-    /// Whether it failed before there was a machine, in all runs.
+    /// Whether no run has had a machine.
     pub fn never_started(&self) -> bool {
         self.result == Status::Failed && self.runs.iter().all(|run| run.end.is_none())
     }
 
-    /// The reasons for a reader who has seen what is in `shown`: what keeps many machines from starting is shown
-    /// with the first of them.
+    /// The reasons, where a reason that is in `shown` is replaced by a reference to the machine shown with it.
     pub fn reasons_after(&self, shown: &mut ShownReasons<'a>) -> Vec<String> {
         let first = match self.never_started() {
             true => shown.entry(self.reasons.clone()).or_insert(self.name),
@@ -113,13 +112,13 @@ impl<'a> Outcome<'a> {
         vec![format!("it could not start, as '{first}'")]
     }
 
-    /// Logs that were kept, as text.
+    /// The paths of the logs that were kept.
     pub fn logs(&self) -> impl Iterator<Item = String> {
         self.runs.iter().filter_map(|run| Some(run.log.as_ref()?.display().to_string()))
     }
 }
 
-/// Why the runs failed, each reason once.
+/// The reasons of failed runs, each once.
 fn reasons(failed: &[&Run], runs: usize) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for reason in failed.iter().filter_map(|run| run.reason.as_deref()) {

@@ -1,33 +1,33 @@
-//! Collects runs, and shows a line for each machine as it ends.
+//! Collects runs, and prints a line for each machine as it ends.
 
 use super::budget::Baseline;
-use super::outcome::{Outcome, ShownReasons, Status};
+use super::outcome::{ShownReasons, Status, TestOutcome};
 use super::run::Run;
 use super::say;
 use super::schedule::Job;
 use super::spec::Spec;
 
-/// Runs and outcomes so far, of each test of the spec.
+/// The runs and outcomes so far, for each test of the spec.
 pub struct Progress<'a, 'b> {
     spec: &'a Spec,
     baseline: Option<&'b Baseline>,
     runs: Vec<Vec<Run>>,
-    outcomes: Vec<Option<Outcome<'a>>>,
+    outcomes: Vec<Option<TestOutcome<'a>>>,
     shown: ShownReasons<'a>,
 }
 
 impl<'a, 'b> Progress<'a, 'b> {
-    /// Before the first run. Figures are compared with those of `baseline`.
+    /// Starts without runs. Figures are compared with those of `baseline`.
     pub fn new(spec: &'a Spec, baseline: Option<&'b Baseline>) -> Self {
         let runs = spec.tests.iter().map(|_| vec![]).collect();
         let outcomes = spec.tests.iter().map(|_| None).collect();
         Self { spec, baseline, runs, outcomes, shown: ShownReasons::default() }
     }
 
-    /// Adds a run. The last one of a test decides what came of it.
+    /// Adds a run. The last run of a test completes its outcome.
     pub fn add(&mut self, job: Job<'a>, mut run: Run) {
         let runs = &mut self.runs[job.index];
-        // The console of one run is enough to show.
+        // The console of one failed run is enough.
         let passed = |run: &Run| run.result == Status::Passed;
         if passed(&run) || !runs.iter().all(passed) {
             run.last_lines = Vec::new();
@@ -36,7 +36,7 @@ impl<'a, 'b> Progress<'a, 'b> {
         if runs.len() < job.test.repeat as usize {
             return;
         }
-        let outcome = Outcome::judge(job.test, std::mem::take(runs), self.baseline);
+        let outcome = TestOutcome::judge(job.test, std::mem::take(runs), self.baseline);
         if outcome.result != Status::NotRun {
             let ended = self.outcomes.iter().flatten().count() + 1;
             let (name, total) = (outcome.name, self.spec.tests.len());
@@ -49,11 +49,11 @@ impl<'a, 'b> Progress<'a, 'b> {
         self.outcomes[job.index] = Some(outcome);
     }
 
-    /// What came of every test, in the order of the spec.
-    pub fn finish(self) -> Vec<Outcome<'a>> {
+    /// The outcomes of all tests, in the order of the spec.
+    pub fn finish(self) -> Vec<TestOutcome<'a>> {
         let baseline = self.baseline;
         let judge = |((outcome, runs), test): ((Option<_>, _), _)| {
-            outcome.unwrap_or_else(|| Outcome::judge(test, runs, baseline))
+            outcome.unwrap_or_else(|| TestOutcome::judge(test, runs, baseline))
         };
         self.outcomes.into_iter().zip(self.runs).zip(&self.spec.tests).map(judge).collect()
     }

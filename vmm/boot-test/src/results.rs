@@ -1,4 +1,4 @@
-//! The results of a spec, and the files that programs read them from.
+//! The results of a spec, and the files for programs.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,15 +8,15 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::outcome::{Outcome, Status};
+use super::outcome::{Status, TestOutcome};
 
-/// What came of a spec, as it is in the JSON; docs/boot-test.md describes the fields.
+/// The results, also the JSON of them; docs/boot-test.md describes the fields.
 #[derive(Default, Serialize)]
 pub struct Results<'a> {
     schema: u32,
     version: &'static str,
     pub spec: String,
-    /// When it was, in ISO 8601.
+    /// The start, in ISO 8601.
     pub timestamp: String,
     pub seconds: f64,
     pub interrupted: bool,
@@ -26,20 +26,20 @@ pub struct Results<'a> {
     pub failed: usize,
     pub not_run: usize,
     /// In the order of the spec.
-    pub tests: Vec<Outcome<'a>>,
-    /// What limits machines on this host.
+    pub tests: Vec<TestOutcome<'a>>,
+    /// doctor's findings that limit machines on this host.
     #[serde(skip)]
     pub advice: Vec<String>,
 }
 
 impl<'a> Results<'a> {
-    /// Of `spec`, before anything is run.
+    /// The results of `spec` before anything is run.
     pub fn new(spec: &Path) -> Self {
         let (spec, timestamp) = (spec.display().to_string(), now());
         Self { schema: 1, version: env!("CARGO_PKG_VERSION"), spec, timestamp, ..Self::default() }
     }
 
-    pub fn set_tests(&mut self, tests: Vec<Outcome<'a>>) {
+    pub fn set_tests(&mut self, tests: Vec<TestOutcome<'a>>) {
         let count = |status| tests.iter().filter(|outcome| outcome.result == status).count();
         self.passed = count(Status::Passed);
         self.failed = count(Status::Failed);
@@ -62,10 +62,10 @@ pub fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// A file for results, if it is asked for.
+/// A file for results, if the flag is given.
 pub type ResultFile<'a> = Option<(&'a Path, File)>;
 
-/// Makes the file before anything runs: not after an hour does the user learn that it cannot be.
+/// Creates the file before anything runs, so that an error is reported at once and not after an hour.
 pub fn create(path: Option<&Path>) -> Result<ResultFile<'_>> {
     let Some(path) = path else { return Ok(None) };
     let file = File::create(path).with_context(|| format!("result {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! One run of one machine: started, watched, stopped, judged.
+//! One run of one machine: starts it, watches it, stops it, judges it.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::child::{Next, Stream, Vmm};
-use super::figures::{self, Figures, Measured};
+use super::child::{Next, Stream, VmmProcess};
+use super::figures::{self, Figures, RunReport};
 use super::lines::{LastLines, LineSplitter};
 use super::log::Log;
 use super::matcher::{Matcher, Position, shown};
@@ -19,33 +19,33 @@ use super::outcome::Status;
 use super::results::now;
 use super::test::{TIMEOUT, Test, Wanted};
 
-/// The boot report's end of a machine whose guest, or its command, has given an exit status.
+/// The end in a boot report when the guest, or its command, has given an exit status.
 const EXIT: &str = "exit";
 
-/// A console that says nothing for so long may be waiting at a prompt: the line is looked at unfinished.
+/// After a console is quiet for this long, its unfinished line may be a prompt and is searched.
 const QUIET: Duration = Duration::from_millis(50);
-/// What is printed after a failure (a call trace) belongs to it.
+/// Time for what is printed after a failure (a call trace) and belongs to it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// What a machine has beyond its time before it is stopped from outside: --timeout comes first.
+/// Time beyond the machine's own --timeout before the runner stops the machine.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What came of a run, as it is in the JSON, too.
+/// The result of a run, also the JSON of it.
 #[derive(Debug, Default, Serialize)]
 pub struct Run {
     pub result: Status,
-    /// When it was started, in ISO 8601.
+    /// The start, in ISO 8601.
     pub timestamp: String,
     pub seconds: f64,
     /// tinyvmm's exit code; `None` if it was killed or did not start.
     pub exit_code: Option<i32>,
     /// How the machine ended, by its name in the boot report; `None` if there was no machine.
     pub end: Option<String>,
-    /// Why it did not pass.
+    /// Why the run did not pass.
     pub reason: Option<String>,
-    /// Kept of failures, and until it is known whether a run was within its budget.
+    /// Kept for failures, and until the run's figures are compared.
     pub log: Option<PathBuf>,
     pub figures: Figures,
-    /// Those of the console.
+    /// The console's last lines.
     #[serde(skip)]
     pub last_lines: Vec<String>,
 }
@@ -58,14 +58,14 @@ impl Run {
     }
 }
 
-/// What all runs have in common.
+/// The settings that all runs share.
 pub struct Runner<'a> {
     /// The `tinyvmm` command.
     pub program: &'a Path,
-    /// What names of files in flags are relative to.
+    /// The folder to which flags' paths are relative.
     pub folder: &'a Path,
     pub logs: &'a Path,
-    /// Set when the user wants an end.
+    /// Set when the user interrupts the run.
     pub interrupt: &'a AtomicBool,
 }
 
@@ -76,7 +76,7 @@ impl Runner<'_> {
         let report = self.logs.join(format!("{name}.report.json"));
         let (timestamp, start) = (now(), Instant::now());
         let mut watch = Watch::new(test, start, &mut log)?;
-        let vmm = Vmm::start(self.program, &flags(test, &report), self.folder);
+        let vmm = VmmProcess::start(self.program, &flags(test, &report), self.folder);
         let status = vmm.and_then(|vmm| watch.until_the_end(vmm, self.interrupt));
         let measured = figures::read(&report).unwrap_or_default();
         let _ = std::fs::remove_file(&report);
@@ -95,13 +95,13 @@ impl Runner<'_> {
         let mut reason = None;
         if result != Status::Passed {
             reasons.extend(log.error.take());
-            // The guest's words may be in it, and a terminal will show it.
+            // The guest's output may be in it, and a terminal will show it.
             let text = reasons.join("; ").replace(char::is_control, " ");
             log.note(&format!("failed: {text}"));
             reason = Some(text);
         }
         let log = Some(log.path);
-        let (seconds, Measured { end, figures, .. }) = (start.elapsed().as_secs_f64(), measured);
+        let (seconds, RunReport { end, figures, .. }) = (start.elapsed().as_secs_f64(), measured);
         Ok(Run { result, timestamp, seconds, exit_code, end, reason, log, figures, last_lines })
     }
 }
@@ -120,7 +120,7 @@ fn flags(test: &Test, report: &Path) -> Vec<OsString> {
     flags
 }
 
-/// What is seen of a run.
+/// The observations of a run.
 struct Watch<'a> {
     test: &'a Test,
     log: &'a mut Log,
@@ -128,11 +128,11 @@ struct Watch<'a> {
     /// Standard output and standard error.
     streams: [(LineSplitter, Position); 2],
     last_lines: LastLines,
-    /// tinyvmm's own last message.
+    /// The last message of tinyvmm's own.
     said: Option<String>,
-    /// The user wants an end.
+    /// The user has interrupted the run.
     interrupted: bool,
-    /// When the machine is to be stopped.
+    /// When to stop the machine.
     stop_at: Instant,
 }
 
@@ -145,7 +145,7 @@ impl<'a> Watch<'a> {
         Ok(Self { test, log, matcher, streams, last_lines, said, interrupted, stop_at })
     }
 
-    fn until_the_end(&mut self, mut vmm: Vmm, interrupt: &AtomicBool) -> Result<ExitStatus> {
+    fn until_the_end(&mut self, mut vmm: VmmProcess, interrupt: &AtomicBool) -> Result<ExitStatus> {
         loop {
             match vmm.next(Instant::now() + QUIET)? {
                 Next::Output(stream, bytes) => self.output(stream, &bytes),
@@ -176,7 +176,7 @@ impl<'a> Watch<'a> {
         });
     }
 
-    /// Looks at the lines that go on: they may be prompts, or the last ones.
+    /// Searches the unfinished lines: they may be prompts, or the last ones.
     fn unfinished(&mut self, ended: bool) {
         for (lines, position) in &mut self.streams {
             let Some(line) = lines.unfinished() else { continue };
@@ -197,8 +197,8 @@ impl<'a> Watch<'a> {
         now >= self.stop_at
     }
 
-    /// Why the run has failed, if it has.
-    fn judge(&self, status: ExitStatus, measured: &Measured) -> Vec<String> {
+    /// The reasons for the run's failure; empty if it has passed.
+    fn judge(&self, status: ExitStatus, measured: &RunReport) -> Vec<String> {
         if let Some(failure) = &self.matcher.failure {
             return vec![failure.clone()];
         }
@@ -228,7 +228,7 @@ impl<'a> Watch<'a> {
             Some(EXIT) => format!("exit status {code}"),
             Some(TIMEOUT) => format!("it took longer than {}", shown(self.test.timeout)),
             Some(end) => format!("{end}{said}"),
-            // No report: there was no machine.
+            // Without a report there was no machine.
             None => format!("it could not start{said}"),
         }
     }

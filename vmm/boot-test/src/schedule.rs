@@ -1,4 +1,4 @@
-//! Which machines run side by side: as many as there are CPUs and memory for.
+//! Decides which machines run side by side: as many as CPUs and memory allow.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -10,22 +10,22 @@ use anyhow::Result;
 use super::run::Run;
 use super::test::Test;
 
-/// What a machine takes besides its RAM, in bytes: a generous guess.
+/// Memory of a machine besides its RAM, in bytes: a generous guess.
 const OVERHEAD: u64 = 16 << 20;
-/// How often `interrupt` is looked at.
+/// The interval of checks of `interrupt`.
 const TICK: Duration = Duration::from_millis(50);
 
 /// One run of one test.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     pub test: &'a Test,
-    /// Of the test, in the spec.
+    /// Index of the test in the spec.
     pub index: usize,
-    /// Which of its repetitions.
+    /// Index of the repetition.
     pub repetition: u32,
 }
 
-/// What machines that run at the same time may take together.
+/// The CPUs and the memory for all machines that run at the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     pub cpus: u32,
@@ -34,7 +34,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// That of this host, with `cpus` CPUs or as many as it has.
+    /// The capacity of this host, with `cpus` CPUs or all of the host's.
     pub fn of_host(cpus: Option<u32>) -> Self {
         let has = || thread::available_parallelism().map_or(1, usize::from).try_into();
         let cpus = cpus.unwrap_or_else(|| has().unwrap_or(u32::MAX));
@@ -59,7 +59,7 @@ impl Capacity {
     }
 }
 
-/// Whether one of them writes to a disk that the other has: that is locked.
+/// Whether one of them writes to a disk that the other has: tinyvmm locks such a disk.
 fn share_a_disk(one: &Test, other: &Test) -> bool {
     one.machine.needs.disks.iter().any(|disk| {
         let others = &other.machine.needs.disks;
@@ -67,8 +67,8 @@ fn share_a_disk(one: &Test, other: &Test) -> bool {
     })
 }
 
-/// Runs all that are `waiting`, in turn and within `capacity`, and passes each run to `done`. Once `interrupt` is set
-/// no more are started.
+/// Runs all `waiting` jobs, in turn and within `capacity`, and passes each run to `done`. Once `interrupt` is set no
+/// more are started.
 pub fn run_all<'a>(
     mut waiting: Vec<Job<'a>>,
     capacity: Capacity,
@@ -85,7 +85,7 @@ pub fn run_all<'a>(
             {
                 let job = waiting.remove(index);
                 let sender = sender.clone();
-                // The receiver lives until the last has sent.
+                // The receiver outlives all senders.
                 let run = move || run(job).unwrap_or_else(|error| Run::not_started(&error));
                 let work = move || drop(sender.send((job, run())));
                 match thread::Builder::new().spawn_scoped(scope, work) {

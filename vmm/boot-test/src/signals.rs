@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, anyhow};
 use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
-/// Whether one has come.
+/// Whether a signal has come.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_stop_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// A flag that SIGTERM, SIGINT, SIGHUP and SIGQUIT set from now on, also where the runner was started with them
-/// blocked. A signal that is ignored on purpose (SIGHUP under nohup) stays so.
+/// Returns a flag that SIGTERM, SIGINT, SIGHUP and SIGQUIT set from now on, even if they were blocked at the start. A
+/// signal that is ignored on purpose (SIGHUP under nohup) stays ignored.
 pub fn interrupt_flag() -> Result<&'static AtomicBool> {
     let ignored = ignored_signals();
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {

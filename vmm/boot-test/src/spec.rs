@@ -10,24 +10,24 @@ use super::input::{read_text, toml_error};
 use super::matrix::{self, MAX_MACHINES, Matrix};
 use super::node::Node;
 use super::test::{KEYS, Test};
-use super::tinyvmm::{Keys, Tinyvmm};
+use super::tinyvmm::{MachineKeys, Tinyvmm};
 
 /// Largest spec, in bytes.
 const MAX_SPEC: u64 = 1 << 20;
 const MAX_NAME: usize = 100;
 
-/// What a file asks for.
+/// The contents of a spec.
 pub struct Spec {
-    /// What the names of files in it are relative to.
+    /// The folder to which the spec's paths are relative.
     pub folder: PathBuf,
-    /// The file of figures that new ones are compared with.
+    /// The file of figures to compare with.
     pub baseline: Option<PathBuf>,
     pub tests: Vec<Test>,
 }
 
 impl Spec {
-    /// Reads `path`. Errors are one line with the line and the key.
-    pub fn read(path: &Path, known: &Keys) -> Result<Self> {
+    /// Reads the spec `path`. Errors are one line that names the line and the key.
+    pub fn read(path: &Path, known: &MachineKeys) -> Result<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         let text = read_text(path, MAX_SPEC)?;
@@ -40,8 +40,8 @@ impl Spec {
         self.tests.iter_mut().try_for_each(check)
     }
 
-    /// Reads the text of a spec in `folder`, with `known` as the keys that machines can have.
-    pub fn parse(text: &str, folder: PathBuf, known: &Keys) -> Result<Self> {
+    /// Parses a spec in `folder`, whose machines can have the keys `known`.
+    pub fn parse(text: &str, folder: PathBuf, known: &MachineKeys) -> Result<Self> {
         let table = DeTable::parse(text).map_err(|error| toml_error(text, &error))?;
         let root = Spanned::new(0..0, DeValue::Table(table.into_inner()));
         let top = Node::root(text, &root).table(&["baseline", "defaults", "machine", "matrix"])?;
@@ -81,7 +81,7 @@ impl Spec {
     }
 }
 
-/// A name is part of the names of files.
+/// Checks a name: it is part of the names of files.
 fn check_name<'a>(node: &Node<'a>) -> Result<&'a str> {
     let name = node.string()?;
     let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

@@ -1,10 +1,10 @@
-//! The results as people read them.
+//! The results as a table for people.
 
 use std::fmt::Write;
 
 use super::budget::shown;
 use super::figures::FIGURES;
-use super::outcome::{Outcome, ShownReasons, Status};
+use super::outcome::{ShownReasons, Status, TestOutcome};
 use super::results::Results;
 
 /// Titles of the columns, of which the third to the sixth are those of [`FIGURES`].
@@ -14,7 +14,7 @@ const MAX_CONSOLES: usize = 20;
 const MAX_LINES: usize = 15;
 const MAX_LINE: usize = 200;
 
-/// A line for each test with its reasons and notes below it, the consoles of those that failed, and the sum.
+/// A line for each test with its reasons and notes below it, the consoles of failed ones, and the totals.
 pub fn table(results: &Results) -> String {
     let mut shown = ShownReasons::default();
     let mut rows = vec![(HEAD.map(String::from), vec![])];
@@ -40,7 +40,7 @@ pub fn table(results: &Results) -> String {
     text + &format!(" in {:.1} s\n", results.seconds)
 }
 
-fn row(outcome: &Outcome) -> [String; HEAD.len()] {
+fn row(outcome: &TestOutcome) -> [String; HEAD.len()] {
     let seconds = (!outcome.runs.is_empty()).then(|| format!("{:.2}", outcome.seconds));
     let figure = |index: usize| outcome.figures.get(FIGURES[index]).map(|s| shown(s.median));
     let cells = [seconds, figure(0), figure(1), figure(2), figure(3)];
@@ -49,7 +49,7 @@ fn row(outcome: &Outcome) -> [String; HEAD.len()] {
 }
 
 /// Why it failed, notes, p99 where there are several runs, and where the logs are.
-fn details<'a>(outcome: &Outcome<'a>, shown_before: &mut ShownReasons<'a>) -> Vec<String> {
+fn details<'a>(outcome: &TestOutcome<'a>, shown_before: &mut ShownReasons<'a>) -> Vec<String> {
     let mut lines = outcome.reasons_after(shown_before);
     lines.extend(outcome.notes.iter().map(|note| format!("note: {note}")));
     let runs = outcome.runs.len();
@@ -62,10 +62,10 @@ fn details<'a>(outcome: &Outcome<'a>, shown_before: &mut ShownReasons<'a>) -> Ve
     lines
 }
 
-/// How the consoles of the first machines that failed end.
-fn consoles(outcomes: &[Outcome]) -> String {
+/// The ends of the consoles of the first machines that failed.
+fn consoles(outcomes: &[TestOutcome]) -> String {
     let mut text = String::new();
-    let is_shown = |test: &&Outcome| test.result == Status::Failed && !test.never_started();
+    let is_shown = |test: &&TestOutcome| test.result == Status::Failed && !test.never_started();
     let shown = outcomes.iter().filter(is_shown).filter(|outcome| !outcome.last_lines().is_empty());
     for outcome in shown.take(MAX_CONSOLES) {
         let _ = writeln!(text, "\nthe console of {} ends with:", outcome.name);

@@ -9,9 +9,9 @@ use super::budget::{self, Limit, Tolerance};
 use super::figures::INIT_MS;
 use super::machine::MachineSpec;
 use super::node::{Node, Table};
-use super::tinyvmm::Keys;
+use super::tinyvmm::MachineKeys;
 
-/// Keys of a machine in a spec that are the test's and no flags of tinyvmm; `timeout` is both.
+/// MachineKeys of a machine in a spec that configure the test and are no flags of tinyvmm; `timeout` is both.
 #[rustfmt::skip]
 pub const KEYS: [&str; 11] = [
     "alone", "budget", "end", "exit-status", "expect", "fail-on", "fail-on-warning", "repeat", "run", "timeout",
@@ -20,13 +20,13 @@ pub const KEYS: [&str; 11] = [
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REPEAT: u32 = 1000;
-/// What Linux prints when something went wrong, e.g. `BUG: kernel NULL pointer dereference` (not DEBUG:).
+/// Messages of Linux about failures, e.g. `BUG: kernel NULL pointer dereference` (not DEBUG:).
 const FAILURES: [&str; 3] = ["Kernel panic", r"\bBUG:", r"\bOops\b"];
 /// At the start of a message, after the time and the caller (`printk.time`, CONFIG_PRINTK_CALLER):
 /// the mitigations' `Speculative Return Stack Overflow: WARNING: See ...` warns of no failure.
 const WARNING: &str = r"^(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? ?WARNING: ";
 
-/// The ends that a machine can be wanted to have, by their names in the boot report.
+/// The ends that `end` can have, by their names in the boot report.
 const ENDS: [&str; 5] = [POWER_OFF, "reboot", "triple-fault", PANIC, TIMEOUT];
 const POWER_OFF: &str = "power-off";
 const PANIC: &str = "panic";
@@ -38,31 +38,31 @@ pub struct Test {
     /// Unique in the spec.
     pub name: String,
     pub machine: MachineSpec,
-    /// What is to run in the guest; nothing if empty.
+    /// The command in the guest; none if empty.
     pub command: Vec<String>,
-    /// Of a whole run.
+    /// The limit of a whole run.
     pub timeout: Duration,
-    /// What the console has to show, in this order.
+    /// The patterns that the console has to show, in this order.
     pub expect: Vec<Expected>,
-    /// What the console must not show.
+    /// The patterns that the console must not show.
     pub fail_on: Vec<Regex>,
     pub end: Wanted,
     pub limits: Vec<Limit>,
     pub tolerance: Tolerance,
     pub repeat: u32,
-    /// No other machine may run meanwhile: the time it takes is measured.
+    /// No other machine may run meanwhile, as times are measured.
     pub alone: bool,
 }
 
-/// Something that the console has to show.
+/// A pattern that the console has to show.
 #[derive(Clone, Debug)]
 pub struct Expected {
     pub pattern: Regex,
-    /// Since the pattern before it, or the start.
+    /// The limit since the pattern before it, or the start.
     pub timeout: Option<Duration>,
 }
 
-/// How a run has to end.
+/// The end that a run has to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// The runner stops the machine once it has shown all that is expected.
@@ -74,14 +74,14 @@ pub enum Wanted {
 }
 
 impl Test {
-    /// Reads `keys` of the machine that is described at `node`. Those that are tinyvmm's are among `known`.
+    /// Reads `keys` of the machine whose table is `node`. Those that are tinyvmm's are among `known`.
     ///
-    /// `compared`: figures will be compared with those of an earlier run.
+    /// `compared`: the figures will be compared with those of an earlier run.
     pub fn read(
         name: String,
         node: &Node,
         keys: &Table,
-        known: &Keys,
+        known: &MachineKeys,
         compared: bool,
     ) -> Result<Self> {
         let command = keys.read("run", read_command)?.unwrap_or_default();
@@ -150,7 +150,7 @@ fn read_end(keys: &Table, command: bool, expect: bool) -> Result<Wanted> {
     }
 }
 
-/// A machine that is to panic says so, and may say anything else.
+/// A machine that has to panic prints that, and may print anything else.
 fn read_fail_on(keys: &Table, end: &Wanted) -> Result<Vec<Regex>> {
     let own = keys.read("fail-on", |node| node.one_or_more(Node::regex))?;
     let is_own = own.is_some() || *end == Wanted::End(PANIC);

@@ -1,4 +1,4 @@
-//! The `tinyvmm` command: what it says of flags, and of this host.
+//! The interface of the `tinyvmm` command: its answers about flags and about this host.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// The command, a program of that interface.
+/// The `tinyvmm` command.
 pub struct Tinyvmm<'a> {
     pub program: &'a Path,
 }
 
 /// The keys that a configuration file can have, with their defaults.
-pub type Keys = Map<String, Value>;
+pub type MachineKeys = Map<String, Value>;
 
 /// Reads what `tinyvmm --print-config=json` prints.
-pub fn parse_keys(json: &[u8]) -> Result<Keys> {
+pub fn parse_keys(json: &[u8]) -> Result<MachineKeys> {
     let printed: Value = serde_json::from_slice(json).context("tinyvmm --print-config=json")?;
     printed["config"].as_object().cloned().context("tinyvmm --print-config=json has no keys")
 }
@@ -39,7 +39,7 @@ pub struct DiskFile {
     pub shared: bool,
 }
 
-/// The findings of doctor's `report` that are `status`, each with its remedy.
+/// The findings of doctor's `report` with this `status`, each with its remedy.
 pub fn advice(report: &Value, status: &str) -> Vec<String> {
     let findings = report["findings"].as_array().into_iter().flatten();
     let text = |finding: &Value| {
@@ -51,13 +51,13 @@ pub fn advice(report: &Value, status: &str) -> Vec<String> {
 
 impl Tinyvmm<'_> {
     /// The keys that a machine can have.
-    pub fn keys(&self) -> Result<Keys> {
-        // Without a kernel it is no machine; the keys are printed even so.
+    pub fn keys(&self) -> Result<MachineKeys> {
+        // A machine without a kernel is invalid; the keys are printed all the same.
         parse_keys(&self.output(&["--print-config=json".into()], Path::new("."))?.stdout)
     }
 
-    /// What the machine with `flags` takes, with `words` as its command and paths relative to `cwd`;
-    /// or why there can be no such machine.
+    /// What the machine with `flags` takes, with `words` as its command and paths relative to `cwd`; or why it is
+    /// invalid.
     pub fn needs(&self, flags: &[OsString], words: &[String], cwd: &Path) -> Result<Needs> {
         let mut all = [&["--print-config=json".into()], flags].concat();
         if !words.is_empty() {
@@ -74,7 +74,7 @@ impl Tinyvmm<'_> {
         bail!("{reason}")
     }
 
-    /// The report of `tinyvmm doctor` on this host.
+    /// The output of `tinyvmm doctor` on this host.
     pub fn doctor(&self) -> Result<Value> {
         let output = self.output(&["doctor".into(), "--json".into()], Path::new("."))?;
         serde_json::from_slice(&output.stdout)
@@ -83,7 +83,7 @@ impl Tinyvmm<'_> {
 
     fn output(&self, flags: &[OsString], cwd: &Path) -> Result<Output> {
         let mut command = Command::new(self.program);
-        // It reads nothing, and a host without /dev/null is to be reported by doctor.
+        // The command reads nothing, and doctor has to report a host without /dev/null.
         command.args(flags).current_dir(cwd).stdin(Stdio::inherit());
         command.output().with_context(|| format!("cannot start {}", self.program.display()))
     }

@@ -2,7 +2,7 @@
 
 use super::super::budget::{Baseline, Verdict, shown};
 use super::super::figures::{Figure, INIT_MS, Summaries, Summary};
-use super::super::outcome::{Outcome, Status};
+use super::super::outcome::{Status, TestOutcome};
 use super::super::run::Run;
 use super::super::test::Test;
 use super::test_of;
@@ -101,7 +101,7 @@ fn ran(failure: Option<&str>, exits: f64) -> Run {
 #[test]
 fn runs_are_judged_together() {
     let test = test_of("repeat = 3\nbudget = { exits = 10 }");
-    let judge = |runs| Outcome::judge(&test, runs, None);
+    let judge = |runs| TestOutcome::judge(&test, runs, None);
     let outcome = judge(vec![ran(None, 9.0), ran(None, 99.0), ran(None, 10.0)]);
     assert_eq!((outcome.result, outcome.figures["exits"].median), (Status::Passed, 10.0));
     let outcome = judge(vec![ran(None, 9.0), ran(None, 11.0), ran(None, 11.0)]);
