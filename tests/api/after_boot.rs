@@ -32,7 +32,7 @@ fn what_is_wrong_once_it_runs_is_refused() {
     client.refuses("PATCH", "/machine-config", r#"{"vcpu_count":2}"#, &["only before"]);
     client.refuses("PATCH", "/drives/x", r#"{"drive_id":"x"}"#, &["no such drive"]);
     let path = r#"{"drive_id":"data","path_on_host":"disk"}"#;
-    client.refuses("PATCH", "/drives/data", path, &["path_on_host", "one of flags"]);
+    client.refuses("PATCH", "/drives/data", path, &["path_on_host", "a flag has named"]);
     let limiter =
         |bucket: &str| format!(r#"{{"drive_id":"data","rate_limiter":{{"ops":{bucket}}}}}"#);
     client.refuses("PATCH", "/drives/data", &limiter(r#"{"size":"x"}"#), &["invalid type"]);
@@ -117,7 +117,7 @@ fn a_machine_that_resets_keeps_its_clients() {
         let state = client.get("/")["state"].clone();
         assert!(state == "Running", "{state}");
     }
-    // What they have said is not forgotten.
+    // The client's requests outlive the reset.
     client.does("PATCH", "/balloon", r#"{"amount_mib":16}"#);
     for _ in 0..20 {
         assert_eq!(client.get("/balloon/statistics")["target_mib"], 16);
@@ -125,7 +125,7 @@ fn a_machine_that_resets_keeps_its_clients() {
 }
 
 #[test]
-fn stats_tell_what_the_machine_uses() {
+fn stats_report_what_the_machine_uses() {
     let (running, client) = running(guests::idle, "idle");
     let stats = client.get("/tinyvmm/stats");
     assert_eq!(stats["state"], "Running");

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use rustix::fs::MemfdFlags;
 
-/// A file that has `contents`. It is gone when it is dropped.
+/// A file with `contents`, which is removed when it is dropped.
 pub struct MemoryFile(File);
 
 impl MemoryFile {
@@ -17,7 +17,7 @@ impl MemoryFile {
         Self(file)
     }
 
-    /// Its name, for this process.
+    /// The path of the file, for this process.
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }

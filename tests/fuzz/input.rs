@@ -1,6 +1,6 @@
 //! Numbers from the fuzzer's bytes, as long as there are any.
 
-/// What is left of an input.
+/// The rest of an input.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
@@ -31,7 +31,7 @@ impl<'a> Input<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// 1, 2, 4 or 8: how many bytes an access has.
+    /// The width of an access in bytes: 1, 2, 4 or 8.
     pub fn width(&mut self) -> Option<usize> {
         self.u8().map(|byte| 1 << (byte & 3))
     }

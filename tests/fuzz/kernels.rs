@@ -19,7 +19,7 @@ use crate::input::Input;
 use crate::pack::FORMATS;
 
 const RAM: u64 = 16 << 20;
-/// Where the seeds' kernels are loaded, and where they see themselves (`__START_KERNEL_map`).
+/// The physical and virtual address of the seeds' kernels (`__START_KERNEL_map`).
 const START: u64 = 2 << 20;
 const MAP: u64 = 0xffff_ffff_8000_0000;
 

@@ -19,11 +19,11 @@ use std::{env, fs};
 
 use tinyvmm::virtio::contract::SUBJECTS;
 
-/// Something that takes input from a guest or a file.
+/// A piece of code that takes input from a guest or a file.
 struct Target {
     name: String,
     run: Box<dyn Fn(&[u8]) + Send + Sync>,
-    /// Good inputs, to start from.
+    /// Valid inputs to start from.
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
@@ -50,7 +50,7 @@ fn targets() -> Vec<Target> {
         Target::new("rtc", ports::rtc, ports::seeds),
         Target::new("mmio", virtio::mmio, virtio::mmio_seeds),
     ];
-    // Each virtio device is one.
+    // Each virtio device is a target.
     targets.extend(SUBJECTS.iter().map(|subject| {
         Target::new(subject.name, |data| virtio::device(subject, data), virtio::seeds)
     }));
@@ -69,7 +69,7 @@ fn write_seeds(folder: &Path) {
     }
 }
 
-/// The target that is asked for.
+/// The target that `FUZZ_TARGET` names.
 static TARGET: LazyLock<Target> = LazyLock::new(|| {
     if let Some(folder) = env::var_os("FUZZ_SEEDS") {
         write_seeds(Path::new(&folder));

@@ -1,4 +1,4 @@
-//! What a PC has on its ports: reads and writes in any order, of any width.
+//! The devices on a PC's ports: reads and writes in any order, of any width.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::input::Input;
 
-/// Each step: what to do, how wide, where; a write's value, or what the console's user types.
+/// Each step: action, width and address; the value of a write, or of the user's input.
 fn each_access(
     data: &[u8],
     start: u64,

@@ -1,12 +1,12 @@
-//! What a user writes: configuration files and specs of boot tests.
+//! Texts of users: configuration files and specs of boot tests.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use tinyvmm_cli::api::routes::{Configure, Request};
-use tinyvmm_cli::api::{Answer, Api, Call, http, routes};
+use tinyvmm_cli::api::routes::{ApiRequest, Configure};
+use tinyvmm_cli::api::{Api, ApiCall, ApiResponse, http, routes};
 use tinyvmm_cli::cli::{self, Invocation};
 use tinyvmm_cli::config::Config;
 use tinyvmm_cli::measure::Record;
@@ -14,7 +14,7 @@ use tinyvmm_cli::print_config;
 
 use crate::files::MemoryFile;
 
-/// One with every key.
+/// A configuration file with every key.
 const CONFIG: &str = r#"
 cpus = "8,sockets=2,cores=2,threads=2"
 mem = "4.5G"
@@ -36,7 +36,7 @@ trace-exits = true
 log-level = "debug"
 "#;
 
-/// Each key of a test.
+/// A spec with each key of a test.
 const SPEC: &str = r#"
 baseline = "figures.json"
 [defaults]
@@ -79,7 +79,7 @@ fn read(text: &[u8]) -> Option<Config> {
     }
 }
 
-/// What is understood can be printed, and is understood the same way then.
+/// A valid configuration can be printed, and is the same when it is read again.
 pub fn config(data: &[u8]) {
     let Some(config) = read(data) else { return };
     let _ = config.validate();
@@ -106,14 +106,14 @@ pub fn api(data: &[u8]) {
     assert!(head.len <= data.len() && head.body <= 1000, "{head:?}");
     let body = &data[head.len..];
     let request = routes::request(head.method, &head.path, &body[..head.body.min(body.len())]);
-    let answer = Answer::Fault(format!("{request:?}"));
+    let answer = ApiResponse::Fault(format!("{request:?}"));
     assert!(http::render(&answer, head.closes).starts_with(b"HTTP/1.1 400 "));
 }
 
-/// Whether the fuzzer may have it done: what opens something only in its folder, which has nothing to be opened.
-fn is_harmless(request: &Request) -> bool {
+/// Whether the fuzzer may have the request executed: files are opened only in its folder, which is empty.
+fn is_harmless(request: &ApiRequest) -> bool {
     let is_near = |path: &Path| !path.as_os_str().as_encoded_bytes().contains(&b'/');
-    let Request::Configure(what) = request else { return true };
+    let ApiRequest::Configure(what) = request else { return true };
     match &**what {
         Configure::Logger(_) | Configure::Metrics(_) => false,
         Configure::Drive(drive) => drive.path_on_host.as_deref().is_none_or(is_near),
@@ -124,7 +124,7 @@ fn is_harmless(request: &Request) -> bool {
     }
 }
 
-/// Requests one after another, as the machine's owner answers them before there is a machine.
+/// Requests one after another, as the owner answers them before there is a machine.
 pub fn setup(mut data: &[u8]) {
     let Ok(Invocation::Run(cli)) = cli::parse(vec!["tinyvmm".into(), "--api-sock=s".into()]) else {
         panic!("flags that are as they should be")
@@ -141,19 +141,19 @@ pub fn setup(mut data: &[u8]) {
         }
         let before = format!("{:?}", api.config());
         let (reply, answer) = sync_channel(1);
-        if let Some(Err(_)) = api.serve_before(Call { request, reply }) {
+        if let Some(Err(_)) = api.serve_before(ApiCall { request, reply }) {
             return;
         }
         match answer.try_recv() {
-            Ok(Answer::Fault(_)) => assert_eq!(before, format!("{:?}", api.config())),
+            Ok(ApiResponse::Fault(_)) => assert_eq!(before, format!("{:?}", api.config())),
             Ok(_) => api.config().validate().expect("what is accepted can be"),
-            // It wants to be started.
+            // The request is a start.
             Err(_) => api.config().validate().expect("what is complete can be"),
         }
     }
 }
 
-/// All requests in a row, and each.
+/// All requests in a row, and each alone.
 pub fn conversations() -> Vec<Vec<u8>> {
     let mut all = requests();
     all.push(requests().concat());

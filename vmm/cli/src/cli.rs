@@ -15,16 +15,16 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
 
 pub use complete::Shell;
-pub use keys::{Keys, read_text};
+pub use keys::{FileKeys, read_text};
 
 use crate::config::Config;
 #[cfg(feature = "api")]
 use crate::ctl;
-use crate::print_config::Format;
+use crate::print_config::PrintFormat;
 
 /// Exit code of an internal error.
 pub const EXIT_INTERNAL: u8 = 1;
-/// Exit code of a command line or configuration file that cannot be.
+/// Exit code for an invalid command line or configuration file.
 pub const EXIT_USAGE: u8 = 2;
 /// Exit code when a file or the host does not let the machine start.
 pub const EXIT_CANNOT_START: u8 = 3;
@@ -41,17 +41,17 @@ pub const EXIT_CANNOT_START: u8 = 3;
     after_long_help = pages::epilogue("tinyvmm")
 )]
 pub struct Cli {
-    /// Anything but booting a machine.
+    /// A sub-command; without one a machine is booted.
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// The machine, and how it is run.
+    /// The machine and its process.
     #[command(flatten)]
     pub config: Config,
 
     /// Read flags from a TOML file, e.g. `cpus = 2` or `disk = ["root.img,readonly"]`
     ///
-    /// Keys are the names of the flags of this page; flags given here win over the file.
+    /// FileKeys are the names of the flags of this page; flags given here win over the file.
     #[arg(long = "config", value_name = "FILE", help_heading = "Program", value_hint = clap::ValueHint::FilePath)]
     pub config_toml: Option<PathBuf>,
 
@@ -62,7 +62,7 @@ pub struct Cli {
     /// reason on stderr: no machine can run like this on any host.
     #[arg(long, value_name = "toml|json", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "toml", hide_possible_values = true, help_heading = "Program")]
-    pub print_config: Option<Format>,
+    pub print_config: Option<PrintFormat>,
 
     /// Which messages of tinyvmm's own go to stderr: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "warn", help_heading = "Program")]
@@ -70,13 +70,13 @@ pub struct Cli {
     #[arg(ignore_case = true, hide_possible_values = true)]
     pub log_level: LevelFilter,
 
-    /// What came from the file of --config.
+    /// The flags that the file of --config has set.
     #[arg(skip)]
-    pub keys: Option<Keys>,
+    pub keys: Option<FileKeys>,
 }
 
 impl Cli {
-    /// Says of an error of the machine that begins with a flag where in the configuration file this is.
+    /// Adds file and line to an error that begins with a flag which the configuration file has set.
     pub fn place(&self, error: anyhow::Error) -> anyhow::Error {
         match &self.keys {
             Some(keys) => keys.place(error),
@@ -91,7 +91,7 @@ fn log_level(text: &str) -> LevelFilter {
     text.parse().unwrap_or(LevelFilter::Warn)
 }
 
-/// What else tinyvmm does.
+/// The sub-commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Say whether this host can run machines, and what to do if not
@@ -107,14 +107,14 @@ pub enum Command {
     #[command(after_help = pages::examples("boot-test"))]
     #[command(after_long_help = pages::epilogue("boot-test"))]
     BootTest(boot_test::Options),
-    /// Show or remove the unpacked kernels that are kept for the next time
+    /// Show or remove the cached unpacked kernels
     #[command(after_help = pages::examples("cache"), after_long_help = pages::epilogue("cache"))]
     Cache {
-        /// What to do with them
+        /// What to do with the cache
         #[command(subcommand)]
         command: CacheCommand,
     },
-    /// Speak to a machine that was started with --api-sock
+    /// Control a machine that was started with --api-sock
     #[cfg(feature = "api")]
     #[command(after_help = pages::examples("ctl"), after_long_help = pages::epilogue("ctl"))]
     Ctl(ctl::Options),
@@ -134,30 +134,30 @@ pub enum Command {
         #[arg(value_parser = PossibleValuesParser::new(pages::names()), hide_possible_values = true)]
         name: Option<String>,
     },
-    /// What the scripts of `completions` ask for
+    /// Print completions: called by the scripts of `completions`
     #[command(hide = true)]
     Complete {
-        /// What is typed so far, without the program's name
+        /// The words typed so far, without the program's name
         #[arg(last = true)]
         words: Vec<String>,
     },
 }
 
-/// What can be done with kept kernels.
+/// The actions on the cache of unpacked kernels.
 #[derive(Subcommand, Debug)]
 pub enum CacheCommand {
-    /// Print the size of each, how long ago it was booted, and its bzImage: BLAKE3 hash, and where it was then
+    /// Print each entry: its size, how long ago it was booted, the BLAKE3 hash of its bzImage and where that was then
     List,
-    /// Remove all of them
+    /// Remove all entries
     Clear,
 }
 
-/// What a command line asks for.
+/// A parsed command line.
 #[derive(Debug)]
 pub enum Invocation {
-    /// Do it.
+    /// Run this command.
     Run(Box<Cli>),
-    /// Only show this text (help, version).
+    /// Print this text (help, version).
     Shown(String),
 }
 
@@ -178,9 +178,9 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
     let Some(file) = matches.get_one::<PathBuf>("config_toml") else {
         return Ok(Invocation::Run(Box::new(cli(&matches)?)));
     };
-    let keys = Keys::read(file, &matches)?;
+    let keys = FileKeys::read(file, &matches)?;
     let program = argv.first().cloned().unwrap_or_default();
-    // Once alone, so that the file's own errors are told with its name.
+    // The file's flags alone first, so that an error in the file is reported with the file's name.
     let alone = std::iter::once(&program).chain(keys.flags());
     let merged = alone.clone().chain(argv.get(1..).unwrap_or(&[]));
     Cli::command().try_get_matches_from(alone).map_err(|e| keys.place(one_line(&e)))?;
@@ -196,24 +196,24 @@ fn is_shown(error: &clap::Error) -> bool {
     matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
 }
 
-/// What clap says of flags that stand for a configuration's keys, in one line.
+/// clap's error for flags that stand for a configuration's keys, in one line.
 pub(crate) fn one_line(error: &clap::Error) -> anyhow::Error {
     anyhow!("{} (see tinyvmm --help)", usage::explain(&Cli::command(), &[], error))
 }
 
-/// The same of a command line.
+/// clap's error for a command line, in one line.
 fn wrong(argv: &[OsString], error: &clap::Error) -> anyhow::Error {
     let command = Cli::command();
     let (why, path) = (usage::explain(&command, argv, error), usage::path(&command, argv));
     anyhow!("{why} (see {path} --help)")
 }
 
-/// What a shell can offer for the last of `words`.
+/// The completions for the last of `words`, one a line.
 pub fn offers(words: &[String]) -> String {
     complete::offers(&Cli::command(), words)
 }
 
-/// The page of the manual of the sub-command `name`, or tinyvmm's own, in roff.
+/// The man page of the sub-command `name`, or tinyvmm's own, in roff.
 pub fn man_page(name: Option<&str>) -> String {
     pages::man(&Cli::command(), name)
 }

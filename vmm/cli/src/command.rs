@@ -1,7 +1,7 @@
 //! `tinyvmm ... -- COMMAND`: a command runs in the guest, and its exit status is tinyvmm's.
 //!
-//! A small cpio archive is put behind the initrd; Linux unpacks one after the other. It has an init that
-//! runs the command and tells its status through [`tinyvmm::devices::guest_report`].
+//! A small cpio archive is put behind the initrd; Linux unpacks one after the other. The archive has an init that runs
+//! the command and reports its exit status through [`tinyvmm::devices::guest_report`].
 
 use std::fmt::Write;
 use std::io::{IsTerminal, stdin, stdout};
@@ -10,15 +10,15 @@ use rustix::termios::{Winsize, tcgetwinsize};
 
 /// Exit code when the machine ended without a status of the command.
 pub const EXIT_NO_STATUS: u8 = 125;
-/// Added to the kernel command line: all that is printed is the command's, save for emergencies.
+/// Added to the kernel command line, so that nothing is printed but the command's output and emergencies.
 pub const CMDLINE: &str = "quiet loglevel=1 rdinit=/tinyvmm/init";
 
 const INIT: &str = include_str!("../../../guest-images/command-init");
 
 core::arch::global_asm!(include_str!("../../../guest-images/tell.s"), options(raw));
 
-/// The program with which init tells, an ELF file.
-fn tell() -> &'static [u8] {
+/// The program with which that init reports, an ELF file.
+fn report_program() -> &'static [u8] {
     unsafe extern "C" {
         static tinyvmm_tell: u8;
         static tinyvmm_tell_end: u8;
@@ -31,13 +31,13 @@ fn tell() -> &'static [u8] {
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
-/// The archive that makes an initramfs run `command`, with zeroes in front that align it behind
-/// `before` bytes of others.
+/// The archive that makes an initramfs run `command`, with zeroes in front that align the archive behind `before` bytes
+/// of others.
 pub fn archive(command: &[String], before: u64) -> Vec<u8> {
     let mut archive = Vec::new();
     add(&mut archive, "tinyvmm", FOLDER, b"");
     add(&mut archive, "tinyvmm/init", PROGRAM, INIT.as_bytes());
-    add(&mut archive, "tinyvmm/tell", PROGRAM, tell());
+    add(&mut archive, "tinyvmm/tell", PROGRAM, report_program());
     add(&mut archive, "tinyvmm/command", PROGRAM, format!("{}\n", quoted(command)).as_bytes());
     let (input, output) = (stdin().is_terminal(), stdout().is_terminal());
     let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
@@ -54,14 +54,14 @@ pub fn archive(command: &[String], before: u64) -> Vec<u8> {
     std::iter::repeat_n(0, zeroes as usize).chain(archive).collect()
 }
 
-/// The words for stty with which the guest's end of the serial port becomes what the user's terminal is.
+/// The arguments of stty that give the guest's end of the serial port the modes and size of the user's terminal.
 fn stty(input: bool, output: bool, size: Option<Winsize>) -> String {
     // A terminal is raw, so that the guest's side has to echo and to return the carriage.
     let mut words =
         [if input { "echo" } else { "-echo" }, if output { "opost" } else { "-opost" }].join(" ");
     let Winsize { ws_row, ws_col, .. } =
         size.unwrap_or(Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 });
-    // One that does not know its size has 0.
+    // A terminal of unknown size reports 0.
     for (name, number) in
         [("rows", ws_row), ("cols", ws_col)].into_iter().filter(|(_, number)| *number > 0)
     {
@@ -71,14 +71,14 @@ fn stty(input: bool, output: bool, size: Option<Winsize>) -> String {
     words
 }
 
-/// Whether `term` may name an entry of terminfo(5), and is nothing else to a shell or in a path.
+/// Whether `term` may name an entry of terminfo(5), and is safe in a shell command and in a path.
 fn is_kind_of_terminal(term: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_+.".contains(c);
     let starts = term.starts_with(|c: char| c.is_ascii_alphanumeric());
     starts && term.len() <= 64 && term.chars().all(fits)
 }
 
-/// `words` as sh takes them for just these words.
+/// `words`, quoted for sh.
 fn quoted(words: &[String]) -> String {
     let quoted = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''")));
     quoted.collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! Where a machine's console goes: this terminal, a pipe, a file, nowhere.
+//! Connects a machine's console: to this terminal, a pipe, a file or nothing.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use crate::files;
 use crate::inbox::Waker;
 use crate::terminal::Terminal;
 
-/// A console that is to be connected as `config` says.
+/// Makes the console that `config` describes, not yet connected.
 pub fn new(config: &Config) -> Result<Console> {
     let mut console = Console::new(config.process.console == ConsoleConfig::Off)?;
     if !config.process.command.is_empty() {
@@ -21,7 +21,7 @@ pub fn new(config: &Config) -> Result<Console> {
     Ok(console)
 }
 
-/// Opens what `config` connects the console to, and connects it. A terminal becomes raw.
+/// Opens the console's file or terminal, as `config` says, and connects the console to it. A terminal becomes raw.
 pub fn connect(console: &mut Console, config: &Config, waker: Waker) -> Result<()> {
     match &config.process.console {
         ConsoleConfig::Off => Ok(()),
@@ -31,7 +31,7 @@ pub fn connect(console: &mut Console, config: &Config, waker: Waker) -> Result<(
             Ok(())
         }
         ConsoleConfig::Stdio => {
-            // Copies, so that std's buffers stay out of the way.
+            // Copies of the descriptors, so that std does not buffer.
             let sink = File::from(io::stdout().as_fd().try_clone_to_owned()?);
             let source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
             console.connect(sink, source);

@@ -1,4 +1,4 @@
-//! `tinyvmm ctl`: a person's client of the API.
+//! `tinyvmm ctl`: a client of the API for people.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
@@ -15,17 +15,17 @@ use serde_json::{Value, json};
 use tinyvmm::config::Size;
 use tinyvmm::layout;
 
-/// How long an answer may take; a machine that starts may unpack a kernel first.
+/// How long a response may take; a machine that starts may unpack a kernel first.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Most bytes of an answer.
-const MOST_BYTES: u64 = 16 << 20;
-/// How often `--watch` looks.
+/// Most bytes of a response.
+const MAX_BYTES: u64 = 16 << 20;
+/// The interval of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What `tinyvmm ctl` is to do.
+/// The flags of `tinyvmm ctl`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// The socket that the machine was given with --api-sock
+    /// The path that --api-sock gave the machine
     #[arg(value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
 
@@ -33,37 +33,37 @@ pub struct Options {
     #[command(subcommand)]
     pub action: Action,
 
-    /// Print the answer as JSON
+    /// Print the response as JSON
     #[arg(long, global = true)]
     pub json: bool,
 
-    /// Look again every second, until the machine is gone
+    /// Repeat every second, until the machine ends
     #[arg(long, global = true)]
     pub watch: bool,
 }
 
-/// What can be done to a machine.
+/// The actions on a machine.
 #[derive(Subcommand, Debug)]
 pub enum Action {
-    /// Say whether it runs, and how much memory it has plugged if it can
+    /// Report whether the VM runs, and how much memory is plugged if any can be
     Status,
-    /// Say what it uses: memory, processor time, exits, disks
+    /// Report memory, processor time, exits and disks
     Stats,
-    /// Make it stand still
+    /// Pause the VM
     Pause,
-    /// Make it go on
+    /// Resume the VM
     Resume,
-    /// Press its power button
+    /// Press the power button
     PowerButton,
-    /// End it at once
+    /// End the VM at once
     Stop,
-    /// Give the machine memory, or take it back: so much in all. Without a size: say how much is plugged
+    /// Plug or unplug memory, to this total. Without a size: report how much is plugged
     Memory {
-        /// With K, M, G or T; a whole number of M, up to the max of --mem
+        /// The total, with K, M, G or T; a whole number of M, up to the max of --mem
         #[arg(value_parser = whole_mib)]
         size: Option<Size>,
     },
-    /// Ask the guest to do without so much of its memory
+    /// Set the size of the balloon: memory that the guest is to do without
     Balloon {
         /// With K, M, G or T; a whole number of M
         #[arg(value_parser = whole_mib)]
@@ -71,17 +71,17 @@ pub enum Action {
     },
 }
 
-/// A size of so many MiB, as the API counts them.
+/// Parses a size that is a whole number of MiB, the API's unit.
 fn whole_mib(text: &str) -> Result<Size, String> {
     let size: Size = text.parse()?;
     let whole = size.bytes().is_multiple_of(layout::MIB);
     whole.then_some(size).ok_or_else(|| "say a whole number of M, as in 512M".into())
 }
 
-/// Method, path and body.
-type Asked = (&'static str, &'static str, Option<Value>);
+/// Method, path and body of a request.
+type HttpRequest = (&'static str, &'static str, Option<Value>);
 
-/// Does it. An error is one line: there is no such machine, or it refuses.
+/// Makes the request and prints the response. An error is one line: no machine listens there, or it refuses.
 pub fn main(options: &Options) -> Result<ExitCode> {
     let (method, path, body) = match options.action {
         Action::Memory { size: Some(size) } => resize_memory(options, size)?,
@@ -91,7 +91,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     let mut seen = false;
     loop {
         let mut answer = match ask(options, method, path, body.as_ref()) {
-            // It is no more: the end of watching.
+            // The machine has ended, and with it the watch.
             Err(_) if seen => return Ok(ExitCode::SUCCESS),
             answer => answer?,
         };
@@ -110,7 +110,8 @@ pub fn main(options: &Options) -> Result<ExitCode> {
             (true, true) => format!("{answer}\n"),
             (true, false) => table(&answer),
         };
-        // On a terminal to the top left, and the rest of the screen cleared; else tables are a line apart.
+        // On a terminal each table is at the top left, and the rest of the screen is cleared; elsewhere tables are a
+        // line apart.
         let clear = match options.watch && !options.json {
             true if std::io::stdout().is_terminal() => "\x1b[H\x1b[J",
             true if seen => "\n",
@@ -126,7 +127,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
 }
 
 impl Options {
-    /// Checks what can be checked without asking the machine.
+    /// Checks the flags as far as that takes no request.
     pub fn validate(&self) -> Result<()> {
         let changes = self.action.request().0 != "GET"
             || matches!(self.action, Action::Memory { size: Some(_) });
@@ -139,7 +140,7 @@ impl Options {
 }
 
 impl Action {
-    fn request(&self) -> Asked {
+    fn request(&self) -> HttpRequest {
         let state = |state: &str| Some(json!({ "state": state }));
         match self {
             Self::Status => ("GET", "/", None),
@@ -156,17 +157,17 @@ impl Action {
     }
 }
 
-/// What is to be plugged, so that the machine has `size` in all.
-fn resize_memory(options: &Options, size: Size) -> Result<Asked> {
+/// The request that makes `size` the machine's total of memory.
+fn resize_memory(options: &Options, size: Size) -> Result<HttpRequest> {
     let machine = ask(options, "GET", "/machine-config", None)?;
-    let first = machine["mem_size_mib"].as_u64().context("it does not tell its memory")?;
+    let first = machine["mem_size_mib"].as_u64().context("the response has no mem_size_mib")?;
     let more = (size.bytes() / layout::MIB).checked_sub(first);
     let more = more.with_context(|| {
-        format!("memory {size}: it has started with {first}M, which the balloon can make less")
+        format!("memory {size}: the machine has started with {first}M, shrink it with the balloon")
     })?;
     let room = ask(options, "GET", "/hotplug/memory", None)?;
-    let most = room["total_size_mib"].as_u64().context("it does not tell its room")?;
-    ensure!(more <= most, "memory {size}: it can have {}M in all", first + most);
+    let most = room["total_size_mib"].as_u64().context("the response has no total_size_mib")?;
+    ensure!(more <= most, "memory {size}: the machine can have {}M in all", first + most);
     Ok(("PATCH", "/hotplug/memory", Some(json!({ "requested_size_mib": more }))))
 }
 
@@ -183,16 +184,16 @@ fn ask(options: &Options, method: &str, path: &str, body: Option<&Value>) -> Res
     );
     stream.write_all(request.as_bytes()).with_context(named)?;
     let mut answer = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut answer).context("no answer").with_context(named)?;
+    stream.take(MAX_BYTES).read_to_end(&mut answer).context("no answer").with_context(named)?;
     read_answer(&answer).with_context(named)
 }
 
-/// The body of an answer that is complete.
+/// The body of a complete response.
 fn read_answer(bytes: &[u8]) -> Result<Value> {
     let mut fields = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut fields);
     let Ok(httparse::Status::Complete(len)) = response.parse(bytes) else {
-        bail!("it has closed the connection: try again");
+        bail!("the machine has closed the connection: try again");
     };
     let body = &bytes[len..];
     let value = if body.is_empty() {
@@ -203,10 +204,10 @@ fn read_answer(bytes: &[u8]) -> Result<Value> {
     if response.code.is_some_and(|code| code < 300) {
         return Ok(value);
     }
-    bail!("{}", value["fault_message"].as_str().unwrap_or("it refuses"))
+    bail!("{}", value["fault_message"].as_str().unwrap_or("the machine refuses"))
 }
 
-/// `value` in lines `name: value`, below each other what belongs together.
+/// `value` as lines `name: value`, with nested names joined.
 fn table(value: &Value) -> String {
     let mut text = String::new();
     add_rows(&mut text, "", value);
@@ -226,7 +227,7 @@ fn add_rows(text: &mut String, name: &str, value: &Value) {
         }
         value => {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            // What a guest can name, it cannot use to write to the terminal.
+            // A guest can choose some texts; they must not control the terminal.
             let value = value.replace(char::is_control, "?");
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{name:<28} {value}");

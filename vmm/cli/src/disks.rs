@@ -12,7 +12,7 @@ use tinyvmm::disk_image::DiskImage;
 use tinyvmm::overlay::Layer;
 use vmm_sys_util::tempfile::TempFile;
 
-/// Opens and locks what `config` names: for one writer, or for any number of readers.
+/// Opens and locks the disk that `config` describes: for one writer, or for any number of readers.
 pub fn open(config: &DiskConfig) -> Result<DiskImage> {
     let open = || -> Result<DiskImage> {
         let file = open_path(config).map_err(|error| explain_open(&error, config))?;
@@ -30,7 +30,7 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
     open().with_context(|| format!("disk {}", config.path.display()))
 }
 
-/// Opens and locks what `config` names to take the place of `image`, while a machine runs.
+/// Opens and locks the file that takes the place of `image` while a machine runs.
 pub fn replace(image: &DiskImage, config: &DiskConfig) -> Result<DiskImage> {
     let open = || -> Result<DiskImage> {
         let file = open_path(config).map_err(|error| match error.raw_os_error() {
@@ -45,10 +45,10 @@ pub fn replace(image: &DiskImage, config: &DiskConfig) -> Result<DiskImage> {
     open().with_context(|| format!("disk {}", config.path.display()))
 }
 
-/// The layer in the file at `path`, made if it is not there.
+/// The layer in the file at `path`, which is made if it does not exist.
 fn kept_layer(path: &Path, base: &File, len: u64) -> Result<Layer> {
     let mut options = OpenOptions::new();
-    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    // O_NONBLOCK: a named pipe is refused instead of waited for.
     options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).context("cannot open it for writing")?;
     let is_new = file.metadata()?.len() == 0;
@@ -73,7 +73,7 @@ fn unnamed_file() -> Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     match openat(CWD, std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(file.into()),
-        // Not every file system has O_TMPFILE; this one has a name for an instant.
+        // Not every file system has O_TMPFILE; here the file has a name for an instant.
         Err(_) => Ok(TempFile::new_with_prefix(std::env::temp_dir().join("tinyvmm-"))?.into_file()),
     }
 }
@@ -85,7 +85,7 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
 }
 
 fn open_path(config: &DiskConfig) -> io::Result<File> {
-    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    // O_NONBLOCK: a named pipe is refused instead of waited for.
     let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
     let mut options = OpenOptions::new();
     options.read(true).write(!config.is_shared()).custom_flags(flags).open(&config.path)

@@ -1,6 +1,6 @@
-//! What a machine is made of on the host, opened once: a machine that resets is built again of the same files.
+//! The files that a machine is made of, opened once: a machine that resets is built again of the same files.
 //!
-//! So nothing needs opening once a guest has run, and nobody can put another file in a file's place.
+//! So nothing is opened once a guest has run, and nobody can put another file in a file's place.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -38,7 +38,7 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
 
 /// Opens a file that is to be loaded into guest memory.
 pub fn loadable(path: &Path) -> Result<Loadable> {
-    // O_NONBLOCK: a named pipe is to be refused, not to be waited for.
+    // O_NONBLOCK: a named pipe is refused instead of waited for.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     Loadable::new(file.context("cannot open it")?, path.to_owned())
 }
@@ -53,11 +53,12 @@ fn inputs(config: &MachineConfig) -> impl Iterator<Item = &Path> {
     config.kernel.iter().chain(&config.initrd).chain(disks).chain(layers).map(PathBuf::as_path)
 }
 
-/// Makes an empty file at `path` for what the machine of `config` prints. One that the machine is made of is refused.
+/// Creates an empty file at `path` for the output of the machine of `config`. A file that the machine is made of is
+/// refused.
 ///
-/// Looked at once it is open: a file can have several names, and /dev/fd has one for each of ours.
+/// The check is on the open file: a file can have several names, and /dev/fd has one for each open file.
 pub fn create(path: &Path, config: &MachineConfig) -> Result<File> {
-    // O_NONBLOCK: a named pipe without a reader is to be refused, not to be waited for.
+    // O_NONBLOCK: a named pipe without a reader is refused instead of waited for.
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path)?;

@@ -1,6 +1,7 @@
-//! Started under the name `firecracker`: its flags, its exit codes (docs/firecracker-api.md).
+//! A process that is started under the name `firecracker`: its flags and exit codes (docs/firecracker-api.md).
 //!
-//! The flags are those of Firecracker 1.16, src/firecracker/src/main.rs; they make the same [`Config`] as ours.
+//! The flags are those of Firecracker 1.16, src/firecracker/src/main.rs; they make the same [`Config`] as tinyvmm's
+//! own.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -18,10 +19,10 @@ use crate::cli::{self, Invocation, usage};
 use crate::config::{Config, FirecrackerConfig, StartTimes, instance_id, whole_number};
 use crate::inbox::End;
 use crate::logger;
-use crate::run::{self, Outcome};
+use crate::run::{self, RunOutcome};
 use tinyvmm::event::Halt;
 
-/// Exit code of what could not be done (Firecracker's src/vmm/src/lib.rs, FcExitCode, has them all).
+/// Exit code of a failure (Firecracker's src/vmm/src/lib.rs, FcExitCode, has them all).
 const EXIT_GENERIC: u8 = 1;
 /// Exit code for an unknown level.
 const EXIT_BAD_CONFIGURATION: u8 = 152;
@@ -31,7 +32,7 @@ const EXIT_BAD_FLAGS: u8 = 153;
 /// tinyvmm under the name firecracker: boots a Linux kernel that is described over the API or in a file
 #[derive(Parser, Debug)]
 #[command(name = "firecracker", disable_version_flag = true)]
-struct Flags {
+struct FirecrackerFlags {
     /// Unix socket to listen at
     #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
     api_sock: PathBuf,
@@ -41,31 +42,31 @@ struct Flags {
     /// Describe the machine in JSON, and start it
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
-    /// Do not listen
+    /// Do not listen for the API
     #[arg(long, requires = "config_file")]
     no_api: bool,
     /// Log how long the guest took to boot, when it writes 123 to the byte at 0xc0000000
     #[arg(long)]
     boot_timer: bool,
-    /// File or named pipe that messages go to, instead of standard output
+    /// File or named pipe for messages, instead of standard output
     #[arg(long, value_name = "FILE")]
     log_path: Option<PathBuf>,
-    /// Which messages: Error, Warning, Info, Debug, Trace or Off
+    /// Most verbose level of messages: Error, Warning, Info, Debug, Trace or Off
     #[arg(long, default_value = "Info")]
     level: String,
-    /// Messages tell their level
+    /// Messages have their level
     #[arg(long)]
     show_level: bool,
-    /// Messages tell where in the source they come from
+    /// Messages have their place in the source
     #[arg(long)]
     show_log_origin: bool,
-    /// File or named pipe that metrics go to
+    /// File or named pipe for metrics
     #[arg(long, value_name = "FILE")]
     metrics_path: Option<PathBuf>,
     /// When this process was started, in microseconds of the monotonic clock
     #[arg(long, value_name = "US")]
     start_time_us: Option<u64>,
-    /// The same in processor time
+    /// When this process was started, in microseconds of its processor time
     #[arg(long, value_name = "US")]
     start_time_cpu_us: Option<u64>,
     /// Processor time of the process that started this one, in microseconds
@@ -75,19 +76,19 @@ struct Flags {
     #[arg(long, value_name = "BYTES", default_value = "51200")]
     #[arg(value_parser = whole_number::<{ 16 << 20 }>)]
     http_api_max_payload_size: u32,
-    /// Do without the jail: without seccomp filters, and without Landlock
+    /// Run without the jail: without seccomp filters and without Landlock
     #[arg(long, conflicts_with = "seccomp_filter")]
     no_seccomp: bool,
     /// Print the version
     #[arg(long)]
     version: bool,
     #[command(flatten)]
-    refused: Refused,
+    refused: RefusedFlags,
 }
 
-/// Flags that are known, and cannot be honoured.
+/// FirecrackerFlags that are known and refused.
 #[derive(Args, Debug)]
-struct Refused {
+struct RefusedFlags {
     #[arg(long, hide = true)]
     module: Option<OsString>,
     #[arg(long, hide = true)]
@@ -104,7 +105,7 @@ struct Refused {
     enable_pci: bool,
 }
 
-impl Refused {
+impl RefusedFlags {
     fn check(&self) -> Result<()> {
         for (flag, is_there, remedy) in [
             ("module", self.module.is_some(), "messages are chosen by --level only"),
@@ -123,26 +124,27 @@ impl Refused {
     }
 }
 
-/// What the flags ask for.
+/// The parsed command line.
 #[derive(Debug)]
-enum Asked {
+enum ParsedFlags {
     Run(Box<Config>),
     Shown(String),
 }
 
-/// Whether a process that was started as `program` is to be Firecracker: `firecracker`, also with a version behind it.
+/// Whether a process that was started as `program` takes Firecracker's flags: the file name is `firecracker`, or begins
+/// with `firecracker-`.
 pub fn invoked_as_firecracker(program: Option<&OsString>) -> bool {
     let name = program.and_then(|program| Path::new(program).file_name()).and_then(OsStr::to_str);
     name.is_some_and(|name| name == "firecracker" || name.starts_with("firecracker-"))
 }
 
-/// The whole process.
+/// Runs the process under the name `firecracker`; returns its exit code.
 pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
-    let flags = match Flags::try_parse_from(&argv) {
+    let flags = match FirecrackerFlags::try_parse_from(&argv) {
         Ok(flags) => flags,
         Err(error) if error.kind() == ErrorKind::DisplayHelp => return show(&error.to_string()),
         Err(error) => {
-            let why = usage::explain(&Flags::command(), &argv, &error);
+            let why = usage::explain(&FirecrackerFlags::command(), &argv, &error);
             return fail(format_args!("{why} (see --help)"), EXIT_BAD_FLAGS);
         }
     };
@@ -151,8 +153,8 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
         Err(error) => return fail(format_args!("--{error:#}"), EXIT_BAD_CONFIGURATION),
     };
     let config = match read(flags, level) {
-        Ok(Asked::Run(config)) => config,
-        Ok(Asked::Shown(text)) => return show(&text),
+        Ok(ParsedFlags::Run(config)) => config,
+        Ok(ParsedFlags::Shown(text)) => return show(&text),
         Err(error) => return fail(format_args!("{error:#}"), EXIT_BAD_FLAGS),
     };
     match run::run(&config, start) {
@@ -161,15 +163,15 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
     }
 }
 
-/// Makes of `flags` what they ask for, and has messages written as Firecracker's are.
-fn read(flags: Flags, level: LevelFilter) -> Result<Asked> {
+/// Makes a configuration of `flags`, and has messages written as Firecracker's are.
+fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<ParsedFlags> {
     if flags.version {
         let own = env!("CARGO_PKG_VERSION");
         // Clients look for the version in the first line.
         let text = format!(
             "Firecracker v{FIRECRACKER_VERSION}\n\nThis is tinyvmm {own}, which speaks Firecracker's API of that version.\n"
         );
-        return Ok(Asked::Shown(text));
+        return Ok(ParsedFlags::Shown(text));
     }
     flags.refused.check()?;
     logger::init(level);
@@ -195,10 +197,10 @@ fn read(flags: Flags, level: LevelFilter) -> Result<Asked> {
         },
     });
     config.validate().context("flags")?;
-    Ok(Asked::Run(Box::new(config)))
+    Ok(ParsedFlags::Run(Box::new(config)))
 }
 
-/// A guest that has come to an end of its own accord is a success, whatever the end was.
+/// A guest that has ended by itself is a success, whatever its end was.
 fn exit_code(end: &End) -> u8 {
     match end {
         End::Guest(Halt::Exited(status)) if *status != 0 => EXIT_GENERIC,
@@ -207,7 +209,7 @@ fn exit_code(end: &End) -> u8 {
     }
 }
 
-fn conclude(Outcome { end, reason }: &Outcome) -> ExitCode {
+fn conclude(RunOutcome { end, reason }: &RunOutcome) -> ExitCode {
     let code = exit_code(end);
     match (end, reason) {
         (End::Guest(Halt::TripleFault), Some(reason)) => log::warn!("{end}; {reason}"),
@@ -220,7 +222,7 @@ fn conclude(Outcome { end, reason }: &Outcome) -> ExitCode {
 
 fn fail(why: impl std::fmt::Display, code: u8) -> ExitCode {
     log::error!("{why}");
-    logger::tell(why);
+    logger::print_message(why);
     ExitCode::from(code)
 }
 
@@ -251,7 +253,7 @@ mod tests {
         for halt in [Halt::PowerOff, Halt::Reset, Halt::TripleFault, Halt::Panic] {
             assert_eq!(exit_code(&End::Guest(halt)), 0);
         }
-        // What a guest says cannot be taken for what Firecracker says.
+        // A status that the guest chooses cannot be taken for one of Firecracker's.
         let internal = End::Guest(Halt::Internal(String::new()));
         for end in [End::Guest(Halt::Exited(148)), End::Signal, internal] {
             assert_eq!(exit_code(&end), 1, "{end}");

@@ -1,4 +1,4 @@
-//! What this host's KVM is and can do.
+//! The kind of this host's KVM, and what it can do.
 
 use std::path::Path;
 
@@ -29,7 +29,7 @@ pub enum KvmKind {
 }
 
 impl KvmKind {
-    /// What the kernel's loaded modules say.
+    /// Detects the kind by the kernel's loaded modules.
     pub fn detect() -> Self {
         let loaded = |module: &str| Path::new("/sys/module").join(module).exists();
         if loaded("kvm_pvm") {
@@ -49,27 +49,27 @@ impl KvmKind {
     }
 }
 
-/// Why stock kernels are bound to fail on this host, in one line, if there is a known reason.
+/// Why stock kernels do not boot on this host, in one line, if there is a known reason.
 pub fn why_boots_fail_here() -> Option<String> {
     why_boots_fail(KvmKind::detect())
 }
 
-/// The same on a host with a KVM of this kind.
+/// Why stock kernels do not boot on a host with a KVM of this `kind`.
 pub fn why_boots_fail(kind: KvmKind) -> Option<String> {
     let reason = "this host's KVM (kvm_pvm) interprets guest kernels, and stock ones fail on it: \
                   use scripts/kvm-box";
     (!kind.runs_stock_kernels()).then(|| reason.into())
 }
 
-/// What keeps stock kernels from booting on this host.
+/// A reason that keeps stock kernels from booting on this host.
 pub struct Misfit {
     reason: String,
-    /// The machine's kernel is Linux, and not some instructions that may well run.
+    /// The kernel is Linux, not a hand-made guest that may well run.
     is_linux: bool,
 }
 
 impl Misfit {
-    /// Looks for it and says so.
+    /// Finds the reason, if there is one for `kernel`, and logs it.
     pub fn find(kernel: &KernelFile) -> Option<Self> {
         let reason = why_boots_fail_here()?;
         let is_linux = kernel.is_linux();
@@ -77,7 +77,7 @@ impl Misfit {
         Some(Self { reason, is_linux })
     }
 
-    /// What explains this end, if it does.
+    /// The reason, if it explains this `end`.
     pub fn explain(self, end: &End) -> Option<String> {
         let explains = match end {
             End::Guest(Halt::Internal(_) | Halt::TripleFault) => true,
@@ -88,14 +88,14 @@ impl Misfit {
     }
 }
 
-/// Opens `/dev/kvm` and checks that it is a KVM that machines can be built on.
+/// Opens `/dev/kvm` and checks that it has what machines need.
 pub fn open_kvm() -> Result<Kvm> {
     let kvm = Kvm::new().map_err(explain_open)?;
     capabilities::check_kvm(&kvm)?;
     Ok(kvm)
 }
 
-/// Reserves guest RAM, or says how much less can be had.
+/// Reserves guest RAM; the error says how much can be had.
 pub fn allocate_ram(config: &MachineConfig) -> Result<GuestRam> {
     machine::allocate_ram(config).with_context(|| {
         if !config.hugepages {

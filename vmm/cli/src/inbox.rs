@@ -1,4 +1,4 @@
-//! What reaches the thread that owns the machine: what the machine reports, signals, and doors that have something.
+//! The messages to the thread that owns the machine: events of the machine, signals, and calls of doors.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,13 +13,13 @@ use vmm_sys_util::signal::register_signal_handler;
 /// Why the process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The guest came to its end.
+    /// The guest has ended.
     Guest(Halt),
     /// `--timeout` is over.
     Timeout,
-    /// A signal, and the guest did not power off in time.
+    /// A signal asked for a stop, and the guest did not power off in time.
     Signal,
-    /// A client of the API asked for it.
+    /// A client of the API has ended the machine.
     Api,
     /// Ctrl-A x.
     Quit,
@@ -41,7 +41,7 @@ impl End {
         }
     }
 
-    /// A word for it, for programs.
+    /// The name of the end in the boot report.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Guest(Halt::PowerOff) => "power-off",
@@ -70,20 +70,20 @@ impl fmt::Display for End {
     }
 }
 
-/// Something that the owner of the machine acts on.
+/// A message to the owner of the machine.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message {
-    /// The machine reports something.
+    /// The machine reports an event.
     Machine(Event),
     /// The user wants the machine to stop: SIGTERM, SIGINT, SIGHUP or SIGQUIT.
     StopRequest,
     /// The user has pressed the keys that end the process.
     Quit,
-    /// A door, which has a channel of its own, has something in it.
+    /// A door's own channel is not empty.
     Door,
 }
 
-/// All that reaches the owner. There is one in a process.
+/// The owner's receiving end. A process has one.
 pub struct Inbox {
     machine: Events,
     flags: Arc<Flags>,
@@ -103,20 +103,20 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// The user wants the process to end.
+    /// Reports that the user wants the process to end.
     pub fn quit(&self) {
         self.flags.quit.store(true, Ordering::SeqCst);
         let _ = self.wake.write(1);
     }
 
-    /// A door's channel is not empty.
+    /// Reports that a door's channel is not empty.
     pub fn door(&self) {
         self.flags.door.store(true, Ordering::SeqCst);
         let _ = self.wake.write(1);
     }
 }
 
-/// Signals that came and were not yet acted on, and what wakes the owner for them.
+/// The number of signals that the owner has not acted on yet, and the descriptor that wakes the owner for them.
 static PENDING: AtomicU32 = AtomicU32::new(0);
 static WAKE: OnceLock<Arc<EventFd>> = OnceLock::new();
 
@@ -134,8 +134,8 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// The signals that ask the process to stop. What is ignored on purpose is none of them: SIGHUP under nohup,
-/// SIGINT in a script's background.
+/// The signals that ask the process to stop. Those that are ignored on purpose are left out: SIGHUP under nohup, SIGINT
+/// of a script's background job.
 pub fn stop_signals() -> impl Iterator<Item = i32> {
     let ignored = ignored_signals();
     let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
@@ -153,17 +153,17 @@ impl Inbox {
         Ok(Self { machine, flags: Arc::default() })
     }
 
-    /// The machine's sending end.
+    /// The sending end for the machine.
     pub fn sender(&self) -> EventSender {
         self.machine.sender()
     }
 
-    /// The sending end of doors and of the terminal.
+    /// The sending end for doors and for the terminal.
     pub fn waker(&self) -> Waker {
         Waker { flags: self.flags.clone(), wake: self.machine.wake().clone() }
     }
 
-    /// Forgets what the guest that has just stopped has reported. What the user wants is not forgotten.
+    /// Drops the events of the guest that has just stopped. Requests of the user are kept.
     pub fn forget_guest(&self) {
         self.machine.forget();
     }
@@ -171,7 +171,7 @@ impl Inbox {
     /// The next message, or `None` when `deadline` has passed.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Message> {
         loop {
-            // First: a guest can see to it that there always is an event.
+            // Signals first: a guest can keep the channel of events from ever being empty.
             let fewer = |pending: u32| pending.checked_sub(1);
             if PENDING.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
                 return Some(Message::StopRequest);

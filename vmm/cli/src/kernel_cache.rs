@@ -1,7 +1,7 @@
-//! Unpacked kernels, kept for the next time in `$XDG_CACHE_HOME/tinyvmm/kernels`.
+//! The cache of unpacked kernels, in `$XDG_CACHE_HOME/tinyvmm/kernels`.
 //!
-//! An entry is named by the BLAKE3 of its bzImage, and is what that unpacks to, followed by
-//! checksums. It appears whole, by a rename.
+//! An entry is named by the BLAKE3 hash of its bzImage, and holds the unpacked kernel, followed by checksums. An entry
+//! appears whole, by a rename.
 
 mod notes;
 
@@ -26,27 +26,27 @@ use tinyvmm::arch::kernel::elf::Image;
 use tinyvmm::arch::kernel::{Kept, KernelStore, Unpack};
 use tinyvmm::random;
 
-/// Bytes of all entries; then those that were not used for longest go.
+/// Most bytes of all entries; beyond that the least recently used ones are removed.
 const MAX_BYTES: u64 = 1 << 30;
-/// How many notes are kept.
+/// Most notes that are kept.
 const MAX_NOTES: usize = 256;
-/// The most pieces of a kernel: 3 GiB in huge pages.
+/// Most checksums of a kernel, one for each piece of it: enough for 3 GiB in huge pages.
 const MAX_SUMS: usize = 4096;
-/// How long to wait for a process that unpacks, before doing the same beside it.
+/// How long to wait for another process that unpacks, before unpacking the kernel beside it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The last bytes of an entry, in a version of what is before them.
+/// The last bytes of an entry: the version of its format.
 const MAGIC: [u8; 8] = *b"tinyvmk2";
 /// Length of the image, number of checksums, `MAGIC`.
 const FOOTER: u64 = 24;
 const UNFINISHED: &str = "new-";
 
-/// The folder, which is this user's and nobody else can write to.
+/// The cache's folder, which belongs to this user and nobody else can write to.
 pub struct Cache {
     dir: OwnedFd,
     max_bytes: u64,
 }
 
-/// A file in the cache that is not finished; dropped, it is gone.
+/// A file in the cache that is being written. Dropping it removes it.
 pub struct Unfinished<'a> {
     cache: &'a Cache,
     name: String,
@@ -54,31 +54,31 @@ pub struct Unfinished<'a> {
 }
 
 /// A kernel in the cache.
-pub struct Entry {
-    /// Its name: the BLAKE3 of its bzImage in hexadecimal.
+pub struct CachedKernel {
+    /// The entry's name: the BLAKE3 hash of its bzImage in hexadecimal.
     pub key: String,
     /// Bytes on the disk.
     pub size: u64,
     /// When it was last booted.
     pub used: SystemTime,
-    /// Where its bzImage was then. Anything may be there by now.
+    /// Where the bzImage was then. Another file may be there by now.
     pub path: Option<PathBuf>,
 }
 
-/// The cache as the machine sees it, for one bzImage. It is opened when it is first asked.
+/// The cache as the machine sees it, for one bzImage. It is opened at the first request.
 pub struct Store {
-    /// Where the bzImage is.
+    /// The path of the bzImage.
     path: PathBuf,
     opened: OnceLock<Option<(Cache, String)>>,
 }
 
 impl Store {
-    /// For the bzImage at `path`.
+    /// The store for the bzImage at `path`.
     pub fn new(path: PathBuf) -> Self {
         Self { path, opened: OnceLock::new() }
     }
 
-    /// The cache, and the name of `bzimage` in it.
+    /// The cache, and the key of `bzimage` in it.
     fn open(&self, bzimage: &File) -> Option<&(Cache, String)> {
         let open = || {
             let cache = Cache::open()?;
@@ -107,7 +107,7 @@ impl KernelStore for Store {
     fn keep(&self, bzimage: &File, unpack: &mut Unpack) -> Result<Kept> {
         let (cache, key) = self.open(bzimage).context("there is none")?;
         let _lock = cache.lock();
-        // Another process may have been quicker.
+        // Another process may have inserted it first.
         if let Some(image) = cache.find(key) {
             return Ok(Kept { image, kept: cache.find(key) });
         }
@@ -122,12 +122,12 @@ impl KernelStore for Store {
 }
 
 impl Cache {
-    /// The cache of this user, made if it is not there.
+    /// Opens the cache of this user, and makes its folder if there is none.
     pub fn open() -> Result<Self> {
         Self::open_in(&base()?)
     }
 
-    /// The same, if there is one already.
+    /// Opens the cache of this user, if there is one.
     pub fn open_if_there() -> Result<Option<Self>> {
         let is_there = base()?.join("tinyvmm/kernels").try_exists()?;
         is_there.then(Self::open).transpose()
@@ -147,10 +147,10 @@ impl Cache {
         Ok(Self { dir, max_bytes: MAX_BYTES })
     }
 
-    /// The entry of this name, if it is there; its contents are still to be checked.
+    /// The entry of this name, if there is one; its contents are not checked yet.
     pub fn find(&self, key: &str) -> Option<Image> {
         let file = self.open_file(key).ok()?;
-        // So that it is known which was not used for longest.
+        // The time of use, by which the least recently used entry is found.
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
         let image = read_entry(file);
@@ -160,7 +160,7 @@ impl Cache {
         image
     }
 
-    /// Keeps `image`, which is what is in `unfinished`; entries may have to go for it.
+    /// Inserts `image`, the contents of `unfinished`; removes other entries if there is no room.
     pub fn insert(&self, unfinished: Unfinished, key: &str, image: &Image) -> Result<()> {
         let sums = image.sums()?;
         ensure!(sums.len() <= MAX_SUMS, "too large");
@@ -186,7 +186,7 @@ impl Cache {
         let _ = unlinkat(&self.dir, name, AtFlags::empty());
     }
 
-    /// Lets one process at a time unpack, within reason. Dropping the result lets the next one.
+    /// Lets one process at a time unpack, within [`PATIENCE`]. Dropping the result releases the lock.
     pub fn lock(&self) -> Option<OwnedFd> {
         let dir = open_dir(&self.dir, ".", OFlags::empty()).ok()?;
         let step = Duration::from_millis(5);
@@ -200,15 +200,15 @@ impl Cache {
         None
     }
 
-    /// All entries, the last used first.
-    pub fn entries(&self) -> Result<Vec<Entry>> {
+    /// All entries, the most recently used first.
+    pub fn entries(&self) -> Result<Vec<CachedKernel>> {
         let mut entries = self.files(is_key)?;
         entries.iter_mut().for_each(|entry| entry.path = self.noted_path(&entry.key));
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
         Ok(entries)
     }
 
-    /// Removes all that the cache has put into its folder.
+    /// Removes all files of the cache.
     pub fn clear(&self) -> Result<()> {
         let ours = |name: &str| {
             is_key(name)
@@ -218,10 +218,10 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes what nobody will miss: what was left unfinished, and what was not used for longest.
+    /// Removes old unfinished files, and the least recently used entries above the limit.
     fn shrink(&self) -> Result<()> {
-        // Whoever still writes one keeps it open, and then cannot rename it: a pity, no harm.
-        let old = |file: &Entry| file.used.elapsed().is_ok_and(|age| age > PATIENCE * 6);
+        // A process that still writes one keeps it open, and cannot rename it then: no harm is done.
+        let old = |file: &CachedKernel| file.used.elapsed().is_ok_and(|age| age > PATIENCE * 6);
         let unfinished = self.files(|name| name.starts_with(UNFINISHED))?;
         unfinished.iter().filter(|file| old(file)).for_each(|file| self.remove(&file.key));
         let mut bytes = 0;
@@ -243,18 +243,18 @@ impl Cache {
         Ok(())
     }
 
-    fn files(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Entry>> {
+    fn files(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<CachedKernel>> {
         let mut files = Vec::new();
         for entry in Dir::read_from(&self.dir)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            // One that another process has just removed is not there any more.
+            // Another process may have removed it meanwhile.
             let Ok(stat) = statat(&self.dir, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if wanted(&name) {
                 let seconds = u64::try_from(stat.st_mtime).unwrap_or(0);
                 let used = Duration::new(seconds, stat.st_mtime_nsec as u32);
                 let size = stat.st_blocks.unsigned_abs() * 512;
                 let used = SystemTime::UNIX_EPOCH + used;
-                files.push(Entry { key: name, size, used, path: None });
+                files.push(CachedKernel { key: name, size, used, path: None });
             }
         }
         Ok(files)
@@ -271,7 +271,7 @@ impl Cache {
 }
 
 impl Unfinished<'_> {
-    /// What is to be written.
+    /// The file to write to.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -282,13 +282,13 @@ impl Unfinished<'_> {
 }
 
 impl Drop for Unfinished<'_> {
-    /// After `finish` there is nothing of this name any more.
+    /// After `finish` no file has this name any more.
     fn drop(&mut self) {
         self.cache.remove(&self.name);
     }
 }
 
-/// `None` if it is damaged.
+/// Reads an entry's footer; `None` if the entry is damaged.
 fn read_entry(mut file: File) -> Option<Image> {
     let end = file.seek(SeekFrom::End(0)).ok()?;
     let footer_at = end.checked_sub(FOOTER)?;
@@ -314,7 +314,7 @@ fn is_key(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
 }
 
-/// Where caches are (XDG Base Directory Specification).
+/// The folder for caches (XDG Base Directory Specification).
 fn base() -> Result<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || Some(absolute("HOME")?.join(".cache"));

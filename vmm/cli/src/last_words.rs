@@ -1,9 +1,9 @@
-//! What a guest prints after it has reported its end: it is not cut off.
+//! Waits for what a guest prints after it has reported its end, so that it is not cut off.
 //!
-//! pvpanic comes first of all that a kernel does when it panics (its notifier has the highest priority in
-//! drivers/misc/pvpanic/pvpanic.c); what it then prints ends with a reset, or with silence. A program that writes an
-//! exit status may have printed more than the serial port's driver has sent: as long as that has more, it wants to be
-//! interrupted when it can send.
+//! pvpanic's notifier has the highest priority in the kernel (drivers/misc/pvpanic/pvpanic.c), so it reports a panic
+//! first; what the kernel prints then ends with a reset, or with silence. A program that writes an exit status may have
+//! printed more than the serial port's driver has sent: as long as the driver has more, it has the transmitter's
+//! interrupt enabled.
 
 use std::time::{Duration, Instant};
 
@@ -12,25 +12,25 @@ use tinyvmm::machine::LiveMachine;
 
 use crate::inbox::End;
 
-/// After this long without a byte nothing more is to come. A CPU waits for a console's reader for less.
+/// After this long without a byte the guest is done. A CPU waits less for a console's reader.
 const SILENCE: Duration = Duration::from_millis(600);
-/// How soon to look again.
+/// The interval of checks.
 const SOON: Duration = Duration::from_millis(10);
 
 /// A guest that has reported its end and still runs.
 pub struct LastWords {
-    /// How it ends.
+    /// The end that the guest has reported.
     pub halt: Halt,
-    /// Bytes that it had sent when it was last looked at.
+    /// Bytes that the guest had sent at the last check.
     sent: u64,
-    /// Since when it has sent nothing.
+    /// Since when the guest has sent nothing.
     silent: Instant,
-    /// When to look again.
+    /// When to check again.
     pub due: Instant,
 }
 
 impl LastWords {
-    /// After `halt`, which a device has reported; `None` if it is the end.
+    /// Begins to wait after `halt`, which a device has reported; `None` if the machine is at its end already.
     pub fn after(halt: &Halt, machine: &LiveMachine) -> Option<Self> {
         if !matches!(halt, Halt::Panic | Halt::Exited(_)) {
             return None;
@@ -40,13 +40,13 @@ impl LastWords {
         (!words.are_over(machine)).then_some(words)
     }
 
-    /// Whether nothing more is to come.
+    /// Whether the guest prints no more.
     pub fn are_over(&mut self, machine: &LiveMachine) -> bool {
         let now = Instant::now();
         self.due = now + SOON;
         let Some(handles) = machine.handles() else { return true };
         let Ok(port) = handles.serial.try_lock() else {
-            self.silent = now; // a CPU is at it
+            self.silent = now; // a CPU holds the port
             return false;
         };
         if port.sent() != self.sent {
@@ -56,7 +56,7 @@ impl LastWords {
         is_done || now - self.silent >= SILENCE
     }
 
-    /// How the machine ends then.
+    /// The end of the machine.
     pub fn end(self) -> End {
         End::Guest(self.halt)
     }

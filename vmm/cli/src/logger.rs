@@ -1,4 +1,4 @@
-//! tinyvmm's own messages: to stderr, a line each; and, if that is asked for, as Firecracker writes them.
+//! tinyvmm's own messages: to stderr, a line each; on request also in Firecracker's format.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -15,28 +15,29 @@ use tinyvmm::sync::lock;
 
 struct Messages;
 
-/// A place that messages go to in lines like those of Firecracker's log.
-struct Lines {
-    /// Writes to it do not wait. `None`: standard output.
+/// A destination for messages in the format of Firecracker's log.
+struct FirecrackerLog {
+    /// Writes to the file do not block. `None`: standard output.
     file: Option<File>,
     show_level: bool,
-    /// Lines tell the place in the source.
+    /// FirecrackerLog have their place in the source.
     show_origin: bool,
     /// The machine's name.
     id: String,
 }
 
-static LINES: Mutex<Option<Lines>> = Mutex::new(None);
-/// Messages go there only.
+static LINES: Mutex<Option<FirecrackerLog>> = Mutex::new(None);
+/// Messages go to the [`FirecrackerLog`] only.
 static ALONE: AtomicBool = AtomicBool::new(false);
 
-/// From now on messages go to standard output, as Firecracker's do, and not to stderr.
+/// From now on messages go to standard output, in Firecracker's format, and not to stderr.
 pub fn write_as_firecracker(id: &str, show_level: bool, show_origin: bool) {
-    *lock(&LINES) = Some(Lines { file: None, show_level, show_origin, id: id.to_owned() });
+    *lock(&LINES) = Some(FirecrackerLog { file: None, show_level, show_origin, id: id.to_owned() });
     ALONE.store(true, Ordering::Relaxed);
 }
 
-/// From now on messages of the machine `id` go to `file`, too, or to where they went; what is `None` stays as it is.
+/// From now on messages of the machine `id` go to `file` as well, or to the present one if it is `None`; other options
+/// that are `None` do not change.
 pub fn also_to(file: Option<File>, show_level: Option<bool>, show_origin: Option<bool>, id: &str) {
     let mut lines = lock(&LINES);
     if file.is_none() && lines.is_none() {
@@ -44,7 +45,7 @@ pub fn also_to(file: Option<File>, show_level: Option<bool>, show_origin: Option
     }
     let old = lines.take();
     let (level, origin) = old.as_ref().map_or((false, false), |o| (o.show_level, o.show_origin));
-    *lines = Some(Lines {
+    *lines = Some(FirecrackerLog {
         file: file.or(old.and_then(|old| old.file)),
         show_level: show_level.unwrap_or(level),
         show_origin: show_origin.unwrap_or(origin),
@@ -52,9 +53,9 @@ pub fn also_to(file: Option<File>, show_level: Option<bool>, show_origin: Option
     });
 }
 
-impl Lines {
+impl FirecrackerLog {
     fn write(&self, record: &Record) {
-        // Firecracker's has no zone either, but is in the local one.
+        // Firecracker's time stamp has no zone either, but is in local time.
         let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("-");
@@ -67,7 +68,7 @@ impl Lines {
         }
         line += &format!("] {}\n", record.args());
         match &self.file {
-            // Where nobody reads it, it is lost.
+            // Without a reader the line is lost.
             Some(file) => drop(rustix::io::write(file, line.as_bytes())),
             None => write_in_time(&std::io::stdout(), line.as_bytes()),
         }
@@ -91,20 +92,20 @@ impl Log for Messages {
         }
         if !ALONE.load(Ordering::Relaxed) {
             let level = record.level().as_str().to_ascii_lowercase();
-            tell(format_args!("{level}: {}", record.args()));
+            print_message(format_args!("{level}: {}", record.args()));
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Tells the user `message`, in a line on stderr. Where nobody reads it, it is lost: a message
-/// is never worth a machine that cannot be stopped.
-pub fn tell(message: impl Display) {
+/// Prints `message` for the user, in a line on stderr. Without a reader the line is lost: no message is worth a machine
+/// that cannot be stopped.
+pub fn print_message(message: impl Display) {
     write_in_time(&std::io::stderr(), format!("tinyvmm: {message}\n").as_bytes());
 }
 
-/// Writes `line` if that can be done soon.
+/// Writes `line` if that takes at most a moment.
 fn write_in_time(file: &impl AsFd, line: &[u8]) {
     let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     let writable = poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&patience));
@@ -113,14 +114,14 @@ fn write_in_time(file: &impl AsFd, line: &[u8]) {
     }
 }
 
-/// Shows messages up to `level` from now on.
+/// Prints messages up to `level` from now on.
 pub fn init(level: LevelFilter) {
     // Fails only when called twice, which changes nothing.
     let _ = log::set_logger(&Messages);
     log::set_max_level(level);
 }
 
-/// A level by its name, in any case, as Firecracker has them.
+/// Parses the name of a level, in any case, as Firecracker has them.
 pub fn level(name: &str) -> Result<LevelFilter> {
     let found = if name.eq_ignore_ascii_case("warning") { "warn" } else { name }.parse();
     found

@@ -7,8 +7,8 @@ use tinyvmm::event::Halt;
 use tinyvmm_cli::cli::{self, CacheCommand, Cli, Command, Invocation};
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
-use tinyvmm_cli::print_config::{self, Format};
-use tinyvmm_cli::run::{self, Outcome};
+use tinyvmm_cli::print_config::{self, PrintFormat};
+use tinyvmm_cli::run::{self, RunOutcome};
 use tinyvmm_cli::{command, logger, process, signals};
 
 fn main() -> ExitCode {
@@ -52,13 +52,13 @@ fn main() -> ExitCode {
         return print_config(&cli, format).unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
     }
     let in_guest = !cli.config.process.command.is_empty();
-    // A command's status is its own, whatever it is; ours must not be taken for it.
+    // A command's status is passed on as it is; tinyvmm's own exit codes must not be taken for it.
     let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };
     if let Err(error) = cli.config.validate() {
         return fail(&cli.place(error), ours(cli::EXIT_USAGE));
     }
     match run::run(&cli.config, start) {
-        Ok(Outcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
+        Ok(RunOutcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
             ExitCode::from(status)
         }
         Ok(outcome) => conclude(&outcome, ours(outcome.end.exit_code())),
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Machines are this program again, each a process.
+/// Each machine of a boot test is a process of this program.
 #[cfg(feature = "boot-test")]
 fn run_boot_tests(options: &boot_test::Options) -> ExitCode {
     match std::env::current_exe().context("cannot find the path of this program") {
@@ -75,36 +75,38 @@ fn run_boot_tests(options: &boot_test::Options) -> ExitCode {
     }
 }
 
-/// A configuration file may be of half a machine, with the other half in flags; JSON is of one that can be run.
-fn print_config(cli: &Cli, format: Format) -> Result<ExitCode> {
+/// A configuration file may describe half a machine, with the other half in flags; JSON is of a machine that can run.
+fn print_config(cli: &Cli, format: PrintFormat) -> Result<ExitCode> {
     let text = match format {
-        Format::Toml if cli.config.process.command.is_empty() => print_config::toml(&cli.config)?,
-        Format::Toml => {
+        PrintFormat::Toml if cli.config.process.command.is_empty() => {
+            print_config::toml(&cli.config)?
+        }
+        PrintFormat::Toml => {
             bail!("--print-config: a configuration file has no COMMAND, leave one out")
         }
-        Format::Json => print_config::json(&cli.config, cli.log_level)?,
+        PrintFormat::Json => print_config::json(&cli.config, cli.log_level)?,
     };
     let shown = show(&text);
-    if format == Format::Json {
+    if format == PrintFormat::Json {
         cli.config.validate()?;
     }
     Ok(shown)
 }
 
 /// One line that says how the machine ended. A power-off is a success, and success is quiet.
-fn conclude(Outcome { end, reason }: &Outcome, code: u8) -> ExitCode {
+fn conclude(RunOutcome { end, reason }: &RunOutcome, code: u8) -> ExitCode {
     match reason {
-        Some(reason) => logger::tell(format_args!("{end}; {reason}")),
+        Some(reason) => logger::print_message(format_args!("{end}; {reason}")),
         None if code == 0 => log::info!("{end}"),
-        None => logger::tell(end),
+        None => logger::print_message(end),
     }
     ExitCode::from(code)
 }
 
-/// Digits that tell one hash from others, and fit into a line.
+/// Digits of a hash that fit into a line and make it unique among the entries.
 const HASH_DIGITS: usize = 16;
 
-/// Kernels that are kept for the next time.
+/// Runs `tinyvmm cache`.
 fn cache(command: &CacheCommand) -> Result<ExitCode> {
     let Some(cache) = Cache::open_if_there().context("kernel cache")? else {
         return Ok(ExitCode::SUCCESS);
@@ -115,7 +117,7 @@ fn cache(command: &CacheCommand) -> Result<ExitCode> {
             let mut text = String::new();
             for entry in cache.entries()? {
                 let minutes = entry.used.elapsed().unwrap_or_default().as_secs() / 60;
-                // Quoted and escaped: a name is whatever its giver liked.
+                // Quoted and escaped: the name can have any bytes.
                 let path = entry.path.map_or_else(|| "?".into(), |path| format!("{path:?}"));
                 let (mib, hash) = (entry.size >> 20, &entry.key[..HASH_DIGITS]);
                 text += &format!("{mib:>5} MiB  {minutes:>6} min  {hash}  {path}\n");
@@ -127,7 +129,7 @@ fn cache(command: &CacheCommand) -> Result<ExitCode> {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    logger::tell(format_args!("{error:#}"));
+    logger::print_message(format_args!("{error:#}"));
     ExitCode::from(code)
 }
 

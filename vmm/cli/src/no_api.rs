@@ -1,4 +1,4 @@
-//! Stands in for the API where the command is built without it: there never is one.
+//! Stands in for the API where the command is built without it: its types have no values.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use tinyvmm::memory::GuestRam;
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::Jail;
-use crate::jail::landlock::Place;
+use crate::jail::landlock::AllowedPath;
 use crate::measure::Record;
 
-/// None.
+/// Has no value.
 pub enum Api {}
 
-/// None.
-pub enum Call {}
+/// Has no value.
+pub enum ApiCall {}
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "as in api/mod.rs")]
 impl Api {
@@ -41,13 +41,13 @@ impl Api {
     pub fn folder(&self) -> Option<&File> {
         match *self {}
     }
-    pub fn places(&self) -> Result<Vec<Place>> {
+    pub fn places(&self) -> Result<Vec<AllowedPath>> {
         match *self {}
     }
     pub fn allow_opening(&mut self, _: bool) {
         match *self {}
     }
-    pub fn serve_before_start(&mut self) -> Option<Result<Call, End>> {
+    pub fn serve_before_start(&mut self) -> Option<Result<ApiCall, End>> {
         match *self {}
     }
     pub fn serve_calls(&mut self, _: &mut LiveMachine, _: &GuestRam) -> Option<End> {
@@ -67,8 +67,8 @@ impl Api {
     }
 }
 
-impl Call {
-    /// There is none to answer.
+impl ApiCall {
+    /// Never called.
     pub fn answer(self, _: Result<()>) {
         match self {}
     }

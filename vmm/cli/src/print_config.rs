@@ -1,4 +1,4 @@
-//! `--print-config`: the machine that would be run, as a configuration file; or, for programs, as JSON.
+//! `--print-config`: prints the machine as a configuration file, or as JSON for programs.
 
 use std::path::Path;
 
@@ -11,9 +11,9 @@ use tinyvmm::config::{DiskConfig, Overlay};
 
 use crate::config::Config;
 
-/// A form in which a machine is printed.
+/// The form in which a machine is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum PrintFormat {
     /// A configuration file.
     Toml,
     /// JSON, with what the machine takes from the host.
@@ -22,10 +22,10 @@ pub enum Format {
 
 #[derive(Serialize)]
 struct Printed<'a> {
-    config: Keys<'a>,
+    config: AllKeys<'a>,
     command: &'a [String],
     cpus: u32,
-    /// In bytes.
+    /// Bytes.
     memory: u64,
     disks: Vec<DiskFile<'a>>,
 }
@@ -33,13 +33,13 @@ struct Printed<'a> {
 /// Every key of a configuration file.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Keys<'a> {
+struct AllKeys<'a> {
     #[serde(flatten)]
     config: &'a Config,
     log_level: String,
 }
 
-/// A file that a disk needs: its image, or the layer that takes its writes.
+/// A file of a disk: its image, or the layer that takes its writes.
 #[derive(Serialize)]
 struct DiskFile<'a> {
     path: &'a Path,
@@ -66,7 +66,7 @@ pub fn toml(config: &Config) -> Result<String> {
 pub fn json(config: &Config, level: LevelFilter) -> Result<String> {
     let machine = &config.machine.0;
     let printed = Printed {
-        config: Keys { config, log_level: level.to_string().to_lowercase() },
+        config: AllKeys { config, log_level: level.to_string().to_lowercase() },
         command: &config.process.command,
         cpus: machine.cpus.count(),
         memory: machine.mem.bytes(),

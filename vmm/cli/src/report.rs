@@ -19,12 +19,12 @@ use crate::measure::exits::ExitCounts;
 use crate::measure::{Reached, Record};
 use tinyvmm::memory::{self, GuestRam};
 
-/// Changes when a field changes its meaning or goes.
+/// Changes when a field goes or changes its meaning.
 const SCHEMA: u32 = 1;
 
-/// What is told of a boot.
+/// The JSON of a boot report.
 #[derive(Serialize)]
-struct Report {
+struct BootReport {
     schema: u32,
     version: &'static str,
     end: &'static str,
@@ -38,16 +38,16 @@ struct Report {
 /// Memory of the process, in KiB.
 #[derive(Clone, Copy, Default, Serialize)]
 pub struct Memory {
-    /// Guest RAM that was resident at the end.
+    /// Resident guest RAM.
     guest: u64,
-    /// All else that was.
+    /// All other resident memory of the process.
     vmm: u64,
     /// The most that was resident at any time, in all.
     peak: u64,
 }
 
 impl Memory {
-    fn told(status: &str, maps: &str, ram: &GuestRam) -> Self {
+    fn parse(status: &str, maps: &str, ram: &GuestRam) -> Self {
         let field = |name| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
@@ -58,42 +58,42 @@ impl Memory {
     }
 }
 
-/// Where a report goes.
-pub struct Target<'a> {
+/// The destination of a report.
+pub struct ReportFile<'a> {
     path: &'a Path,
-    /// `None` is stderr.
+    /// `None`: stderr.
     file: Option<File>,
     usage: Usage,
 }
 
-/// Tells what the process uses.
+/// Reads the memory of this process.
 pub struct Usage {
-    /// Of this process, in /proc: they cannot be opened any more when they are wanted.
+    /// Files of /proc, opened before the jail forbids it.
     status: File,
     maps: File,
 }
 
 impl Usage {
-    /// Opens what it is read from.
+    /// Opens the files that it reads.
     pub fn open() -> Result<Self> {
         let of_process = |name| File::open(name).context(name);
         Ok(Self { status: of_process("/proc/self/status")?, maps: of_process("/proc/self/smaps")? })
     }
 
-    /// What the process holds now, with `ram` as the guest's.
+    /// Resident memory, that of `ram` as the guest's.
     pub fn memory(&mut self, ram: &GuestRam) -> Memory {
         let read = |file: &mut File| {
             let mut text = String::new();
-            // Told as zeroes where it cannot be read.
+            // Zeroes if it cannot be read.
             let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
             text
         };
-        Memory::told(&read(&mut self.status), &read(&mut self.maps), ram)
+        Memory::parse(&read(&mut self.status), &read(&mut self.maps), ram)
     }
 }
 
-impl<'a> Target<'a> {
-    /// Creates the file, which is none of the machine's; `-` is stderr.
+impl<'a> ReportFile<'a> {
+    /// Creates the report's file, which must be none of the machine's; `-` is stderr.
     pub fn open(path: &'a Path, config: &MachineConfig) -> Result<Self> {
         let create = || {
             files::create(path, config).with_context(|| format!("boot report {}", path.display()))
@@ -102,7 +102,7 @@ impl<'a> Target<'a> {
         Ok(Self { path, file, usage: Usage::open()? })
     }
 
-    /// What the process holds now, with `ram` as the guest's.
+    /// Resident memory, that of `ram` as the guest's.
     pub fn memory(&mut self, ram: &GuestRam) -> Memory {
         self.usage.memory(ram)
     }
@@ -110,7 +110,7 @@ impl<'a> Target<'a> {
     /// Writes the report on a boot that ended with `end`.
     pub fn write(self, record: &Record, end: &End, memory: Memory) -> Result<()> {
         let marks = record.marks();
-        let report = Report {
+        let report = BootReport {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             end: end.name(),
@@ -121,7 +121,7 @@ impl<'a> Target<'a> {
             memory_kib: memory,
         };
         let Some(mut file) = self.file else {
-            logger::tell(report.table()?.trim_end());
+            logger::print_message(report.table()?.trim_end());
             return Ok(());
         };
         let text = if self.path.extension().is_some_and(|extension| extension == "json") {
@@ -134,8 +134,8 @@ impl<'a> Target<'a> {
     }
 }
 
-impl Report {
-    /// A row for each mark: when it was reached, and what the phase that it ends cost.
+impl BootReport {
+    /// A row for each mark: when the boot passed it, and the cost since the mark before.
     fn table(&self) -> Result<String> {
         let mut text = format!("boot report: {}\n", self.end);
         let titles = ["exits", "port I/O", "MMIO", "HLT", "interrupt", "page fault"];

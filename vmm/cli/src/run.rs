@@ -13,32 +13,32 @@ use tinyvmm::machine::{Files, LiveMachine, Machine, Owner};
 use tinyvmm::memory::{self, GuestRam};
 use tinyvmm::timeline::{Mark, Observer, Timeline};
 
-use crate::api::{Api, Call};
+use crate::api::{Api, ApiCall};
 use crate::config::{Config, ProcessConfig};
 use crate::host::Misfit;
 use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
 use crate::last_words::LastWords;
 use crate::measure::Record;
-use crate::report::Target;
+use crate::report::ReportFile;
 use crate::{console, files, host, logger, process};
 
-/// A second signal this soon is the same request: timeout(1) signals a child and then its group.
+/// A second signal this soon repeats the first: timeout(1) signals a child and then its group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
-/// How long a guest has to power off once its power button was pressed.
+/// Time for a guest to power off once its power button was pressed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How a machine ended, and what of this host explains it, if something does.
-pub struct Outcome {
-    /// How.
+/// The end of a machine, and the property of this host that explains the end, if there is one.
+pub struct RunOutcome {
+    /// The machine's end.
     pub end: End,
-    /// Why a kernel like this one is bound to fail here.
+    /// Why such a kernel cannot boot on this host.
     pub reason: Option<String>,
 }
 
-/// Runs the machine until it ends for good, and returns why. An error means that it did not start.
-/// `start` is when the process was started.
-pub fn run(config: &Config, start: Instant) -> Result<Outcome> {
+/// Runs the machine until it ends for good, and returns its end. An error means that the machine did not start. `start`
+/// is the start of the process.
+pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
     let process = &config.process;
     let record = Arc::new(Record::since(start, process.trace_exits));
     record.reached(Mark::Configured);
@@ -51,10 +51,10 @@ pub fn run(config: &Config, start: Instant) -> Result<Outcome> {
     let host = Host { jail, kvm, inbox, record, is_measured: is_measured(process) };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
-    let mut report = report.map(|path| Target::open(path, &config.machine.0)).transpose()?;
+    let mut report = report.map(|path| ReportFile::open(path, &config.machine.0)).transpose()?;
     let (mut parts, machine, call) = match host.wait_for_start(config, &mut api)? {
         Ok(started) => started,
-        Err(end) => return Ok(Outcome { end, reason: None }),
+        Err(end) => return Ok(RunOutcome { end, reason: None }),
     };
     host.close_jail(&mut parts, &mut api)?;
     let machine = LiveMachine::Running(machine.start()?);
@@ -75,18 +75,18 @@ pub fn run(config: &Config, start: Instant) -> Result<Outcome> {
         log::error!("{error:#}");
     }
     if let Some(trace) = host.record.trace() {
-        logger::tell(trace.trim_end());
+        logger::print_message(trace.trim_end());
     }
     let reason = parts.misfit.and_then(|misfit| misfit.explain(&end));
-    Ok(Outcome { end, reason })
+    Ok(RunOutcome { end, reason })
 }
 
-/// Whether anybody may want to know when the boot passes what.
+/// Whether the boot's marks are used.
 fn is_measured(process: &ProcessConfig) -> bool {
     process.boot_report.is_some() || process.trace_exits || process.api_sock.is_some()
 }
 
-/// What machines are made with.
+/// What machines are built with.
 struct Host<'a> {
     jail: Jail<'a>,
     kvm: Kvm,
@@ -95,7 +95,7 @@ struct Host<'a> {
     is_measured: bool,
 }
 
-/// What a machine is made of, also when it is built again.
+/// What a machine is built of, also after a reset.
 struct Parts {
     machine: MachineConfig,
     files: Files,
@@ -106,12 +106,12 @@ struct Parts {
     misfit: Option<Misfit>,
 }
 
-/// A machine that can start, and who asked for that over the API.
-type Assembled = (Parts, Machine, Option<Call>);
+/// A machine that can start, and the API's call that requested the start.
+type Assembled = (Parts, Machine, Option<ApiCall>);
 
 impl Host<'_> {
-    /// Assembles the machine that `config` describes, or waits until clients of the API have described one and want it
-    /// started; or for the end.
+    /// Assembles the machine that `config` describes, or waits until clients of the API have described one and request
+    /// its start; or for the end.
     fn wait_for_start(
         &self,
         config: &Config,
@@ -147,7 +147,7 @@ impl Host<'_> {
         }
     }
 
-    /// Opens what `config` names, and makes a machine of it that can start.
+    /// Opens the files that `config` names, and builds a machine that can start.
     fn assemble(&self, config: &Config) -> Result<(Parts, Machine)> {
         config.validate()?;
         let (machine, process) = (config.machine_to_build(), &config.process);
@@ -156,7 +156,7 @@ impl Host<'_> {
         let misfit = Misfit::find(&files.kernel);
         let mut console = console::new(config)?;
         if process.jail.is_some() {
-            // Its file is opened as the others are: by the user who started us.
+            // The console's file is opened before privileges are dropped, as all files are.
             console::connect(&mut console, config, self.inbox.waker())?;
         }
         self.jail.drop_privileges()?;
@@ -169,7 +169,7 @@ impl Host<'_> {
         let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit };
         let mut machine = self.build(&parts, console)?;
         if process.jail.is_none() {
-            // The last thing to do before the start, when nothing else can go wrong.
+            // The last step before the start, when nothing else can fail.
             console::connect(machine.console(), config, self.inbox.waker())?;
         }
         Ok((parts, machine))
@@ -194,14 +194,14 @@ impl Host<'_> {
         if let Some(api) = api {
             api.allow_opening(opens);
             if opens && parts.ends_at_reset {
-                // Nobody builds a machine of them again: one that is exchanged is not to stay locked.
+                // The machine is not built again, so these need not stay locked when they are exchanged.
                 parts.files.disks.clear();
             }
         }
         Ok(())
     }
 
-    /// Has `machine` run, again after each reset, and calls `stopped` whenever it has.
+    /// Runs `machine`, again after each reset, and calls `stopped` whenever it has stopped.
     fn run_until_it_ends(
         &self,
         parts: &Parts,
@@ -233,7 +233,7 @@ impl Host<'_> {
         }
     }
 
-    /// Waits for the machine's end, or brings it about; does what clients of the API want meanwhile.
+    /// Waits for the machine's end, or ends the machine; serves the API meanwhile.
     fn wait_for_end(
         &self,
         parts: &Parts,
@@ -258,7 +258,7 @@ impl Host<'_> {
                 }
                 Some(Message::Quit) => return Ok(End::Quit),
                 Some(Message::Machine(Event::InitRuns)) => {
-                    process::trim_code(); // of what a boot needs, a running guest needs little
+                    process::trim_code(); // a running guest needs little of the code that a boot needs
                 }
                 Some(Message::Machine(Event::Halt(halt))) => {
                     if let Some(words) = last_words {
@@ -269,7 +269,7 @@ impl Host<'_> {
                         continue;
                     }
                     return Ok(match machine.explain(halt) {
-                        // A guest that reboots when it is asked to power off is not started again.
+                        // A guest that reboots instead of powering off is not started again.
                         Halt::Reset if grace.is_some() => End::Signal,
                         halt => End::Guest(halt),
                     });
@@ -280,7 +280,7 @@ impl Host<'_> {
                     return Ok(End::Signal);
                 }
                 Some(Message::StopRequest) if grace.is_some() => {}
-                // It could not react.
+                // A paused guest cannot react.
                 Some(Message::StopRequest) if machine.is_paused() => return Ok(End::Signal),
                 Some(Message::StopRequest) => {
                     log::info!("pressing the guest's power button");

@@ -1,7 +1,7 @@
-//! The user's terminal: raw while keys are for the guest, always taken back, and the keys that are ours.
+//! The user's terminal: raw while keys go to the guest, always restored, and the keys that are tinyvmm's.
 //!
-//! A shell's `fg` and `bg` give it and take it away. In the background it is others', and touching it would stop the
-//! process.
+//! A shell's `fg` and `bg` move the process to the foreground and back. In the background the terminal belongs to other
+//! processes, and touching it would stop this one.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -21,19 +21,19 @@ use tinyvmm::devices::console::{Input, Keyboard};
 use tinyvmm::sync::lock;
 use tinyvmm::worker::borrow;
 
-/// The terminal's settings before ours; `None` while they are in force.
+/// The terminal's settings before raw mode; `None` while they are in force.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
 /// Readable after a SIGCONT.
 static CONTINUED: OnceLock<EventFd> = OnceLock::new();
-/// How often to look in the background: bash's `fg` of a job that runs sends no signal.
+/// The interval of checks in the background: bash's `fg` of a running job sends no signal.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Standard input, where it is a terminal. Dropping it restores the terminal; so does a panic.
 pub struct Terminal {
-    keys: Keys,
+    keys: EscapeKeys,
     waker: Waker,
     continued: &'static EventFd,
-    /// What is typed comes to us, and the terminal is raw.
+    /// The process is in the foreground: it reads the keys, and the terminal is raw.
     foreground: bool,
     looked: Instant,
 }
@@ -45,7 +45,7 @@ extern "C" fn on_continue(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void)
 }
 
 impl Terminal {
-    /// Makes standard input raw, now or once it is ours; `None` if it is no terminal.
+    /// Makes standard input raw, now or once the process is in the foreground; `None` if it is no terminal.
     pub fn open(waker: Waker) -> Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
@@ -58,13 +58,13 @@ impl Terminal {
             restore();
             default_hook(panic);
         }));
-        let (keys, looked) = (Keys::default(), Instant::now());
+        let (keys, looked) = (EscapeKeys::default(), Instant::now());
         let mut terminal = Self { keys, waker, continued, foreground: false, looked };
         terminal.look()?;
         Ok(Some(terminal))
     }
 
-    /// Raw mode is entered each time: a shell takes it back when it stops a job.
+    /// Enters raw mode if the process is in the foreground: a shell restores its own mode when it stops a job.
     fn look(&mut self) -> io::Result<()> {
         self.looked = Instant::now();
         without_being_stopped(|| {
@@ -92,7 +92,7 @@ impl Keyboard for Terminal {
             let _ = self.continued.read();
         }
         if continued || !self.foreground && self.looked.elapsed() >= LOOK {
-            // One that is gone is seen by those who read it.
+            // Readers of the terminal find out if it is gone.
             let _ = self.look();
         }
     }
@@ -135,7 +135,7 @@ fn enter_raw_mode() -> io::Result<()> {
     };
     let mut raw = before.clone();
     raw.make_raw();
-    // Our own messages end in a bare newline.
+    // tinyvmm's messages end in a bare newline.
     raw.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
     *saved = Some(before);
     Ok(tcsetattr(&stdin, OptionalActions::Now, &raw)?)
@@ -147,7 +147,7 @@ fn restore() {
     }
 }
 
-/// The same for a signal handler, which may wait for nobody.
+/// Restores the terminal in a signal handler, which must not wait for a lock.
 pub fn restore_now() {
     if let Ok(mut saved) = SAVED.try_lock()
         && let Some(before) = saved.take()
@@ -158,15 +158,15 @@ pub fn restore_now() {
 
 fn put_back(before: &Termios) {
     without_being_stopped(|| {
-        // In the background the shell has put it back; now it has what the shell wants.
+        // In the background the shell has restored the terminal; its settings now are the shell's.
         if !in_background() {
-            // Nothing can be done about a terminal that is gone.
+            // Fails if the terminal is gone.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
         }
     });
 }
 
-/// Does `work` without the signals by which a terminal stops those that touch it from the background.
+/// Runs `work` with the signals blocked by which a terminal stops background processes that touch it.
 fn without_being_stopped<T>(work: impl FnOnce() -> T) -> T {
     let signals = [libc::SIGTTIN, libc::SIGTTOU];
     let blocked = signals.map(|signal| block_signal(signal).is_ok());
@@ -177,8 +177,8 @@ fn without_being_stopped<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Whether the terminal's input belongs to others: with SIGTTIN blocked a read fails then, even one of nothing
-/// (n_tty_read, drivers/tty/n_tty.c). Group numbers would not do: none is known in a PID namespace of our own.
+/// Whether the process is in the background: with SIGTTIN blocked even a read of no bytes fails then (n_tty_read,
+/// drivers/tty/n_tty.c). Comparing group numbers fails in a PID namespace, which does not know the terminal's.
 fn in_background() -> bool {
     rustix::io::read(io::stdin(), &mut [0u8; 0]) == Err(Errno::IO)
 }
@@ -189,10 +189,10 @@ pub const HELP: &str = "\n\
     Ctrl-A x  stop the machine\n\
     Ctrl-A a  send Ctrl-A to the guest\n";
 
-/// What the user typed means.
+/// A key of the user's.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Key {
-    /// For the guest.
+    /// A byte for the guest.
     Guest(u8),
     /// Stop the machine.
     Quit,
@@ -200,16 +200,16 @@ pub enum Key {
     Help,
 }
 
-/// Finds our keys in what the user types: those after Ctrl-A.
+/// Finds tinyvmm's keys in the user's input: those after Ctrl-A.
 #[derive(Default)]
-pub struct Keys {
+pub struct EscapeKeys {
     escaped: bool,
 }
 
-impl Keys {
+impl EscapeKeys {
     const ESCAPE: u8 = 0x01;
 
-    /// What `byte` means, if it ends a key.
+    /// The key that `byte` completes.
     pub fn feed(&mut self, byte: u8) -> Option<Key> {
         if !self.escaped && byte == Self::ESCAPE {
             self.escaped = true;
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn keys_after_ctrl_a_are_ours() {
-        let mut keys = Keys::default();
+        let mut keys = EscapeKeys::default();
         let typed = b"ax\x01x\x01h\x01a\x01\x01z";
         let meant: Vec<Key> = typed.iter().filter_map(|byte| keys.feed(*byte)).collect();
         let expected = [

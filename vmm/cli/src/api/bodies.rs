@@ -1,6 +1,6 @@
-//! The bodies of requests, field by field as Firecracker's description has them.
+//! The bodies of requests, field by field as in Firecracker's API description.
 //!
-//! A field that cannot be honoured is here, too, so that it is refused by its name and not as a misspelt one.
+//! Fields that are not supported are here, too, so that they are refused by name and not as misspelt.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use tinyvmm::config::{DiskConfig, RateLimit};
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Action {
-    /// What is to be done.
+pub struct ActionBody {
+    /// The action.
     pub action_type: ActionType,
 }
 
-/// What PUT /actions can do.
+/// The actions of PUT /actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum ActionType {
     /// Writes a line of metrics.
@@ -33,16 +33,16 @@ pub enum ActionType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
-    /// What it is to be.
+    /// The state to change to.
     pub state: VmState,
 }
 
-/// What PATCH /vm can make of a machine.
+/// The states of PATCH /vm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum VmState {
-    /// It stands still.
+    /// The VM is paused.
     Paused,
-    /// It runs.
+    /// The VM runs.
     Resumed,
 }
 
@@ -50,7 +50,7 @@ pub enum VmState {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
-    /// The kernel.
+    /// The kernel: bzImage or ELF.
     pub kernel_image_path: PathBuf,
     /// The initial RAM disk.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,10 +63,10 @@ pub struct BootSource {
 /// Pages of the host that guest memory is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum HugePages {
-    /// Ordinary ones.
+    /// Pages of 4 KiB, or transparent huge pages.
     #[default]
     None,
-    /// Those of the hugetlb pool.
+    /// 2 MiB pages of the hugetlb pool.
     #[serde(rename = "2M")]
     TwoMib,
 }
@@ -74,7 +74,7 @@ pub enum HugePages {
 /// PUT /machine-config
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Machine {
+pub struct MachineConfiguration {
     /// Virtual CPUs, 1 to 32.
     pub vcpu_count: u32,
     /// Guest memory in MiB.
@@ -82,13 +82,13 @@ pub struct Machine {
     /// Two threads in each core.
     #[serde(default)]
     pub smt: bool,
-    /// Not honoured.
+    /// RefusedField unless false.
     #[serde(default)]
     pub track_dirty_pages: bool,
-    /// What guest memory is made of.
+    /// The pages of guest memory.
     #[serde(default)]
     pub huge_pages: HugePages,
-    /// Not honoured, but for "None".
+    /// RefusedField unless "None".
     #[serde(skip_serializing)]
     pub cpu_template: Option<String>,
 }
@@ -96,7 +96,7 @@ pub struct Machine {
 /// PATCH /machine-config
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PartialMachine {
+pub struct PartialMachineConfiguration {
     vcpu_count: Option<u32>,
     mem_size_mib: Option<u64>,
     smt: Option<bool>,
@@ -105,10 +105,10 @@ pub struct PartialMachine {
     cpu_template: Option<String>,
 }
 
-impl PartialMachine {
-    /// `machine`, with what is given here.
-    pub fn applied_to(self, machine: Machine) -> Machine {
-        Machine {
+impl PartialMachineConfiguration {
+    /// `machine` with the fields that are given here.
+    pub fn applied_to(self, machine: MachineConfiguration) -> MachineConfiguration {
+        MachineConfiguration {
             vcpu_count: self.vcpu_count.unwrap_or(machine.vcpu_count),
             mem_size_mib: self.mem_size_mib.unwrap_or(machine.mem_size_mib),
             smt: self.smt.unwrap_or(machine.smt),
@@ -119,23 +119,23 @@ impl PartialMachine {
     }
 }
 
-/// How much of a disk is cached: a flush of the guest's reaches the disk in any case.
+/// The caching of a disk: what the guest flushes is on the disk in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum CacheType {
-    /// The same as the other here.
+    /// Treated as Writeback.
     #[default]
     Unsafe,
-    /// By the host, until the guest flushes.
+    /// The host caches writes until the guest flushes.
     Writeback,
 }
 
 /// How a disk's I/O is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum IoEngine {
-    /// By a thread that waits.
+    /// A thread per disk with blocking I/O.
     #[default]
     Sync,
-    /// Not honoured.
+    /// RefusedField.
     Async,
 }
 
@@ -143,14 +143,14 @@ pub enum IoEngine {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
-    /// Its name; the same as in the path.
+    /// The drive's name, as in the path.
     pub drive_id: String,
-    /// The kernel's root is on it.
+    /// The root file system is on this drive.
     pub is_root_device: bool,
-    /// The partition of it that has the root.
+    /// The partition with the root file system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partuuid: Option<String>,
-    /// The same whatever is said.
+    /// Either value has the same effect.
     #[serde(default)]
     pub cache_type: CacheType,
     /// The guest may not write.
@@ -158,19 +158,19 @@ pub struct Drive {
     pub is_read_only: bool,
     /// The image file or block device.
     pub path_on_host: Option<PathBuf>,
-    /// Sync only.
+    /// RefusedField unless Sync.
     #[serde(default)]
     pub io_engine: IoEngine,
-    /// How fast it may be.
+    /// Limits of bandwidth and requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimit>,
-    /// Not honoured.
+    /// RefusedField.
     #[serde(skip_serializing)]
-    socket: Refused,
+    socket: RefusedField,
 }
 
 impl Drive {
-    /// A drive as flags describe it.
+    /// The drive that flags describe as `disk`.
     pub fn of_flags(id: String, disk: &DiskConfig) -> Self {
         Self {
             drive_id: id,
@@ -185,7 +185,7 @@ impl Drive {
         }
     }
 
-    /// Refuses what cannot be honoured.
+    /// Refuses fields that are not supported.
     pub fn check(&self) -> Result<()> {
         refuse(&[("socket", &self.socket)])?;
         if self.io_engine == IoEngine::Async {
@@ -199,29 +199,29 @@ impl Drive {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartialDrive {
-    /// Its name; the same as in the path.
+    /// The drive's name, as in the path.
     pub drive_id: String,
-    /// Another file, or the same with another size.
+    /// The new file, or the same path after a change of its size.
     pub path_on_host: Option<PathBuf>,
-    /// What is to be different of how fast it may be.
+    /// Changes of the limits.
     pub rate_limiter: Option<RateLimit>,
 }
 
 /// PUT /balloon
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Balloon {
-    /// How large it is to be, in MiB.
+pub struct BalloonBody {
+    /// Target size, in MiB.
     pub amount_mib: u64,
-    /// The guest may take memory back before it runs out.
+    /// The guest may deflate the balloon before it runs out of memory.
     pub deflate_on_oom: bool,
-    /// Not zero: the guest tells statistics.
+    /// Statistics are on unless this is 0.
     #[serde(default)]
     pub stats_polling_interval_s: u16,
-    /// Not honoured.
+    /// RefusedField unless false.
     #[serde(default)]
     pub free_page_hinting: bool,
-    /// What the guest frees goes back to the host.
+    /// The guest reports free pages, which go back to the host.
     #[serde(default)]
     pub free_page_reporting: bool,
 }
@@ -230,7 +230,7 @@ pub struct Balloon {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonUpdate {
-    /// How large it is to be, in MiB.
+    /// Target size, in MiB.
     pub amount_mib: u64,
 }
 
@@ -238,7 +238,7 @@ pub struct BalloonUpdate {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonStatisticsUpdate {
-    /// Seconds.
+    /// Seconds between statistics.
     pub stats_polling_interval_s: u16,
 }
 
@@ -246,12 +246,12 @@ pub struct BalloonStatisticsUpdate {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryHotplug {
-    /// What can be plugged, in MiB.
+    /// Memory that can be plugged, in MiB.
     pub total_size_mib: u64,
-    /// The least that can be plugged, in MiB.
+    /// Granularity of plugging, in MiB.
     #[serde(default)]
     pub block_size_mib: Option<u64>,
-    /// What the host grants in one piece; here always a block.
+    /// What the host grants in one piece, in MiB; here always one block.
     #[serde(default)]
     pub slot_size_mib: Option<u64>,
 }
@@ -260,7 +260,7 @@ pub struct MemoryHotplug {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryUpdate {
-    /// What the guest is to plug, in MiB.
+    /// Memory that the guest is to plug, in MiB.
     pub requested_size_mib: u64,
 }
 
@@ -268,7 +268,7 @@ pub struct MemoryUpdate {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
-    /// How fast random numbers come.
+    /// Limits of bandwidth and requests.
     pub rate_limiter: Option<RateLimit>,
 }
 
@@ -276,13 +276,13 @@ pub struct Entropy {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
-    /// Where output goes.
+    /// The file for the console's output.
     pub serial_out_path: Option<PathBuf>,
-    rate_limiter: Refused,
+    rate_limiter: RefusedField,
 }
 
 impl Serial {
-    /// Refuses what cannot be honoured.
+    /// Refuses fields that are not supported.
     pub fn check(&self) -> Result<()> {
         refuse(&[("rate_limiter", &self.rate_limiter)])
     }
@@ -292,28 +292,28 @@ impl Serial {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Logger {
-    /// Where messages go, besides the last one.
+    /// The file for messages, in addition to stderr.
     pub log_path: Option<PathBuf>,
-    /// Which messages.
+    /// Most verbose level of messages.
     pub level: Option<String>,
-    /// Messages tell their level.
+    /// Messages have their level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub show_level: Option<bool>,
-    /// Messages tell where in the source they come from.
+    /// Messages have their place in the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub show_log_origin: Option<bool>,
     #[serde(skip_serializing)]
-    module: Refused,
+    module: RefusedField,
 }
 
 impl Logger {
-    /// Says where messages go, and nothing else.
+    /// Changes the file for messages only.
     pub fn to_file(log_path: PathBuf) -> Self {
         let (level, show_level, show_log_origin, module) = (None, None, None, None);
         Self { log_path: Some(log_path), level, show_level, show_log_origin, module }
     }
 
-    /// Refuses what cannot be honoured.
+    /// Refuses fields that are not supported.
     pub fn check(&self) -> Result<()> {
         refuse(&[("module", &self.module)])
     }
@@ -322,8 +322,8 @@ impl Logger {
 /// PUT /metrics
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Metrics {
-    /// Where they go.
+pub struct MetricsBody {
+    /// The file for metrics.
     pub metrics_path: PathBuf,
 }
 
@@ -344,7 +344,7 @@ pub struct CpuConfig {
 }
 
 impl CpuConfig {
-    /// Refuses what cannot be honoured: all that is not empty.
+    /// Refuses every field that is not empty.
     pub fn check(&self) -> Result<()> {
         let field = |list: &Vec<IgnoredAny>| list.first().copied();
         refuse(&[
@@ -357,10 +357,10 @@ impl CpuConfig {
     }
 }
 
-/// A field that is refused if it is there.
-type Refused = Option<IgnoredAny>;
+/// A field that is refused if it is present.
+type RefusedField = Option<IgnoredAny>;
 
-fn refuse(fields: &[(&str, &Refused)]) -> Result<()> {
+fn refuse(fields: &[(&str, &RefusedField)]) -> Result<()> {
     match fields.iter().find(|(_, value)| value.is_some()) {
         Some((name, _)) => bail!("{name}: not supported yet, leave it out"),
         None => Ok(()),

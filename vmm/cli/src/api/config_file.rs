@@ -8,12 +8,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::bodies::{
-    Balloon, BootSource, Drive, Entropy, Logger, Machine, MemoryHotplug, Metrics, Serial,
+    BalloonBody, BootSource, Drive, Entropy, Logger, MachineConfiguration, MemoryHotplug,
+    MetricsBody, Serial,
 };
 use super::routes::Configure;
 use crate::cli;
 
-/// The fields of a file. Others may be there with null: clients write names that Firecracker does not have.
+/// The fields of a file. Other names are accepted with null: some clients write names that Firecracker does not have.
 const FIELDS: [&str; 14] = [
     "boot-source",
     "drives",
@@ -30,8 +31,8 @@ const FIELDS: [&str; 14] = [
     "mmds-config",
     "memory-hotplug",
 ];
-/// Most bytes of such a file.
-const MOST_BYTES: u64 = 1 << 20;
+/// Largest file, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -39,12 +40,12 @@ struct File {
     boot_source: BootSource,
     #[serde(default)]
     drives: Vec<Drive>,
-    machine_config: Option<Machine>,
-    balloon: Option<Balloon>,
+    machine_config: Option<MachineConfiguration>,
+    balloon: Option<BalloonBody>,
     entropy: Option<Entropy>,
     serial: Option<Serial>,
     logger: Option<Logger>,
-    metrics: Option<Metrics>,
+    metrics: Option<MetricsBody>,
     cpu_config: Option<IgnoredAny>,
     #[serde(default)]
     network_interfaces: Vec<IgnoredAny>,
@@ -55,9 +56,9 @@ struct File {
     memory_hotplug: Option<MemoryHotplug>,
 }
 
-/// What the file at `path` says, in the order in which it is to be done.
+/// The configuration in the file at `path`, in the order in which it is applied.
 pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
-    let text = cli::read_text(path, MOST_BYTES)?;
+    let text = cli::read_text(path, MAX_BYTES)?;
     let file: File = serde_json::from_str(&text)?;
     for (name, is_there) in [
         ("cpu-config", file.cpu_config.is_some()),

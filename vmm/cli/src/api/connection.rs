@@ -1,4 +1,4 @@
-//! One client: what it has sent, and what it is still to be sent. Nothing here waits.
+//! One client's connection: its input and output buffers. Nothing here blocks.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -6,34 +6,34 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::http::{self, Head, Refusal};
+use super::http::{self, Head, HttpError};
 
-/// How long a request may take to arrive, and an answer to be read.
+/// Limit for a request to arrive, and for a response to be read.
 const SLOW: Duration = Duration::from_secs(5);
-/// How long a connection may be of no use.
+/// Limit for a connection without a request.
 const IDLE: Duration = Duration::from_secs(60);
-/// Bytes read at a time.
+/// Bytes of one read.
 const PIECE: usize = 4096;
 
 pub(super) struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// Bytes of `output` that are sent.
+    /// Bytes of `output` that are sent already.
     sent: usize,
-    /// When it last began a request, or was done with one.
+    /// When the last request began, or its response was sent.
     since: Instant,
-    /// The client has sent all that it will.
+    /// The client has closed its sending end.
     ended: bool,
-    /// To be closed once `output` is sent, and all that is on its way has come: a client that still writes then
-    /// would learn of a closed connection, and not of its answer.
+    /// The connection is closed once `output` is sent and the client's input is drained: a client that still writes
+    /// then would see a reset instead of the response.
     closes: bool,
-    /// It was told to go on with its body.
-    told: bool,
+    /// [`http::CONTINUE`] was sent for this request.
+    continued: bool,
 }
 
 impl Connection {
-    /// `stream` does not block.
+    /// `stream` must be non-blocking.
     pub(super) fn new(stream: UnixStream) -> Self {
         Self {
             stream,
@@ -43,16 +43,16 @@ impl Connection {
             since: Instant::now(),
             ended: false,
             closes: false,
-            told: false,
+            continued: false,
         }
     }
 
-    /// Whether it waits for its client to read, rather than to write.
+    /// Whether there is output to be sent.
     pub(super) fn is_sending(&self) -> bool {
         !self.output.is_empty()
     }
 
-    /// Whether neither a request nor an answer is on its way.
+    /// Whether there is neither a request nor a response under way.
     pub(super) fn is_idle(&self) -> bool {
         self.input.is_empty() && !self.is_sending()
     }
@@ -61,12 +61,12 @@ impl Connection {
         self.since
     }
 
-    /// When it is given up.
+    /// When the connection is closed for its slowness.
     pub(super) fn deadline(&self) -> Instant {
         self.since + if self.is_idle() && !self.closes { IDLE } else { SLOW }
     }
 
-    /// Reads what is there, a piece at a time; false when the client is gone.
+    /// Reads what is available, a piece at a time; false when the client is gone.
     pub(super) fn read(&mut self) -> bool {
         let mut piece = [0; PIECE];
         match self.stream.read(&mut piece) {
@@ -83,40 +83,40 @@ impl Connection {
         true
     }
 
-    /// Takes a request that has arrived, with its body. `None`: there is more to come.
+    /// Takes a request whose body has arrived. `None`: it is incomplete.
     pub(super) fn take_request(
         &mut self,
-        most_bytes: usize,
-    ) -> Option<Result<(Head, Vec<u8>), Refusal>> {
+        max_bytes: usize,
+    ) -> Option<Result<(Head, Vec<u8>), HttpError>> {
         if self.is_sending() || self.closes || self.input.is_empty() {
             return None;
         }
-        let head = match http::parse(&self.input, most_bytes) {
+        let head = match http::parse(&self.input, max_bytes) {
             Err(refusal) => return Some(Err(refusal)),
             Ok(None) => return None,
             Ok(Some(head)) => head,
         };
         let len = head.len + head.body;
         if self.input.len() < len {
-            if head.waits && !std::mem::replace(&mut self.told, true) {
-                // As much as fits: one that has not read its last answer needs not be told.
+            if head.waits && !std::mem::replace(&mut self.continued, true) {
+                // Not retried: a client that has not read its last response can do without.
                 let _ = self.stream.write(http::CONTINUE);
             }
             return None;
         }
         let mut request: Vec<u8> = self.input.drain(..len).collect();
-        self.told = false;
+        self.continued = false;
         let body = request.split_off(head.len);
         Some(Ok((head, body)))
     }
 
-    /// Sends `bytes`, the last ones if `closes`.
+    /// Queues `bytes`, the last ones if `closes`.
     pub(super) fn send(&mut self, bytes: Vec<u8>, closes: bool) {
         (self.output, self.sent, self.closes) = (bytes, 0, closes);
         self.since = Instant::now();
     }
 
-    /// Sends what can be sent; false when the client is gone.
+    /// Sends as much as the socket takes; false when the client is gone.
     pub(super) fn write(&mut self) -> bool {
         while self.sent < self.output.len() {
             match self.stream.write(&self.output[self.sent..]) {
@@ -133,12 +133,12 @@ impl Connection {
             let _ = self.stream.shutdown(Shutdown::Write);
         }
         if self.input.is_empty() {
-            self.input = Vec::new(); // the room of a large body
+            self.input = Vec::new(); // frees the memory of a large body
         }
         true
     }
 
-    /// Whether nothing more can come of it.
+    /// Whether the connection is done.
     pub(super) fn is_over(&self) -> bool {
         self.ended && !self.is_sending()
     }

@@ -1,4 +1,4 @@
-//! What the machine's owner does for clients of the API.
+//! The owner's side of the API: answers requests.
 
 mod outputs;
 
@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use super::bodies::{Logger, PartialDrive, VmState};
-use super::metrics::{Measured, Metrics, micros};
-use super::routes::{Configure, Control as Order, Request, Subject};
+use super::metrics::{Latencies, Metrics, micros};
+use super::routes::{ApiRequest, Configure, ControlCommand, Resource};
 use super::setup::{Setup, balloon_size, disk};
 use super::stats::{self, MemoryStats, Stats};
-use super::{Answer, ApiServer, Call, FIRECRACKER_VERSION, config_file};
+use super::{ApiCall, ApiResponse, ApiServer, FIRECRACKER_VERSION, config_file};
 use crate::config::Config;
 use crate::disks;
 use crate::inbox::End;
@@ -26,19 +26,18 @@ use tinyvmm::memory::GuestRam;
 use tinyvmm::virtio::balloon_handle::BalloonHandle;
 use tinyvmm::virtio::rate::Limiter;
 
-/// The API of this process: what the machine's owner knows for it, and its socket, which is not there where only a file
-/// describes the machine.
+/// The API of this process: the owner's state for it, and its socket, unless only a file describes the machine.
 pub struct Api {
     pub(super) server: Option<ApiServer>,
     pub(super) setup: Setup,
     id: String,
-    /// What clients were told that it does: as they have said it.
+    /// The logger's configuration, as clients have given it.
     logger: Option<Logger>,
     metrics: Option<Metrics>,
-    measured: Measured,
-    /// Files can be opened while the machine runs.
+    measured: Latencies,
+    /// The main thread may open files while the machine runs.
     pub(super) may_open: bool,
-    /// Bytes of memory that clients want plugged.
+    /// Memory that clients have requested to be plugged, in bytes.
     requested: u64,
     /// `None` without an API.
     usage: Option<Usage>,
@@ -46,7 +45,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// For the machine that flags or `--config-file` describe, and that clients may add to.
+    /// The API for the machine that flags or `--config-file` describe, and that clients may extend.
     pub fn new(config: &Config, record: &Arc<Record>) -> Result<Self> {
         let process = &config.process;
         let mut api = Self {
@@ -55,7 +54,7 @@ impl Api {
             id: process.id.clone(),
             logger: None,
             metrics: None,
-            measured: Measured::default(),
+            measured: Latencies::default(),
             may_open: false,
             requested: 0,
             usage: process.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
@@ -72,12 +71,12 @@ impl Api {
         Ok(api)
     }
 
-    /// Whether the machine can be started without a client's help.
+    /// Whether the machine can be started without a client's request.
     pub fn is_complete(&self) -> bool {
         self.setup.check_complete().is_ok()
     }
 
-    /// Repeats to a machine that starts again what clients have said since it started first.
+    /// Applies the clients' changes since the first start to a machine that is built again.
     pub fn configure_again(&self, machine: &mut Machine) -> Result<()> {
         let config = self.config().machine.0;
         for (index, disk) in config.disk.iter().enumerate() {
@@ -95,74 +94,77 @@ impl Api {
         memory.map_or(Ok(()), |memory| memory.request(self.requested))
     }
 
-    /// The machine as it is described so far.
+    /// The configuration so far.
     pub fn config(&self) -> Config {
         self.setup.config()
     }
 
-    /// Serves `call` before there is a machine. Given back, it wants one, and nothing is missing. Or it wants the end.
-    pub fn serve_before(&mut self, call: Call) -> Option<Result<Call, End>> {
+    /// Serves `call` before there is a machine. Returns the call if it requests a start and nothing is missing, or the
+    /// end.
+    pub fn serve_before(&mut self, call: ApiCall) -> Option<Result<ApiCall, End>> {
         let answer = match &call.request {
-            Request::Start => match self.setup.check_complete() {
+            ApiRequest::Start => match self.setup.check_complete() {
                 Ok(()) => return Some(Ok(call)),
-                Err(error) => Answer::Fault(format!("{error:#}")),
+                Err(error) => ApiResponse::Fault(format!("{error:#}")),
             },
-            Request::Tell(subject) => self.tell_before(*subject).into(),
-            Request::Configure(what) => self.configure((**what).clone()).into(),
-            Request::ResizeBalloon(update) => self.setup.resize_balloon(update.amount_mib).into(),
-            Request::PollBalloon(update) => {
+            ApiRequest::Get(resource) => self.get_before_start(*resource).into(),
+            ApiRequest::Configure(what) => self.configure((**what).clone()).into(),
+            ApiRequest::ResizeBalloon(update) => {
+                self.setup.resize_balloon(update.amount_mib).into()
+            }
+            ApiRequest::PollBalloon(update) => {
                 self.setup.poll_balloon(update.stats_polling_interval_s).into()
             }
-            Request::Control(Order::Stop) => {
-                call.answer(Answer::Done);
+            ApiRequest::Control(ControlCommand::Stop) => {
+                call.answer(ApiResponse::Done);
                 return Some(Err(End::Api));
             }
-            Request::Control(_) | Request::ResizeMemory(_) => {
-                Answer::Fault("the machine has not started yet".into())
+            ApiRequest::Control(_) | ApiRequest::ResizeMemory(_) => {
+                ApiResponse::Fault("the machine has not started yet".into())
             }
         };
         call.answer(answer);
         None
     }
 
-    /// Serves `call` for a machine that has started; returns its end, if that is asked for.
+    /// Serves `call` for a machine that has started; returns the end if the call requests it.
     pub(super) fn serve_after(
         &mut self,
-        call: Call,
+        call: ApiCall,
         machine: &mut LiveMachine,
         ram: &GuestRam,
     ) -> Option<End> {
         let answer = match &call.request {
-            Request::Start => Answer::Fault("the machine has started already".into()),
-            Request::Configure(_) => {
-                Answer::Fault("the machine has started: this can be said only before".into())
-            }
-            Request::Tell(subject) => self.tell(*subject, machine, ram).into(),
-            Request::ResizeBalloon(update) => self.resize(update.amount_mib, machine).into(),
-            Request::ResizeMemory(update) => {
+            ApiRequest::Start => ApiResponse::Fault("the machine has started already".into()),
+            ApiRequest::Configure(_) => ApiResponse::Fault(
+                "the machine has started: this can be configured only before the start".into(),
+            ),
+            ApiRequest::Get(resource) => self.get(*resource, machine, ram).into(),
+            ApiRequest::ResizeBalloon(update) => self.resize(update.amount_mib, machine).into(),
+            ApiRequest::ResizeMemory(update) => {
                 self.resize_memory(update.requested_size_mib, machine).into()
             }
-            Request::PollBalloon(update) => {
+            ApiRequest::PollBalloon(update) => {
                 self.setup.poll_balloon(update.stats_polling_interval_s).into()
             }
-            Request::Control(Order::Stop) => {
-                call.answer(Answer::Done);
+            ApiRequest::Control(ControlCommand::Stop) => {
+                call.answer(ApiResponse::Done);
                 return Some(End::Api);
             }
-            Request::Control(order) => self.execute(order, machine).into(),
+            ApiRequest::Control(command) => self.execute(command, machine).into(),
         };
         call.answer(answer);
-        // A machine that could not be started again.
+        // The machine could not be started again.
         machine.is_lost().then(|| End::Guest(Halt::Internal("the machine cannot go on".into())))
     }
 
-    fn execute(&mut self, order: &Order, machine: &mut LiveMachine) -> Result<()> {
-        match order {
-            Order::Stop => Ok(()),
-            Order::PressPowerButton => handles(machine)?.press_power_button(),
-            Order::FlushMetrics => self.flush_metrics(machine),
-            Order::State(state) => self.set_state(*state, machine),
-            Order::Drive(drive) => self.change_drive(drive, machine),
+    fn execute(&mut self, command: &ControlCommand, machine: &mut LiveMachine) -> Result<()> {
+        match command {
+            ControlCommand::Stop => Ok(()),
+            ControlCommand::PressPowerButton => handles(machine)?.press_power_button(),
+            ControlCommand::FlushMetrics => self.flush_metrics(machine),
+            ControlCommand::State(state) => self.set_state(*state, machine),
+            ControlCommand::Drive(drive) => self.change_drive(drive, machine),
         }
     }
 
@@ -173,15 +175,15 @@ impl Api {
         let mut setup = self.setup.clone();
         if let Some(path) = &drive.path_on_host {
             let known = setup.drive_mut(id).context(
-                "path_on_host: this drive is one of flags, and only one that was put here can be exchanged",
+                "path_on_host: a flag has named this drive, and only drives of PUT /drives can be exchanged",
             )?;
             ensure!(
                 self.may_open,
-                "path_on_host: nothing can be opened any more, for this host's kernel has no Landlock or seccomp \
-                 filters to keep it to the folders of drives"
+                "path_on_host: no file can be opened any more, as this host's kernel has no Landlock or no seccomp \
+                 filters to limit that to the folders of drives"
             );
             known.path_on_host = Some(path.clone());
-            let disk = disk(known).context("path_on_host: there is none")?;
+            let disk = disk(known).context("path_on_host is required")?;
             machine.while_stopped(|machine| {
                 machine.change_disk(index, move |block| {
                     block.set_image(disks::replace(block.image(), &disk)?);
@@ -226,19 +228,19 @@ impl Api {
         }
     }
 
-    /// What is the same before and after the start.
-    fn tell_any(&self, subject: Subject, state: &str) -> Result<Value> {
-        Ok(match subject {
-            Subject::Instance => json!({
+    /// The resources that are the same before and after the start.
+    fn get_any(&self, resource: Resource, state: &str) -> Result<Value> {
+        Ok(match resource {
+            Resource::Instance => json!({
                 "app_name": "tinyvmm",
                 "id": self.id,
                 "state": state,
                 "vmm_version": env!("CARGO_PKG_VERSION"),
             }),
-            Subject::Version => json!({ "firecracker_version": FIRECRACKER_VERSION }),
-            Subject::Machine => serde_json::to_value(self.setup.machine())?,
-            Subject::Balloon => serde_json::to_value(self.setup.balloon()?)?,
-            Subject::Memory => {
+            Resource::Version => json!({ "firecracker_version": FIRECRACKER_VERSION }),
+            Resource::Machine => serde_json::to_value(self.setup.machine())?,
+            Resource::Balloon => serde_json::to_value(self.setup.balloon()?)?,
+            Resource::Memory => {
                 let memory =
                     self.setup.memory().context("the machine has no room for more memory")?;
                 json!({
@@ -249,39 +251,39 @@ impl Api {
                     "plugged_size_mib": 0,
                 })
             }
-            Subject::All => {
+            Resource::All => {
                 let mut all = self.setup.all()?;
                 all["logger"] = serde_json::to_value(&self.logger)?;
                 all["metrics"] = json!(self.metrics.as_ref().map(|metrics| &metrics.body));
                 all
             }
-            Subject::BootReport => json!({ "marks": self.record.marks() }),
-            Subject::BalloonStatistics | Subject::Stats => {
+            Resource::BootReport => json!({ "marks": self.record.marks() }),
+            Resource::BalloonStatistics | Resource::Stats => {
                 bail!("the machine has not started yet")
             }
         })
     }
 
-    fn tell_before(&self, subject: Subject) -> Result<Value> {
-        self.tell_any(subject, "Not started")
+    fn get_before_start(&self, resource: Resource) -> Result<Value> {
+        self.get_any(resource, "Not started")
     }
 
-    fn tell(&mut self, subject: Subject, machine: &LiveMachine, ram: &GuestRam) -> Result<Value> {
-        match subject {
-            Subject::Stats => self.stats(machine, ram),
-            Subject::BalloonStatistics => {
+    fn get(&mut self, resource: Resource, machine: &LiveMachine, ram: &GuestRam) -> Result<Value> {
+        match resource {
+            Resource::Stats => self.stats(machine, ram),
+            Resource::BalloonStatistics => {
                 ensure!(
                     self.config().machine.0.balloon_features.statistics,
                     "statistics are off: stats_polling_interval_s of PUT /balloon turns them on"
                 );
                 balloon_statistics(balloon(machine)?)
             }
-            Subject::Memory => {
-                let mut told = self.tell_any(subject, state(machine))?;
-                told["plugged_size_mib"] = (plugged(machine) / layout::MIB).into();
-                Ok(told)
+            Resource::Memory => {
+                let mut value = self.get_any(resource, state(machine))?;
+                value["plugged_size_mib"] = (plugged(machine) / layout::MIB).into();
+                Ok(value)
             }
-            subject => self.tell_any(subject, state(machine)),
+            resource => self.get_any(resource, state(machine)),
         }
     }
 
@@ -331,29 +333,29 @@ fn balloon(machine: &LiveMachine) -> Result<&BalloonHandle> {
     handles(machine)?.balloon.as_ref().context("the machine has no balloon")
 }
 
-/// Bytes of memory that the guest has plugged.
+/// Memory that the guest has plugged, in bytes.
 fn plugged(machine: &LiveMachine) -> u64 {
     let memory = machine.handles().and_then(|handles| handles.memory.as_ref());
     memory.map_or(0, |memory| memory.status().plugged)
 }
 
-/// The machine's state by Firecracker's name for it.
+/// Firecracker's name for the machine's state.
 fn state(machine: &LiveMachine) -> &'static str {
     if machine.is_paused() { "Paused" } else { "Running" }
 }
 
-/// What the guest has told last; newer statistics are asked for, for the next time.
+/// The guest's last statistics; requests new ones for the next time.
 fn balloon_statistics(balloon: &BalloonHandle) -> Result<Value> {
     balloon.refresh_statistics();
     let (target, actual) = (balloon.target(), balloon.actual());
     let mut answer = Map::new();
-    let mut tell = |name: &str, value: u64| answer.insert(name.to_owned(), value.into());
-    tell("target_pages", target / 4096);
-    tell("actual_pages", actual / 4096);
-    tell("target_mib", target / layout::MIB);
-    tell("actual_mib", actual / layout::MIB);
+    let mut add = |name: &str, value: u64| answer.insert(name.to_owned(), value.into());
+    add("target_pages", target / 4096);
+    add("actual_pages", actual / 4096);
+    add("target_mib", target / layout::MIB);
+    add("actual_mib", actual / layout::MIB);
     for (tag, value) in balloon.statistics().iter().flat_map(|statistics| statistics.iter()) {
-        tell(stats::BALLOON[tag], value);
+        add(stats::BALLOON[tag], value);
     }
     Ok(answer.into())
 }

@@ -1,19 +1,19 @@
-//! HTTP/1.1 as far as the API needs it: requests with a length, answers with JSON.
+//! The HTTP/1.1 that the API needs: requests with a length, responses with JSON.
 
 use std::io::Write;
 
 use serde_json::{Value, json};
 
-use super::Answer;
+use super::ApiResponse;
 
 /// Most bytes of a request before its body.
 pub const MAX_HEAD: usize = 8 << 10;
 /// Most header fields of a request.
 const MAX_FIELDS: usize = 64;
-/// What a client that asks for it is told before it sends a body.
+/// The interim response for a client that waits for it before it sends a body.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What a request asks for.
+/// The method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// GET
@@ -27,9 +27,9 @@ pub enum Method {
 /// A request without its body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Head {
-    /// What is asked for.
+    /// The method.
     pub method: Method,
-    /// Of what.
+    /// The path of the target.
     pub path: String,
     /// Bytes of the head itself.
     pub len: usize,
@@ -41,22 +41,22 @@ pub struct Head {
     pub waits: bool,
 }
 
-/// Why a request is not answered but refused, and the connection closed: status and reason.
+/// An error that closes the connection: status and reason.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refusal(pub u16, pub String);
+pub struct HttpError(pub u16, pub String);
 
-fn bad(reason: impl Into<String>) -> Refusal {
-    Refusal(400, reason.into())
+fn bad(reason: impl Into<String>) -> HttpError {
+    HttpError(400, reason.into())
 }
 
-/// Reads the head at the start of `bytes`; `None` if there is more to come. A body may have `most_bytes`.
-pub fn parse(bytes: &[u8], most_bytes: usize) -> Result<Option<Head>, Refusal> {
+/// Parses the head at the start of `bytes`; `None` if it is incomplete. A body may have `max_bytes`.
+pub fn parse(bytes: &[u8], max_bytes: usize) -> Result<Option<Head>, HttpError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     let len = match request.parse(bytes) {
         Ok(httparse::Status::Complete(len)) if len <= MAX_HEAD => len,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
-        Ok(_) => return Err(Refusal(431, format!("a head of more than {MAX_HEAD} bytes"))),
+        Ok(_) => return Err(HttpError(431, format!("a head of more than {MAX_HEAD} bytes"))),
         Err(error) => return Err(bad(format!("no HTTP request: {error}"))),
     };
     let method = match request.method {
@@ -77,14 +77,14 @@ pub fn parse(bytes: &[u8], most_bytes: usize) -> Result<Option<Head>, Refusal> {
         read_field(&mut head, &mut length, &field.name.to_ascii_lowercase(), value.trim())?;
     }
     head.body = length.unwrap_or(0);
-    if head.body > most_bytes {
-        let reason = format!("a body of {} bytes, at most {most_bytes} may be", head.body);
-        return Err(Refusal(413, reason));
+    if head.body > max_bytes {
+        let reason = format!("a body of {} bytes, at most {max_bytes} may be", head.body);
+        return Err(HttpError(413, reason));
     }
     Ok(Some(head))
 }
 
-/// The path of a request's target, which may be a whole URI (RFC 9112, 3.2.2). Its host is ours: there is one.
+/// The path of a request's target, which may be a whole URI (RFC 9112, 3.2.2). Its host is ignored.
 fn path(target: &str) -> &str {
     match target.split_once("://") {
         Some((_, rest)) if !target.starts_with('/') => {
@@ -94,27 +94,27 @@ fn path(target: &str) -> &str {
     }
 }
 
-/// Content-Type is none of them: a body is JSON or refused, and curl says of its bodies that they are forms.
+/// Content-Type is ignored: a body is JSON or refused, and curl labels its bodies as forms.
 fn read_field(
     head: &mut Head,
     length: &mut Option<usize>,
     name: &str,
     value: &str,
-) -> Result<(), Refusal> {
+) -> Result<(), HttpError> {
     match name {
         "content-length" => {
             let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-            // More than can be counted is too large in any case.
-            let told = value.parse().unwrap_or(usize::MAX);
-            if !digits || length.is_some_and(|other| other != told) {
+            // A number that does not fit is too large in any case.
+            let len = value.parse().unwrap_or(usize::MAX);
+            if !digits || length.is_some_and(|other| other != len) {
                 return Err(bad(format!("Content-Length {value}")));
             }
-            *length = Some(told);
+            *length = Some(len);
         }
         "transfer-encoding" => {
             let reason =
                 format!("Transfer-Encoding {value}: send the body with a Content-Length instead");
-            return Err(Refusal(411, reason));
+            return Err(HttpError(411, reason));
         }
         "connection" => {
             for option in value.split(',').map(str::trim) {
@@ -123,23 +123,23 @@ fn read_field(
             }
         }
         "expect" if value.eq_ignore_ascii_case("100-continue") => head.waits = true,
-        "expect" => return Err(Refusal(417, format!("Expect {value}"))),
+        "expect" => return Err(HttpError(417, format!("Expect {value}"))),
         _ => {}
     }
     Ok(())
 }
 
-/// `answer`, to be sent.
-pub fn render(answer: &Answer, closes: bool) -> Vec<u8> {
+/// `response` in bytes.
+pub fn render(answer: &ApiResponse, closes: bool) -> Vec<u8> {
     match answer {
-        Answer::Done => render_with(204, None, closes),
-        Answer::Value(value) => render_with(200, Some(value), closes),
-        Answer::Fault(reason) => render_with(400, Some(&fault(reason)), closes),
+        ApiResponse::Done => render_with(204, None, closes),
+        ApiResponse::Value(value) => render_with(200, Some(value), closes),
+        ApiResponse::Fault(reason) => render_with(400, Some(&fault(reason)), closes),
     }
 }
 
-/// `refusal`, to be sent before the connection is closed.
-pub fn render_refusal(Refusal(status, reason): &Refusal) -> Vec<u8> {
+/// `error` in bytes; the connection is closed after it.
+pub fn render_refusal(HttpError(status, reason): &HttpError) -> Vec<u8> {
     render_with(*status, Some(&fault(reason)), true)
 }
 
@@ -199,7 +199,7 @@ mod tests {
     fn what_is_wrong_is_refused_with_its_status() {
         let request = |rest: &str| {
             let text = format!("PUT / HTTP/1.1\r\n{rest}\r\n\r\n");
-            parse(text.as_bytes(), 100).map(|_| ()).map_err(|Refusal(status, _)| status)
+            parse(text.as_bytes(), 100).map(|_| ()).map_err(|HttpError(status, _)| status)
         };
         assert_eq!(request("Content-Length: 100"), Ok(()));
         assert_eq!(request("Content-Length: 101"), Err(413));

@@ -1,5 +1,5 @@
 //! Lines of metrics, with Firecracker's fields (its src/vmm/src/logger/metrics.rs): counts since the line before, and
-//! what was measured last. What is not counted here is 0.
+//! the last measurements. Fields that tinyvmm does not count are 0.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,10 +15,10 @@ use crate::config::StartTimes;
 use tinyvmm::virtio::disk_counts::DiskCounts;
 use vmm_sys_util::metric::Metric;
 
-/// How often a line is written without being asked for.
+/// The interval of lines.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// The fields of a disk, and where each is counted.
+/// A field of a disk, and its counter.
 type Field = (&'static str, fn(&DiskCounts) -> u64);
 const DISK: [Field; 7] = [
     ("read_count", |disk| disk.reads.count()),
@@ -29,36 +29,36 @@ const DISK: [Field; 7] = [
     ("execute_fails", |disk| disk.errors.count()),
     ("rate_limiter_throttled_events", |disk| disk.throttled.count()),
 ];
-type Figures = [u64; DISK.len()];
+type DiskFigures = [u64; DISK.len()];
 
-/// All groups and their fields: clients take a line that lacks one for damaged.
+/// All groups and their fields: clients refuse a line that lacks one.
 const FIELDS: &str = include_str!("metrics.txt");
 
-/// Where lines of metrics go.
+/// The destination of metrics.
 pub(super) struct Metrics {
-    /// As the client has said it.
-    pub body: bodies::Metrics,
+    /// The client's configuration.
+    pub body: bodies::MetricsBody,
     file: File,
-    /// When the next one is due; `None` before the machine has started.
+    /// When the next line is due; `None` before the machine has started.
     due: Option<Instant>,
-    /// What was counted by the line before.
-    told: BTreeMap<String, Figures>,
-    /// A line could not be written, and that was told.
+    /// The counts in the line before.
+    counted: BTreeMap<String, DiskFigures>,
+    /// A line could not be written, and that was logged.
     failed: bool,
 }
 
-/// What is measured at times, in microseconds.
+/// Measurements in microseconds.
 #[derive(Default)]
-pub(super) struct Measured {
+pub(super) struct Latencies {
     pub pause_us: u64,
     pub resume_us: u64,
-    /// From the process's start, as whoever started it has said, until it could be spoken to.
+    /// From the start of the process, as its parent has given it, until the API is served.
     pub startup_us: u64,
     pub startup_cpu_us: u64,
 }
 
-impl Measured {
-    /// Called when the API is about to be served.
+impl Latencies {
+    /// To be called when the API is about to be served.
     pub(super) fn since(start: StartTimes) -> Self {
         let now = |clock| {
             let time = Duration::try_from(clock_gettime(clock)).unwrap_or_default();
@@ -74,22 +74,22 @@ impl Measured {
     }
 }
 
-/// Whole microseconds.
+/// `time` in whole microseconds.
 pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Metrics {
-    pub(super) fn new(body: bodies::Metrics, file: File) -> Self {
-        Self { body, file, due: None, told: BTreeMap::new(), failed: false }
+    pub(super) fn new(body: bodies::MetricsBody, file: File) -> Self {
+        Self { body, file, due: None, counted: BTreeMap::new(), failed: false }
     }
 
-    /// When a line is due, once the machine has started, which it has by `now`.
+    /// When a line is due; the machine has started by `now`.
     pub(super) fn due(&mut self, now: Instant) -> Instant {
         *self.due.get_or_insert(now + EVERY)
     }
 
-    /// Whether one is due; then the next one is not for a while.
+    /// Whether a line is due; then the next one is due an interval later.
     pub(super) fn take_due(&mut self, now: Instant) -> bool {
         let is_due = self.due(now) <= now;
         if is_due {
@@ -98,11 +98,11 @@ impl Metrics {
         is_due
     }
 
-    /// Writes a line, at once or not at all.
+    /// Writes a line if the file takes it without blocking.
     pub(super) fn write(
         &mut self,
         disks: &[(String, &DiskCounts)],
-        measured: &Measured,
+        measured: &Latencies,
     ) -> Result<()> {
         let line = format!("{}\n", self.line(disks, measured));
         let written = self.file.write(line.as_bytes()).context("cannot write metrics")?;
@@ -110,8 +110,8 @@ impl Metrics {
         Ok(())
     }
 
-    /// Writes a line that nobody waits for.
-    pub(super) fn write_unasked(&mut self, disks: &[(String, &DiskCounts)], measured: &Measured) {
+    /// Writes a line of the interval; logs the first failure.
+    pub(super) fn write_unasked(&mut self, disks: &[(String, &DiskCounts)], measured: &Latencies) {
         if let Err(error) = self.write(disks, measured)
             && !std::mem::replace(&mut self.failed, true)
         {
@@ -119,12 +119,12 @@ impl Metrics {
         }
     }
 
-    /// The guest has reset, and counts begin anew.
+    /// Counts begin at zero: the guest has reset.
     pub(super) fn forget(&mut self) {
-        self.told.clear();
+        self.counted.clear();
     }
 
-    fn line(&mut self, disks: &[(String, &DiskCounts)], measured: &Measured) -> Value {
+    fn line(&mut self, disks: &[(String, &DiskCounts)], measured: &Latencies) -> Value {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let groups = FIELDS.lines().filter_map(|line| line.split_once(": "));
         let mut line: Value =
@@ -141,21 +141,23 @@ impl Metrics {
             line[group][name] = Value::from(value);
         }
         let no_disk = line["block"].take();
-        let of_disk = |figures: &Figures| {
+        let of_disk = |figures: &DiskFigures| {
             let mut disk = no_disk.clone();
             DISK.iter()
                 .zip(figures)
                 .for_each(|((name, _), figure)| disk[*name] = Value::from(*figure));
             disk
         };
-        let mut sum = Figures::default();
+        let mut sum = DiskFigures::default();
         for (id, counts) in disks {
-            let told = self.told.entry(id.clone()).or_default();
+            let counted = self.counted.entry(id.clone()).or_default();
             let figures = DISK.map(|(_, count)| count(counts));
             let mut more = figures;
-            more.iter_mut().zip(&*told).for_each(|(more, told)| *more = more.saturating_sub(*told));
+            more.iter_mut()
+                .zip(&*counted)
+                .for_each(|(more, counted)| *more = more.saturating_sub(*counted));
             sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-            *told = figures;
+            *counted = figures;
             line[format!("block_{id}")] = of_disk(&more);
         }
         line["block"] = of_disk(&sum);
@@ -163,7 +165,7 @@ impl Metrics {
     }
 }
 
-/// Fields of these names, with nothing in them.
+/// Fields of these names, all zero.
 fn zeroes(fields: &str) -> Value {
     let zero = |name: &str| match name.ends_with("_agg") {
         true => json!({ "min_us": 0, "max_us": 0, "sum_us": 0 }),
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     fn metrics(file: File) -> Metrics {
-        Metrics::new(bodies::Metrics { metrics_path: "m".into() }, file)
+        Metrics::new(bodies::MetricsBody { metrics_path: "m".into() }, file)
     }
 
     #[test]
@@ -194,7 +196,7 @@ mod tests {
     #[test]
     fn a_line_counts_what_was_since_the_line_before() {
         let mut metrics = metrics(File::open("/dev/null").unwrap());
-        let (a, b, measured) = (DiskCounts::default(), DiskCounts::default(), Measured::default());
+        let (a, b, measured) = (DiskCounts::default(), DiskCounts::default(), Latencies::default());
         let mut line = || metrics.line(&[("a".into(), &a), ("b".into(), &b)], &measured);
         a.reads.add(2);
         a.read_bytes.add(1024);
@@ -212,18 +214,18 @@ mod tests {
             (&0.into(), &4.into())
         );
         assert_eq!(second["block"]["read_count"], 4);
-        // What nobody counts is there, too.
+        // Fields that tinyvmm does not count are present.
         assert_eq!(second["block_b"]["write_agg"]["max_us"], 0);
         assert_eq!(second["vsock"]["rx_read_fails"], 0);
     }
 
     #[test]
-    fn a_start_in_the_past_is_told_and_one_in_the_future_is_not() {
-        let told =
-            Measured::since(StartTimes { wall: Some(0), cpu: Some(0), parent_cpu: Some(1 << 40) });
-        assert!(told.startup_us > 0 && told.startup_cpu_us > 1 << 40);
+    fn a_start_in_the_past_is_reported_and_one_in_the_future_is_not() {
+        let counted =
+            Latencies::since(StartTimes { wall: Some(0), cpu: Some(0), parent_cpu: Some(1 << 40) });
+        assert!(counted.startup_us > 0 && counted.startup_cpu_us > 1 << 40);
         let times = StartTimes { wall: Some(u64::MAX), cpu: Some(u64::MAX), parent_cpu: None };
-        let told = Measured::since(times);
-        assert_eq!((told.startup_us, told.startup_cpu_us), (0, 0));
+        let counted = Latencies::since(times);
+        assert_eq!((counted.startup_us, counted.startup_cpu_us), (0, 0));
     }
 }

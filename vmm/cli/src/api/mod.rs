@@ -1,7 +1,7 @@
-//! The API: HTTP over a Unix socket, in the terms of Firecracker's (docs/firecracker-api.md).
+//! The API: HTTP over a Unix socket, with Firecracker's requests (docs/firecracker-api.md).
 //!
-//! One thread speaks with the clients. What a client wants goes to the machine's owner as a [`Call`], and comes
-//! back as an [`Answer`]; nothing else is shared.
+//! One thread serves the clients. It sends a request to the machine's owner as an [`ApiCall`], and gets an
+//! [`ApiResponse`] back; nothing else is shared.
 
 pub mod bodies;
 mod config_file;
@@ -27,9 +27,9 @@ use tinyvmm::memory::GuestRam;
 use tinyvmm::worker::Worker;
 
 pub use self::control::Api;
-use self::routes::Request;
+use self::routes::ApiRequest;
 use self::server::Server;
-use self::socket::{Place, Socket};
+use self::socket::{Socket, SocketPath};
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::{Jail, landlock};
@@ -38,18 +38,18 @@ use crate::measure::Record;
 /// The version of the description that the API follows.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";
 
-/// What a client is told.
+/// The response to a request.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    /// It is done.
+pub enum ApiResponse {
+    /// Success: 204.
     Done,
-    /// This is how it is.
+    /// Success with a value: 200.
     Value(Value),
-    /// It cannot be, and why.
+    /// Rejected, with the reason: 400.
     Fault(String),
 }
 
-impl From<Result<()>> for Answer {
+impl From<Result<()>> for ApiResponse {
     fn from(result: Result<()>) -> Self {
         match result {
             Ok(()) => Self::Done,
@@ -58,35 +58,35 @@ impl From<Result<()>> for Answer {
     }
 }
 
-impl From<Result<Value>> for Answer {
+impl From<Result<Value>> for ApiResponse {
     fn from(result: Result<Value>) -> Self {
         result.map_or_else(|error| Self::Fault(format!("{error:#}")), Self::Value)
     }
 }
 
-/// What a client wants, on its way to the machine's owner.
+/// A client's request, on its way to the machine's owner.
 #[derive(Debug)]
-pub struct Call {
-    /// What it wants.
-    pub request: Request,
-    /// Takes one answer without waiting.
-    pub reply: SyncSender<Answer>,
+pub struct ApiCall {
+    /// The request.
+    pub request: ApiRequest,
+    /// Takes one response without blocking.
+    pub reply: SyncSender<ApiResponse>,
 }
 
-impl Call {
-    /// Tells the client, who may be gone.
-    pub fn answer(self, answer: impl Into<Answer>) {
+impl ApiCall {
+    /// Sends the response to the client, who may be gone.
+    pub fn answer(self, answer: impl Into<ApiResponse>) {
         let _ = self.reply.try_send(answer.into());
     }
 }
 
-/// The socket of the API, and the thread that serves it. Dropped, the socket is removed.
+/// The socket of the API, and the thread that serves it. Dropping it removes the socket.
 struct ApiServer {
-    place: Place,
-    /// Until there is a thread for it.
+    place: SocketPath,
+    /// `None` once its thread runs.
     server: Option<Server>,
     thread: Option<Worker<Server>>,
-    calls: Receiver<Call>,
+    calls: Receiver<ApiCall>,
 }
 
 impl ApiServer {
@@ -101,14 +101,14 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        // First of all nobody new can come.
+        // No new clients from here on.
         self.place.remove();
         self.thread = None;
     }
 }
 
 impl Api {
-    /// Binds the socket and reads the file that `config` names; `None` if it names neither.
+    /// Binds the socket and reads the file that `config` names; `None` if `config` names neither.
     pub fn open(config: &Config, record: &Arc<Record>, waker: Waker) -> Result<Option<Self>> {
         let process = &config.process;
         if process.api_sock.is_none() && process.config_file.is_none() {
@@ -121,7 +121,7 @@ impl Api {
         Ok(Some(api))
     }
 
-    /// Starts to serve, on a thread that is in its jail from the beginning.
+    /// Starts the thread that serves clients, with its filter from the start.
     pub fn serve(&mut self, jail: &Jail) -> Result<()> {
         if let Some(server) = &mut self.server
             && let Some(work) = server.server.take()
@@ -132,31 +132,31 @@ impl Api {
         Ok(())
     }
 
-    /// The folder that the socket is in: it is removed from there at the end.
+    /// The folder of the socket, from which it is removed at the end.
     pub fn folder(&self) -> Option<&File> {
         self.server.as_ref().map(|server| server.place.folder())
     }
 
-    /// Where files are to be opened once the machine runs, for PATCH /drives.
-    pub fn places(&self) -> Result<Vec<landlock::Place>> {
+    /// The paths in which PATCH /drives opens files while the machine runs.
+    pub fn places(&self) -> Result<Vec<landlock::AllowedPath>> {
         if self.server.is_none() {
             return Ok(Vec::new());
         }
         self.setup.places().context("the folders of drives")
     }
 
-    /// Whether files can be opened there once the machine runs.
+    /// Sets whether PATCH /drives can open files while the machine runs.
     pub fn allow_opening(&mut self, may_open: bool) {
         self.may_open = may_open;
     }
 
-    fn next_call(&self) -> Option<Call> {
+    fn next_call(&self) -> Option<ApiCall> {
         self.server.as_ref()?.calls.try_recv().ok()
     }
 
-    /// Serves the calls that wait, before there is a machine. A call that is returned wants one, and nothing is missing;
-    /// or it wants the end.
-    pub fn serve_before_start(&mut self) -> Option<Result<Call, End>> {
+    /// Serves waiting calls before there is a machine. Returns a call that requests a start if nothing is missing, or
+    /// the end.
+    pub fn serve_before_start(&mut self) -> Option<Result<ApiCall, End>> {
         while let Some(call) = self.next_call() {
             let wanted = self.serve_before(call);
             if wanted.is_some() {
@@ -166,7 +166,7 @@ impl Api {
         None
     }
 
-    /// Serves the calls that wait, for a machine that has started; returns the end, if one asks for it.
+    /// Serves waiting calls for a machine that has started; returns the end if a call requests it.
     pub fn serve_calls(&mut self, machine: &mut LiveMachine, ram: &GuestRam) -> Option<End> {
         while let Some(call) = self.next_call() {
             let end = self.serve_after(call, machine, ram);

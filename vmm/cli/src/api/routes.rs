@@ -1,32 +1,32 @@
-//! From method, path and body to what is wanted.
+//! Parses method, path and body into a request.
 
 use serde::de::DeserializeOwned;
 
 use super::bodies::*;
 use super::http::Method;
 
-/// What a client wants.
+/// A client's request.
 #[derive(Clone, Debug)]
-pub enum Request {
-    /// Something told.
-    Tell(Subject),
-    /// Something done before the machine starts.
+pub enum ApiRequest {
+    /// Returns a resource.
+    Get(Resource),
+    /// Describes the machine before its start.
     Configure(Box<Configure>),
-    /// The machine started.
+    /// Starts the machine.
     Start,
-    /// Something done to a machine that has started.
-    Control(Control),
-    /// Another size of the balloon; at any time.
+    /// Controls a machine that has started.
+    Control(ControlCommand),
+    /// Sets the size of the balloon; at any time.
     ResizeBalloon(BalloonUpdate),
-    /// Other memory plugged.
+    /// Sets the size of plugged memory.
     ResizeMemory(MemoryUpdate),
-    /// Another interval; at any time.
+    /// Sets the interval of statistics; at any time.
     PollBalloon(BalloonStatisticsUpdate),
 }
 
-/// What can be told.
+/// A resource that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum Resource {
     /// GET /
     Instance,
     /// GET /version
@@ -47,26 +47,26 @@ pub enum Subject {
     BootReport,
 }
 
-/// What can be done before the machine starts.
+/// A part of the description, before the start.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the bodies of PUT and PATCH by name")]
 pub enum Configure {
     BootSource(BootSource),
-    Machine(Machine),
-    PartialMachine(PartialMachine),
+    Machine(MachineConfiguration),
+    PartialMachine(PartialMachineConfiguration),
     Drive(Drive),
-    Balloon(Balloon),
+    Balloon(BalloonBody),
     Memory(MemoryHotplug),
     Entropy(Entropy),
     Serial(Serial),
     Logger(Logger),
-    Metrics(Metrics),
+    Metrics(MetricsBody),
     Cpu(CpuConfig),
 }
 
-/// What can be done to a machine that has started.
+/// An action on a machine that has started.
 #[derive(Clone, Debug)]
-pub enum Control {
+pub enum ControlCommand {
     /// PUT /actions, SendCtrlAltDel; PUT /tinyvmm/power-button
     PressPowerButton,
     /// PUT /actions, FlushMetrics
@@ -79,14 +79,14 @@ pub enum Control {
     Stop,
 }
 
-/// What `method` of `path` with `body` is for; or why it is for nothing.
-pub fn request(method: Method, path: &str, body: &[u8]) -> Result<Request, String> {
+/// The request for `method`, `path` and `body`; or the reason why it is invalid.
+pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, String> {
     let of = |error: String| format!("{path}: {error}");
     let (place, query) = path.split_once('?').unwrap_or((path, ""));
     if !query.is_empty() {
         return Err(of("no request takes a query, leave it out".into()));
     }
-    // Slashes at its ends say nothing, as with Firecracker.
+    // Slashes at the ends are ignored, as in Firecracker.
     let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
         (
@@ -97,17 +97,17 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<Request, Strin
             | ["balloon", "hinting", _],
         ) => Err(of("not supported yet".into())),
         (Method::Get, parts) => {
-            let subject = subject(parts).ok_or_else(|| nothing("GET", path))?;
+            let resource = resource(parts).ok_or_else(|| nothing("GET", path))?;
             empty(body).map_err(of)?;
-            Ok(Request::Tell(subject))
+            Ok(ApiRequest::Get(resource))
         }
         (Method::Put, ["tinyvmm", "power-button"]) => {
             nearly_empty(body).map_err(of)?;
-            Ok(Request::Control(Control::PressPowerButton))
+            Ok(ApiRequest::Control(ControlCommand::PressPowerButton))
         }
         (Method::Put, ["tinyvmm", "stop"]) => {
             nearly_empty(body).map_err(of)?;
-            Ok(Request::Control(Control::Stop))
+            Ok(ApiRequest::Control(ControlCommand::Stop))
         }
         (Method::Put, parts) => put(parts, body).ok_or_else(|| nothing("PUT", path))?.map_err(of),
         (Method::Patch, parts) => {
@@ -120,22 +120,22 @@ fn nothing(method: &str, path: &str) -> String {
     format!("there is no {method} {path}")
 }
 
-fn subject(parts: &[&str]) -> Option<Subject> {
+fn resource(parts: &[&str]) -> Option<Resource> {
     Some(match parts {
-        [""] => Subject::Instance,
-        ["version"] => Subject::Version,
-        ["machine-config"] => Subject::Machine,
-        ["vm", "config"] => Subject::All,
-        ["balloon"] => Subject::Balloon,
-        ["balloon", "statistics"] => Subject::BalloonStatistics,
-        ["hotplug", "memory"] => Subject::Memory,
-        ["tinyvmm", "stats"] => Subject::Stats,
-        ["tinyvmm", "boot-report"] => Subject::BootReport,
+        [""] => Resource::Instance,
+        ["version"] => Resource::Version,
+        ["machine-config"] => Resource::Machine,
+        ["vm", "config"] => Resource::All,
+        ["balloon"] => Resource::Balloon,
+        ["balloon", "statistics"] => Resource::BalloonStatistics,
+        ["hotplug", "memory"] => Resource::Memory,
+        ["tinyvmm", "stats"] => Resource::Stats,
+        ["tinyvmm", "boot-report"] => Resource::BootReport,
         _ => return None,
     })
 }
 
-fn put(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
+fn put(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
     let configured = match parts {
         ["actions"] => return Some(json(body).map(action)),
         ["boot-source"] => json(body).map(Configure::BootSource),
@@ -153,30 +153,30 @@ fn put(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
         ["cpu-config"] => json(body).map(Configure::Cpu),
         _ => return None,
     };
-    Some(configured.map(|what| Request::Configure(Box::new(what))))
+    Some(configured.map(|what| ApiRequest::Configure(Box::new(what))))
 }
 
-fn patch(parts: &[&str], body: &[u8]) -> Option<Result<Request, String>> {
+fn patch(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
     Some(match parts {
         ["machine-config"] => json(body)
-            .map(|machine| Request::Configure(Box::new(Configure::PartialMachine(machine)))),
+            .map(|machine| ApiRequest::Configure(Box::new(Configure::PartialMachine(machine)))),
         ["drives", id] => json(body).and_then(|drive: PartialDrive| {
             same_id(id, &drive.drive_id)?;
-            Ok(Request::Control(Control::Drive(drive)))
+            Ok(ApiRequest::Control(ControlCommand::Drive(drive)))
         }),
-        ["vm"] => json(body).map(|vm: Vm| Request::Control(Control::State(vm.state))),
-        ["balloon"] => json(body).map(Request::ResizeBalloon),
-        ["hotplug", "memory"] => json(body).map(Request::ResizeMemory),
-        ["balloon", "statistics"] => json(body).map(Request::PollBalloon),
+        ["vm"] => json(body).map(|vm: Vm| ApiRequest::Control(ControlCommand::State(vm.state))),
+        ["balloon"] => json(body).map(ApiRequest::ResizeBalloon),
+        ["hotplug", "memory"] => json(body).map(ApiRequest::ResizeMemory),
+        ["balloon", "statistics"] => json(body).map(ApiRequest::PollBalloon),
         _ => return None,
     })
 }
 
-fn action(action: Action) -> Request {
+fn action(action: ActionBody) -> ApiRequest {
     match action.action_type {
-        ActionType::InstanceStart => Request::Start,
-        ActionType::SendCtrlAltDel => Request::Control(Control::PressPowerButton),
-        ActionType::FlushMetrics => Request::Control(Control::FlushMetrics),
+        ActionType::InstanceStart => ApiRequest::Start,
+        ActionType::SendCtrlAltDel => ApiRequest::Control(ControlCommand::PressPowerButton),
+        ActionType::FlushMetrics => ApiRequest::Control(ControlCommand::FlushMetrics),
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_not_there_and_what_is_not_supported_are_told_apart() {
+    fn what_is_not_there_and_what_is_not_supported_are_different_errors() {
         let refused = |method, path| request(method, path, b"{}").unwrap_err();
         for path in ["/vsock", "/mmds", "/mmds/config", "/snapshot/create", "/pmem/a"] {
             assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
@@ -233,11 +233,11 @@ mod tests {
     #[test]
     fn slashes_and_an_empty_query_say_nothing() {
         for path in ["/version/", "//version", "/version?", "/version/?"] {
-            let subject = request(Method::Get, path, b"").unwrap();
-            assert!(matches!(subject, Request::Tell(Subject::Version)), "{path}");
+            let resource = request(Method::Get, path, b"").unwrap();
+            assert!(matches!(resource, ApiRequest::Get(Resource::Version)), "{path}");
         }
         let body = b"\xef\xbb\xbf{\"action_type\":\"InstanceStart\"}\r\n";
-        assert!(matches!(request(Method::Put, "/actions/", body), Ok(Request::Start)));
+        assert!(matches!(request(Method::Put, "/actions/", body), Ok(ApiRequest::Start)));
     }
 
     #[test]

@@ -12,14 +12,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::connection::Connection;
 use super::http::{self, Head};
 use super::routes;
-use super::{Answer, Call};
+use super::{ApiCall, ApiResponse};
 use crate::inbox::Waker;
 use crate::jail;
 use tinyvmm::worker::{StopFlag, ThreadKind, Work};
 
-/// Most clients at a time. One more, and the one that has done nothing for longest has to go.
+/// Most clients at a time. For one more, the client that has been idle for longest is disconnected.
 const MAX_CLIENTS: usize = 16;
-/// How soon to look whether the machine's owner, which we wait for, is at its end.
+/// The interval of checks whether the machine's owner is at its end.
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct Server {
@@ -27,23 +27,23 @@ pub(super) struct Server {
     clients: Vec<Connection>,
     /// Most bytes of a request's body.
     max_bytes: usize,
-    calls: Sender<Call>,
+    calls: Sender<ApiCall>,
     waker: Waker,
 }
 
 impl Server {
-    /// `listener` does not block.
+    /// `listener` must be non-blocking.
     pub(super) fn new(
         listener: UnixListener,
         max_bytes: usize,
-        calls: Sender<Call>,
+        calls: Sender<ApiCall>,
         waker: Waker,
     ) -> Self {
         Self { listener, clients: Vec::new(), max_bytes, calls, waker }
     }
 
-    /// Waits until a client, or `stop`, wants something; tells whether someone new comes, and for each client whether
-    /// it is its turn.
+    /// Waits until a client is ready, or `stop` is set; returns whether a new client connects, and for each client
+    /// whether it is ready.
     fn wait(&self, stop: &StopFlag) -> (bool, Vec<bool>) {
         let watch =
             |client: &Connection| if client.is_sending() { PollFlags::OUT } else { PollFlags::IN };
@@ -55,7 +55,7 @@ impl Server {
         let deadline = self.clients.iter().map(Connection::deadline).min();
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        // An error is EINTR: nobody is ready then.
+        // An error is EINTR: none is ready then.
         if poll(&mut fds, timeout.as_ref()).is_err() {
             return (false, vec![false; self.clients.len()]);
         }
@@ -74,13 +74,13 @@ impl Server {
                 }
                 self.clients.push(Connection::new(stream));
             }
-            // For want of descriptors or memory: it stays readable, and is not to be looked at all the time.
+            // Out of descriptors or memory: the listener stays readable, so wait before the next try.
             Err(error) if error.kind() != ErrorKind::WouldBlock => thread::sleep(LOOK),
             _ => {}
         }
     }
 
-    /// One turn of a client; false when that was its last.
+    /// Serves a client that is ready; false when its connection is done.
     fn serve(&self, client: &mut Connection, stop: &StopFlag) -> bool {
         if client.is_sending() {
             if !client.write() {
@@ -104,14 +104,14 @@ impl Server {
         !client.is_over()
     }
 
-    /// `None` when the machine's owner is gone.
-    fn answer(&self, head: &Head, body: &[u8], stop: &StopFlag) -> Option<Answer> {
+    /// The owner's response; `None` when the owner is gone.
+    fn answer(&self, head: &Head, body: &[u8], stop: &StopFlag) -> Option<ApiResponse> {
         let request = match routes::request(head.method, &head.path, body) {
             Ok(request) => request,
-            Err(reason) => return Some(Answer::Fault(reason)),
+            Err(reason) => return Some(ApiResponse::Fault(reason)),
         };
         let (reply, answer) = mpsc::sync_channel(1);
-        self.calls.send(Call { request, reply }).ok()?;
+        self.calls.send(ApiCall { request, reply }).ok()?;
         self.waker.door();
         loop {
             match answer.recv_timeout(LOOK) {

@@ -1,11 +1,11 @@
-//! A machine that is being described over the API, until it is started.
+//! The description of a machine over the API, until its start.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::bodies::{self, Balloon, BootSource, Drive, HugePages, MemoryHotplug};
+use super::bodies::{self, BalloonBody, BootSource, Drive, HugePages, MemoryHotplug};
 use super::routes::Configure;
 use tinyvmm::arch::cmdline;
 use tinyvmm::config::{
@@ -14,35 +14,35 @@ use tinyvmm::config::{
 use tinyvmm::layout;
 
 use crate::config::{Config, ConsoleConfig};
-use crate::jail::landlock::Place;
+use crate::jail::landlock::AllowedPath;
 use crate::{disks, files};
 
-/// Most CPUs that can be asked for over the API; `--cpus` can be more.
+/// Most CPUs over the API; `--cpus` can be more.
 const MAX_CPUS: u32 = 32;
-/// Least size of a slot, as clients see them.
+/// Smallest slot that clients can ask for.
 const MIN_SLOT_MIB: u64 = 128;
 
-/// What flags have said, and what the API has added to it.
+/// The configuration of the flags, with the API's changes.
 #[derive(Clone)]
 pub(super) struct Setup {
-    /// Also what has its place there: memory, CPUs, balloon, console.
+    /// Has the API's memory, CPUs, balloon and console, too.
     config: Config,
     boot_source: Option<BootSource>,
     drives: Vec<Drive>,
-    /// Seconds between statistics of the balloon, as the client wants them.
+    /// Seconds between statistics of the balloon.
     interval: u16,
 }
 
 impl Setup {
-    /// What the flags say.
+    /// Starts with the flags' configuration.
     pub(super) fn new(config: &Config) -> Self {
         let mut config = config.clone();
-        // As Firecracker does: a guest that resets is at its end.
+        // As in Firecracker, a reset ends the machine.
         config.process.no_reboot |= config.machine.0.kernel.is_none();
         Self { config, boot_source: None, drives: Vec::new(), interval: 0 }
     }
 
-    /// The machine as it is described so far.
+    /// The configuration so far.
     pub(super) fn config(&self) -> Config {
         let mut whole = self.config.clone();
         let config = &mut whole.machine.0;
@@ -64,7 +64,7 @@ impl Setup {
             config.kernel = Some(source.kernel_image_path.clone());
             config.initrd = source.initrd_path.clone();
             if let Some(args) = &source.boot_args {
-                // What follows a -- is for init.
+                // Arguments after ` -- ` are init's.
                 let (kernel, init) = args.split_at(args.find(" -- ").unwrap_or(args.len()));
                 config.cmdline = Some(format!("{kernel}{root}{init}"));
                 config.cmdline_only = true;
@@ -73,7 +73,7 @@ impl Setup {
         whole
     }
 
-    /// What is needed to start is there.
+    /// Checks that nothing is missing for the start.
     pub(super) fn check_complete(&self) -> Result<()> {
         ensure!(
             self.config().machine.0.kernel.is_some(),
@@ -82,7 +82,7 @@ impl Setup {
         Ok(())
     }
 
-    /// All of `what`, or nothing.
+    /// Applies all of `what`, or nothing.
     pub(super) fn change(&mut self, what: Configure) -> Result<()> {
         let mut next = self.clone();
         match what {
@@ -97,7 +97,7 @@ impl Setup {
             Configure::Drive(drive) => next.set_drive(drive)?,
             Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
             Configure::Memory(memory) => next.set_memory(memory)?,
-            // There is one in any case.
+            // The machine has the device in any case.
             Configure::Entropy(entropy) => {
                 next.config.machine.0.entropy_limit = entropy.rate_limiter.unwrap_or_default();
             }
@@ -115,7 +115,7 @@ impl Setup {
         Ok(())
     }
 
-    fn set_machine(&mut self, machine: &bodies::Machine) -> Result<()> {
+    fn set_machine(&mut self, machine: &bodies::MachineConfiguration) -> Result<()> {
         let count = machine.vcpu_count;
         ensure!((1..=MAX_CPUS).contains(&count), "vcpu_count {count}: say 1 to {MAX_CPUS}");
         ensure!(
@@ -148,7 +148,7 @@ impl Setup {
             drive.partuuid.as_ref().is_none_or(|uuid| uuid.chars().all(|c| c.is_ascii_graphic())),
             "partuuid: it has characters that a kernel command line cannot have"
         );
-        // Opened and closed: what is wrong with it is told now.
+        // Opened and closed, so that an error is reported now.
         disks::open(&disk)?;
         match self.drives.iter_mut().find(|other| other.drive_id == id) {
             Some(known) => *known = drive,
@@ -157,30 +157,30 @@ impl Setup {
         Ok(())
     }
 
-    /// Where the main thread is to open files once the machine runs: the folders of drives that are files, and those
-    /// drives that are devices. Only for a machine that clients, or a file in their terms, have described.
-    pub(super) fn places(&self) -> Result<Vec<Place>> {
+    /// The paths in which the main thread opens files while the machine runs: the folders of drives that are files, and
+    /// drives that are devices. Empty unless clients, or a file in the API's terms, have described the machine.
+    pub(super) fn places(&self) -> Result<Vec<AllowedPath>> {
         let described = self.drives.iter().filter(|_| self.boot_source.is_some());
         let mut places = Vec::new();
         for drive in described {
-            // It may have gone meanwhile; then there is nothing to be looked at again.
+            // The file may be gone by now; then it cannot be opened again.
             let path = drive.path_on_host.as_deref().unwrap_or(Path::new(""));
             let Ok(real) = path.canonicalize() else { continue };
-            // A link and what it leads to may be in different folders.
+            // A link and its target may be in different folders.
             let given = std::path::absolute(path)?.parent().map(Path::canonicalize);
             let found = match real.is_file() {
                 true => [given.and_then(Result::ok), real.parent().map(Path::to_owned)],
                 false => [Some(real), None],
             };
-            // Below the root is everything.
+            // The root folder would allow everything.
             for place in found.into_iter().flatten().filter(|place| place.parent().is_some()) {
-                places.push(Place::new(&place, !drive.is_read_only)?);
+                places.push(AllowedPath::new(&place, !drive.is_read_only)?);
             }
         }
         Ok(places)
     }
 
-    /// The names of disks of flags.
+    /// The names of the flags' disks.
     fn ids_of_flags(&self) -> impl Iterator<Item = String> {
         let name = |(index, disk): (usize, &DiskConfig)| {
             disk.id.clone().unwrap_or_else(|| format!("disk{index}"))
@@ -197,17 +197,17 @@ impl Setup {
         ids(true).chain(self.ids_of_flags()).chain(ids(false)).collect()
     }
 
-    /// PATCH /drives/{id}: the drive that clients have described by this name.
+    /// PATCH /drives/{id}: the drive of this name that clients have described.
     pub(super) fn drive_mut(&mut self, id: &str) -> Option<&mut Drive> {
         self.drives.iter_mut().find(|drive| drive.drive_id == id)
     }
 
-    /// PATCH /drives/{id}, of the disk with this index: what limits it then.
+    /// PATCH /drives/{id}: changes the limits of the disk with this index; returns the result.
     pub(super) fn update_limit(&mut self, id: &str, index: usize, update: RateLimit) -> RateLimit {
         let limit = match self.drives.iter_mut().find(|drive| drive.drive_id == id) {
             Some(drive) => drive.rate_limiter.get_or_insert_default(),
             None => {
-                // A drive that has the root comes before those of flags.
+                // Drives with the root come before those of flags.
                 let before = self.drives.iter().filter(|drive| drive.is_root_device).count();
                 let Some(disk) = self.config.machine.0.disk.get_mut(index.saturating_sub(before))
                 else {
@@ -220,7 +220,7 @@ impl Setup {
         *limit
     }
 
-    fn set_balloon(&mut self, balloon: &Balloon) -> Result<()> {
+    fn set_balloon(&mut self, balloon: &BalloonBody) -> Result<()> {
         ensure!(!balloon.free_page_hinting, "free_page_hinting: not supported yet, leave it out");
         self.set_balloon_size(balloon.amount_mib)?;
         self.interval = balloon.stats_polling_interval_s;
@@ -232,15 +232,15 @@ impl Setup {
         Ok(())
     }
 
-    /// What slots are, is no choice: each block has its own.
+    /// The size of slots is fixed: each block has its own slot.
     fn set_memory(&mut self, memory: MemoryHotplug) -> Result<()> {
         let bytes = |name: &str, mib: u64| {
             let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes > 0);
             bytes.with_context(|| {
-                format!("{name} {mib}: cannot be, say more than 0 and less than 2^44")
+                format!("{name} {mib}: out of range, say more than 0 and less than 2^44")
             })
         };
-        // GET tells a block's.
+        // GET returns the size of a block.
         if let Some(slot) =
             memory.slot_size_mib.filter(|_| memory.slot_size_mib != memory.block_size_mib)
         {
@@ -278,8 +278,8 @@ impl Setup {
     }
 
     /// GET /machine-config.
-    pub(super) fn machine(&self) -> bodies::Machine {
-        bodies::Machine {
+    pub(super) fn machine(&self) -> bodies::MachineConfiguration {
+        bodies::MachineConfiguration {
             vcpu_count: self.config.machine.0.cpus.count(),
             mem_size_mib: self.config.machine.0.mem.bytes() / layout::MIB,
             smt: self.config.machine.0.cpus.threads > 1,
@@ -294,11 +294,11 @@ impl Setup {
     }
 
     /// GET /balloon.
-    pub(super) fn balloon(&self) -> Result<Balloon> {
+    pub(super) fn balloon(&self) -> Result<BalloonBody> {
         let target =
             self.config.machine.0.balloon_target().context("the machine has no balloon")?;
         let features = self.config.machine.0.balloon_features;
-        Ok(Balloon {
+        Ok(BalloonBody {
             amount_mib: target / layout::MIB,
             deflate_on_oom: features.deflate_on_oom,
             stats_polling_interval_s: self.interval,
@@ -307,7 +307,7 @@ impl Setup {
         })
     }
 
-    /// What can be plugged: a part of GET /vm/config.
+    /// The memory that can be plugged: a part of GET /vm/config.
     pub(super) fn memory(&self) -> Option<MemoryHotplug> {
         let mem = self.config.machine.0.mem;
         let block = Some(mem.block() / layout::MIB);
@@ -349,7 +349,7 @@ impl Setup {
     }
 }
 
-/// `mib` as the size of a balloon that the machine has room for.
+/// `mib` as the size of a balloon, which has to be less than the machine's memory.
 pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
     let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes < config.mem.bytes());
     let bytes = bytes.with_context(|| {
@@ -358,7 +358,7 @@ pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
     Ok(Size::new(bytes))
 }
 
-/// The disk that `drive` is.
+/// The disk that `drive` describes.
 pub(super) fn disk(drive: &Drive) -> Option<DiskConfig> {
     let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
     disk.readonly = drive.is_read_only;

@@ -1,4 +1,4 @@
-//! The API's socket: for its owner alone, and gone at the end.
+//! The API's socket: only its owner can connect, and it is removed at the end.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,27 +15,27 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::umask;
 
-/// A socket that listens.
+/// A listening socket.
 pub(super) struct Socket {
-    /// Does not block.
+    /// Non-blocking.
     pub listener: UnixListener,
-    pub place: Place,
+    pub place: SocketPath,
 }
 
-/// Where a socket is.
-pub(super) struct Place {
+/// The path of a socket.
+pub(super) struct SocketPath {
     folder: File,
     name: OsString,
-    /// Device and inode, so that nobody else's is taken for it.
+    /// Device and inode, to recognize the socket.
     id: (u64, u64),
 }
 
-impl Place {
+impl SocketPath {
     pub(super) fn folder(&self) -> &File {
         &self.folder
     }
 
-    /// Removes it, if it is still this one.
+    /// Removes the socket, unless another file is at its path.
     pub(super) fn remove(&self) {
         let Ok(found) = statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) else { return };
         if (found.st_dev, found.st_ino) == self.id
@@ -46,13 +46,13 @@ impl Place {
     }
 }
 
-/// Listens at `path`, mode 0600. What is there already is replaced only if it is a socket that nobody listens at.
+/// Listens at `path`, mode 0600. An existing file is replaced only if it is a socket without a listener.
 pub(super) fn listen(path: &Path) -> Result<Socket> {
     let name = path.file_name().context("name a file")?.to_owned();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.map_or_else(|| PathBuf::from("."), Path::to_owned);
     let folder = File::open(&folder).with_context(|| format!("folder {}", folder.display()))?;
-    // Or two that start at once could each take the other's socket for a stale one.
+    // The lock keeps two processes from taking each other's new socket for a stale one.
     let lock = folder.try_clone()?;
     wait_for_lock(&lock)?;
     remove_stale(path)?;
@@ -63,7 +63,7 @@ pub(super) fn listen(path: &Path) -> Result<Socket> {
     let _ = lock.unlock();
     listener.set_nonblocking(true)?;
     let found = fs::symlink_metadata(path)?;
-    let place = Place { folder, name, id: (found.dev(), found.ino()) };
+    let place = SocketPath { folder, name, id: (found.dev(), found.ino()) };
     Ok(Socket { listener, place })
 }
 
@@ -86,13 +86,13 @@ fn remove_stale(path: &Path) -> Result<()> {
             "something is there that is no socket: name another path"
         ),
     }
-    // Without waiting: one that is busy has a full queue.
+    // Non-blocking: the queue of a busy listener is full.
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => Ok(fs::remove_file(path)?),
         Ok(()) | Err(Errno::AGAIN) => bail!("in use by another process: name another path"),
-        Err(error) => bail!("cannot tell whether it is in use: {error}"),
+        Err(error) => bail!("cannot find out whether it is in use: {error}"),
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
         assert!(error.to_string().contains("in use"), "{error}");
         drop(first); // without removing it, as a process that was killed
         let second = listen(&path).unwrap();
-        // It is replaced by another's: that stays.
+        // Another process's file at the path stays.
         fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();
         second.place.remove();
@@ -138,7 +138,7 @@ mod tests {
         symlink(&target, &path).unwrap();
         assert!(listen(&path).is_err());
         assert!(!target.exists());
-        // Nor one to a stale socket.
+        // Nor is a link to a stale socket followed.
         drop(UnixListener::bind(&target).unwrap());
         assert!(listen(&path).is_err());
         assert!(target.exists() && path.is_symlink());

@@ -11,7 +11,7 @@ use crate::report::Memory;
 use tinyvmm::virtio::disk_counts::DiskCounts;
 use vmm_sys_util::metric::Metric;
 
-/// Names of what a guest tells its balloon, by their tags (virtio 1.2, 5.5.6.4; from 10 on
+/// Names of a balloon's statistics, by their tags (virtio 1.2, 5.5.6.4; from 10 on
 /// include/uapi/linux/virtio_balloon.h).
 pub(super) const BALLOON: [&str; 16] = [
     "swap_in",
@@ -32,36 +32,36 @@ pub(super) const BALLOON: [&str; 16] = [
     "direct_reclaim",
 ];
 
-/// The answer to GET /tinyvmm/stats.
+/// The response to GET /tinyvmm/stats.
 #[derive(Serialize)]
 pub(super) struct Stats {
     pub state: &'static str,
     pub memory_kib: MemoryStats,
-    /// `None` where KVM does not tell.
+    /// `None` where KVM does not count them.
     pub exits: Option<ExitCounts>,
     pub disks: Vec<Value>,
-    /// Milliseconds of processor time by thread.
+    /// Milliseconds of processor time, by thread.
     pub cpu_ms: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
 pub(super) struct MemoryStats {
-    /// What the machine has.
+    /// Memory at the start.
     pub configured: u64,
-    /// What the guest has plugged besides.
+    /// Memory that the guest has plugged, not in `configured`.
     pub plugged: u64,
-    /// What of it the guest does without, as it says.
+    /// The balloon's size, as the guest reports it.
     pub balloon: u64,
     #[serde(flatten)]
     pub used: Memory,
 }
 
-/// Times by the names of threads.
+/// Milliseconds of processor time, by the names of threads.
 pub(super) fn cpu_ms(times: Vec<(String, Duration)>) -> BTreeMap<String, f64> {
     times.into_iter().map(|(name, time)| (name, time.as_micros() as f64 / 1e3)).collect()
 }
 
-/// A disk's part of the answer.
+/// The part of the response for a disk.
 pub(super) fn disk(id: &str, counts: &DiskCounts) -> Value {
     json!({
         "id": id,

@@ -1,9 +1,9 @@
-//! What a shell offers for the word under the cursor. A script asks for it at each Tab: `tinyvmm complete WORDS...`,
-//! so that all shells offer the same, which is what this very tinyvmm takes.
+//! Completions for the word under the cursor. The shell's script runs `tinyvmm complete WORDS...` at each Tab, so that
+//! all shells offer the same: what this tinyvmm takes.
 
 use clap::{Arg, Command, ValueEnum, ValueHint};
 
-/// A shell that a script can be had for.
+/// A shell with a completion script.
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub enum Shell {
     /// bash, with or without the package bash-completion
@@ -15,7 +15,7 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// What makes it ask.
+    /// The script that makes the shell ask tinyvmm for completions.
     pub fn script(self) -> &'static str {
         match self {
             Self::Bash => BASH,
@@ -95,14 +95,15 @@ else
 fi
 "#;
 
-/// A word and what it means, and whether files are offered, too.
+/// A word and its meaning, and whether files are offered, too.
 #[derive(Default)]
 struct Offers {
     words: Vec<(String, String)>,
     files: bool,
 }
 
-/// What is offered for the last of `words`, a line each: the word, a tab, what it means. A tab and `files`: files, too.
+/// The completions for the last of `words`, one a line: the word, a tab, its meaning. A line of a tab and `files`
+/// offers files, too.
 pub fn offers(root: &Command, words: &[String]) -> String {
     let Some((typed, before)) = words.split_last() else { return String::new() };
     let mut offers = Offers::default();
@@ -129,7 +130,7 @@ impl Offers {
         let mut words = before.iter();
         while let Some(word) = words.next() {
             if word == "--" {
-                return; // The guest's.
+                return; // The guest's command.
             }
             if let Some(arg) = flag(&commands, word) {
                 let has_value = arg.get_action().takes_values() && !arg.is_require_equals_set();

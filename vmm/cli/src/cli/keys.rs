@@ -1,4 +1,4 @@
-//! A configuration file: its keys are flags, and each knows its line.
+//! A configuration file: its keys are flags, and each flag knows its line.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -19,7 +19,7 @@ use super::{Cli, usage};
 /// Largest configuration file, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Reads a file that is to be text of at most `max` bytes, with or without a byte order mark. It may be a pipe, or endless.
+/// Reads a text file of at most `max` bytes, with or without a byte order mark. The file may be a pipe, or endless.
 pub fn read_text(file: &Path, max: u64) -> Result<String> {
     let mut text = String::new();
     let read = |file: File| file.take(max + 1).read_to_string(&mut text);
@@ -31,15 +31,15 @@ pub fn read_text(file: &Path, max: u64) -> Result<String> {
     Ok(text)
 }
 
-/// What a configuration file says, as flags, but for those that the command line gives itself.
+/// The flags that a configuration file sets and the command line does not.
 #[derive(Clone, Debug, Default)]
-pub struct Keys {
+pub struct FileKeys {
     file: PathBuf,
-    /// Each with the line that it is on.
+    /// Each flag with its line.
     flags: Vec<(OsString, usize)>,
 }
 
-impl Keys {
+impl FileKeys {
     pub(super) fn read(file: &Path, given: &ArgMatches) -> Result<Self> {
         let text = read_text(file, MAX_CONFIG);
         let text = text.with_context(|| format!("configuration file {}", file.display()))?;
@@ -70,7 +70,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// All of them.
+    /// The flags, without lines.
     pub(super) fn flags(&self) -> impl Iterator<Item = &OsString> + Clone {
         self.flags.iter().map(|(flag, _)| flag)
     }
@@ -79,7 +79,7 @@ impl Keys {
         error.context(format!("{}:{line}", self.file.display()))
     }
 
-    /// Says of an error that begins with a flag on which line of the file this is, if it is there.
+    /// Adds file and line to an error that begins with one of the flags.
     pub fn place(&self, error: anyhow::Error) -> anyhow::Error {
         let text = format!("{error:#}");
         let begins = |(flag, _): &&(OsString, usize), whole: bool| {
@@ -127,7 +127,7 @@ fn is_key(arg: &Arg) -> bool {
         .is_some_and(|long| !["config", "print-config", "help", "version"].contains(&long))
 }
 
-/// Adds what `key = value` of a configuration file stands for.
+/// Adds the flags that `key = value` of a configuration file stands for.
 fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &Arg) -> Result<()> {
     let mut push = |text: &dyn Display| flags.push(format!("--{key}={text}").into());
     match value {
@@ -144,12 +144,12 @@ fn push_flags(flags: &mut Vec<OsString>, key: &str, value: &toml::Value, arg: &A
     Ok(())
 }
 
-/// Says that there is no such key, and which of `known` may be meant.
+/// The error for an unknown key; suggests the nearest of `known`.
 fn no_such_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> anyhow::Error {
     let known: Vec<_> = known.into_iter().collect();
     match usage::nearest(key, known.iter().copied()) {
         Some(near) => anyhow!("there is no key '{key}', the nearest is '{near}'"),
-        // A list that is not longer than a line.
+        // Listed in full where the list fits into a line.
         None if known.len() <= 12 => {
             anyhow!("there is no key '{key}', say {}", usage::either(&known))
         }

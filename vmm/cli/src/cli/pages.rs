@@ -5,7 +5,7 @@ use clap::{Arg, Command};
 /// When the pages' text was last changed.
 const DATE: &str = "2026-11-27";
 
-/// What is told at the end of a page, and of `--help`.
+/// The end of a man page and of `--help`: exit codes, a note, examples.
 struct Page {
     name: &'static str,
     exit_codes: &'static [(&'static str, &'static str)],
@@ -27,15 +27,15 @@ const PAGES: [Page; 7] = [
             ("7", "--timeout is over"),
             (
                 "8",
-                "stopped by a signal, the guest did not power off in time; or stopped over the API",
+                "a signal asked the guest to power off and it did not in time; or stopped over the API",
             ),
             ("9", "Ctrl-A x"),
             ("10", "the jail stopped it: a thread made a system call that it never needs"),
             ("any", "the guest wrote it to port 0x701, or ran a COMMAND that ended with it"),
             ("125", "with a COMMAND: the machine ended, or could not start, without a status"),
         ],
-        note: "SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a guest that has not powered off after 5 s, \
-               or another signal half a second later, ends the hard way.",
+        note: "SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; 5 s later, or at another signal half a second \
+               after the first, the machine is ended.",
         examples: &[
             "tinyvmm --kernel bzImage --initrd initrd.img",
             "tinyvmm --kernel bzImage --initrd initrd.img -- uname -a",
@@ -47,8 +47,8 @@ const PAGES: [Page; 7] = [
         name: "doctor",
         exit_codes: &[
             ("0", "ready: this host runs machines"),
-            ("1", "limited: it does, and something is missing"),
-            ("2", "unusable: it does not"),
+            ("1", "limited: this host runs machines, but something is missing"),
+            ("2", "unusable: this host runs no machines"),
         ],
         note: "",
         examples: &["tinyvmm doctor", "tinyvmm doctor --json"],

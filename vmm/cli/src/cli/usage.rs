@@ -1,4 +1,4 @@
-//! What is said of a command line that is wrong: one line that names the word, the cause and the remedy.
+//! The error for an invalid command line: one line that names the word, the cause and the remedy.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::path::Path;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Error};
 
-/// Words of other programs, in sections: flags, first words, and what is done to a machine.
+/// Words of other programs' command lines, in sections: flags, first words, and actions on a machine.
 const WORDS: &str = include_str!("words.txt");
 
-/// What is wrong with `argv`, of which `root` has made `error`. It may be empty where that is not known.
+/// Explains the `error` that `root` has made of `argv`. `argv` may be empty where it is not known.
 pub fn explain(root: &Command, argv: &[OsString], error: &Error) -> String {
     let words: Vec<_> = argv.iter().skip(1).map(|word| word.to_string_lossy()).collect();
     let words: Vec<_> = words.iter().map(|word| &**word).take_while(|word| *word != "--").collect();
-    let line = Line::new(root, &words);
+    let line = CommandLine::new(root, &words);
     let wrong = text(error, ContextKind::InvalidArg);
     let explained = match error.kind() {
         ErrorKind::UnknownArgument if wrong.starts_with('-') => line.unknown_flag(&wrong),
@@ -36,7 +36,7 @@ pub fn explain(root: &Command, argv: &[OsString], error: &Error) -> String {
     explained.chars().map(escape).collect()
 }
 
-/// Of a flag of another program that clap takes for a cry for help.
+/// The error for a flag of another program that clap takes for a request for help.
 pub fn taken_for_help(argv: &[OsString]) -> Option<String> {
     let words = argv.iter().skip(1).filter_map(|word| word.to_str());
     let mut words = words.take_while(|word| *word != "--").filter(|word| word.starts_with("-h"));
@@ -49,10 +49,15 @@ pub fn taken_for_help(argv: &[OsString]) -> Option<String> {
 pub fn path(root: &Command, argv: &[OsString]) -> String {
     let words: Vec<_> = argv.iter().skip(1).map(|word| word.to_string_lossy()).collect();
     let words: Vec<_> = words.iter().map(|word| &**word).collect();
-    Line::new(root, &words).commands.iter().map(|c| c.get_name()).collect::<Vec<_>>().join(" ")
+    CommandLine::new(root, &words)
+        .commands
+        .iter()
+        .map(|c| c.get_name())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
-/// The one of `names` that `word` may be a slip of.
+/// The one of `names` that `word` may be a misspelling of.
 pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase().replace('_', "-");
     let slips = |name: &str| match (word.len(), name.len()) {
@@ -73,13 +78,13 @@ pub fn either(names: &[&str]) -> String {
     }
 }
 
-/// Words of a command line, and the sub-commands that they name: the last one is what they are for.
-struct Line<'a> {
+/// The words of a command line, and the sub-commands that they name, the innermost last.
+struct CommandLine<'a> {
     words: &'a [&'a str],
     commands: Vec<&'a Command>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> CommandLine<'a> {
     fn new(root: &'a Command, words: &'a [&'a str]) -> Self {
         let mut commands = vec![root];
         for word in words {
@@ -105,7 +110,7 @@ impl<'a> Line<'a> {
         self.commands.len() == 1
     }
 
-    /// How the sub-command is called: `tinyvmm ctl SOCKET balloon SIZE`.
+    /// The usage of the sub-command: `tinyvmm ctl SOCKET balloon SIZE`.
     fn usage(&self) -> String {
         let mut usage = Vec::new();
         for command in &self.commands {
@@ -119,7 +124,7 @@ impl<'a> Line<'a> {
         usage.join(" ")
     }
 
-    /// Flags that can be here: a machine's are not a sub-command's.
+    /// The flags that are valid here: a machine's flags are not a sub-command's.
     fn flags(&self) -> impl Iterator<Item = (&'a str, &'a Arg)> {
         let of = &self.commands[usize::from(!self.is_root())..];
         let args = of.iter().flat_map(|command| command.get_arguments());
@@ -158,7 +163,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Of a value that is taken for a flag, as it begins with a dash.
+    /// The error for a value that begins with a dash and is taken for a flag.
     fn value_with_a_dash(&self, flag: &str, value: &str) -> String {
         let joined = format!("--{flag}={value}");
         let parsed = self.command().clone().try_get_matches_from([self.name(), &joined]);
@@ -168,14 +173,14 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// The flag whose value the word at `at` is meant to be.
+    /// The flag whose value the word at `at` is.
     fn flag_before(&self, at: usize) -> Option<(&'a str, &'a Arg)> {
         let name = self.words.get(at.checked_sub(1)?)?.strip_prefix("--")?;
         let arg = self.flag(name)?;
         arg.get_action().takes_values().then_some((arg.get_long()?, arg))
     }
 
-    /// Of a word that is neither a flag nor the value of one.
+    /// The error for a word that is neither a flag nor the value of one.
     fn stray(&self, word: &str) -> String {
         let at = self.words.iter().position(|other| *other == word);
         if self.command().has_subcommands() && (!self.is_root() || at == Some(0)) {
@@ -196,7 +201,7 @@ impl<'a> Line<'a> {
         format!("'{word}' belongs to no flag: {remedy}")
     }
 
-    /// Of a word where a sub-command is to be.
+    /// The error for a word where a sub-command is expected.
     fn unknown_action(&self, word: &str) -> String {
         let command = self.command();
         let names = || command.get_subcommands().map(Command::get_name);
@@ -233,7 +238,7 @@ impl<'a> Line<'a> {
         format!("{}: say what to do: {}", self.name(), either(&names))
     }
 
-    /// Of a value that a flag, or a word of a sub-command, cannot have.
+    /// The error for an invalid value of a flag, or of a sub-command's argument.
     fn value(&self, wrong: &str, error: &Error) -> String {
         let name = wrong.split([' ', '=', '[']).next().unwrap_or_default();
         let name = if name.starts_with('-') { name } else { self.name() };
@@ -249,7 +254,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Of a word that is a file, with what it may be.
+/// The error for a word that is an existing file: suggests flags for it.
 fn meant_file(word: &str) -> String {
     match word.rsplit('.').next() {
         Some("toml") => format!("say --config {word}, or boot-test {word}"),
@@ -270,7 +275,7 @@ fn is_of_value(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation)
 }
 
-/// Why a value cannot be.
+/// Why a value is invalid.
 fn cause(error: &Error) -> String {
     if let Some(cause) = std::error::Error::source(error) {
         return cause.to_string();
@@ -284,7 +289,7 @@ fn cause(error: &Error) -> String {
     }
 }
 
-/// What to do instead of `word`, which is in `section` if anything is known of it.
+/// The remedy for `word` of `section`, if one is known.
 fn said(section: &str, word: &str) -> Option<&'static str> {
     let of_section = WORDS.split("\n[").find_map(|part| part.strip_prefix(section))?;
     let lines = of_section.lines().filter_map(|line| line.split_once(" = "));
@@ -300,7 +305,7 @@ fn text(error: &Error, kind: ContextKind) -> String {
     }
 }
 
-/// `<SIZE>` and `[SIZE]` without what is around the name.
+/// The name in `<SIZE>` or `[SIZE]`.
 fn plain(arg: &str) -> String {
     arg.replace(['<', '>', '[', ']'], "")
 }

@@ -1,4 +1,4 @@
-//! Where the serial console goes, as the command line says it.
+//! The value of `--console`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ pub enum ConsoleConfig {
     Stdio,
     /// Output to this file; no input.
     File(PathBuf),
-    /// Nowhere.
+    /// Neither output nor input.
     Off,
 }
 

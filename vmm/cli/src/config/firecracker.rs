@@ -1,25 +1,25 @@
-//! What Firecracker's flags say that tinyvmm's do not.
+//! Firecracker's flags that tinyvmm has under no other name.
 
 use std::path::PathBuf;
 
-/// How a process behaves that was started under the name `firecracker`.
+/// How a process that was started under the name `firecracker` behaves.
 #[derive(Clone, Debug, Default)]
 pub struct FirecrackerConfig {
-    /// Where its messages go; standard output without it.
+    /// The file for messages; standard output without one.
     pub log_path: Option<PathBuf>,
-    /// Where lines of metrics go.
+    /// The file for lines of metrics.
     pub metrics_path: Option<PathBuf>,
-    /// When whoever started the process says that this was.
+    /// When the parent says that it started the process.
     pub start: StartTimes,
 }
 
-/// Times in microseconds; each is there if it was said.
+/// Times in microseconds; `None` where the flag was not given.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StartTimes {
-    /// On the monotonic clock.
+    /// Start of the process, on the monotonic clock.
     pub wall: Option<u64>,
-    /// On the process's processor clock.
+    /// Start of the process, on its processor clock.
     pub cpu: Option<u64>,
-    /// Processor time that the starting process had used.
+    /// Processor time that the parent process had used.
     pub parent_cpu: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! `--jail`: what a machine that root starts is kept in, as the command line describes it.
+//! The value of `--jail`: the user, root and namespaces of a process that root starts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use tinyvmm::config::text::ensure_once;
 
-/// Whom the process becomes, and where.
+/// The user that the process becomes, its root and its network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JailConfig {
     /// User id, not 0.
@@ -15,7 +15,7 @@ pub struct JailConfig {
     pub group: u32,
     /// The folder that becomes the root of all paths once everything is open.
     pub chroot: Option<PathBuf>,
-    /// A network namespace that `ip netns` has made; `None` is a new and empty one.
+    /// A network namespace that `ip netns` has made; `None`: a new and empty one.
     pub netns: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl FromStr for JailConfig {
                 Some(("chroot", folder)) => {
                     return Err(format!("chroot '{folder}': say all of its path, from / on"));
                 }
-                // It becomes part of a path.
+                // The name becomes part of a path.
                 Some(("netns", name)) if is_name(name) => netns = Some(name.to_owned()),
                 Some(("netns", name)) => {
                     return Err(format!("netns '{name}' is not a name: ip netns prints them"));
@@ -45,7 +45,7 @@ impl FromStr for JailConfig {
                 }
             }
         }
-        let user = user.ok_or("say user=UID: who the process is to become")?;
+        let user = user.ok_or("say user=UID: the user that the process becomes")?;
         Ok(Self { user, group: group.unwrap_or(user), chroot, netns })
     }
 }
@@ -56,7 +56,7 @@ fn number(id: &str) -> Result<u32, String> {
         Ok(number) if ![0, u32::MAX].contains(&number) => Ok(number),
         Ok(0) => Err("0 is root, which the process is to give up: say another number".into()),
         _ if id == "root" => {
-            Err("root is who the process is not to be any more: say another user's number".into())
+            Err("root is the user that the process gives up: say another user's number".into())
         }
         Err(_) if is_name(id) && !id.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
             Err(format!("'{id}' is a name: say its number, which getent passwd or group prints"))

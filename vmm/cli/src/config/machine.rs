@@ -1,7 +1,7 @@
-//! The flags of a machine: each is a field of [`MachineConfig`], which says what it is, by its name there.
+//! The flags of a machine: each sets the field of [`MachineConfig`] that has its name.
 //!
-//! The library knows no flags, so that they are not derived from its struct: what is typed becomes the same table that a
-//! configuration file is, and the struct is made of that.
+//! The library knows no flags, so they are not derived from its struct: flags become the same TOML table that a
+//! configuration file is, and the struct is deserialized from that.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -109,7 +109,7 @@ fn devices() -> Vec<Arg> {
     ]
 }
 
-/// `arg` with its help, and what --help has besides in a paragraph of its own.
+/// `arg` with its short help, and `more` as a paragraph of --help.
 fn about(arg: Arg, short: &'static str, more: &'static str) -> Arg {
     let arg = arg.help(short);
     if more.is_empty() { arg } else { arg.long_help(format!("{short}\n\n{more}")) }
@@ -119,7 +119,7 @@ fn flag(name: &'static str, value: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value)
 }
 
-/// A flag whose value is a `T`, which is read once more when the machine is made of all values.
+/// A flag whose value is a `T`, parsed here for its error and again when the machine is made of all values.
 fn text<T: FromStr<Err: Display>>(name: &'static str, value: &'static str) -> Arg {
     let parse = |text: &str| match text.parse::<T>() {
         Ok(_) => Ok(text.to_owned()),

@@ -1,4 +1,4 @@
-//! How the process runs: what the machine never sees. Flags, a file or a test fill it in.
+//! How the process runs, which the machine never sees. Flags, a file or a test fill it in.
 
 mod console;
 mod firecracker;
@@ -23,7 +23,7 @@ pub use machine::MachineFlags;
 
 use crate::command;
 
-/// A switch is on where it is named; `=false` takes back what a configuration file turns on.
+/// The values of a switch: naming the flag turns it on, `=false` takes back what a configuration file turns on.
 pub(crate) const SWITCH: &str = "true|false";
 
 /// How the process runs.
@@ -70,7 +70,7 @@ pub struct ProcessConfig {
     #[arg(conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     pub config_file: Option<PathBuf>,
 
-    /// The machine's name, as the API tells it
+    /// The machine's name, as the API reports it
     #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
     #[arg(help_heading = "Control")]
     pub id: String,
@@ -80,7 +80,7 @@ pub struct ProcessConfig {
     #[arg(value_parser = whole_number::<{ 16 << 20 }>)]
     pub http_api_max_payload_size: u32,
 
-    /// What can be said only to a process that was started as `firecracker`; it is one if this is there.
+    /// Set only in a process that was started as `firecracker`.
     #[arg(skip)]
     #[serde(skip)]
     pub firecracker: Option<FirecrackerConfig>,
@@ -104,7 +104,7 @@ pub struct ProcessConfig {
     #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Jail")]
     pub no_jail: bool,
 
-    /// Tell where the boot's time went: a table on stderr, or a file, as JSON if it ends in .json
+    /// Report where the boot's time went: a table on stderr, or a file, as JSON if it ends in .json
     ///
     /// Milliseconds and exits up to each step of the first boot, and memory.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
@@ -184,7 +184,7 @@ impl Config {
 }
 
 impl ProcessConfig {
-    /// Whether a reset is the machine's end: it is asked for, or a command ran that is not to run again.
+    /// Whether a reset ends the machine: with --no-reboot, or with a command, which is not to run again.
     pub fn ends_at_reset(&self) -> bool {
         self.no_reboot || !self.command.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What doctor looks at.
+//! What doctor reads from the host.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use tinyvmm::arch::capabilities;
 use crate::host::KvmKind;
 use crate::jail::{self, landlock};
 
-/// What was seen of the host; `None` where it does not tell.
+/// The facts about the host; `None` where the host does not report one.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) kind: KvmKind,
@@ -23,19 +23,19 @@ pub(super) struct Facts {
     /// The flags of the first CPU, as `/proc/cpuinfo` has them.
     pub(super) flags: Option<String>,
     pub(super) cpus: usize,
-    /// The file's text, the setting in brackets.
+    /// The contents of [`THP`], the setting in brackets.
     pub(super) thp: Option<String>,
-    /// 2 MiB pages that can be had, and all of them.
+    /// Number of 2 MiB pages that are free, and of all.
     pub(super) pool: Option<(u64, u64)>,
     pub(super) available_mib: Option<u64>,
     pub(super) tun: io::Result<()>,
     /// Whether the kernel has seccomp filters.
     pub(super) seccomp: bool,
-    /// Version of Landlock.
+    /// The version of Landlock's ABI.
     pub(super) landlock: Option<i32>,
 }
 
-/// What an open `/dev/kvm` says.
+/// The facts that an open `/dev/kvm` reports.
 #[derive(Debug)]
 pub(super) struct KvmFacts {
     pub(super) version: i32,
@@ -80,7 +80,7 @@ impl KvmFacts {
     }
 }
 
-/// Tries it out, on a thread that ends then: nothing else tells whether it is in force.
+/// Restricts a thread that ends then: only trying shows whether Landlock is in force.
 fn landlock() -> Option<i32> {
     thread::spawn(|| landlock::forbid_opening(None, &[]).ok().flatten()).join().ok().flatten()
 }

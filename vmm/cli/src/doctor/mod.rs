@@ -1,6 +1,6 @@
 //! `tinyvmm doctor`: whether this host can run machines, and what to do if not.
 //!
-//! [`Facts::gather`] looks at the host; [`Report::judge`] looks at nothing but the facts.
+//! [`Facts::gather`] reads the host; `Diagnosis::judge` reads nothing but the facts.
 
 mod facts;
 
@@ -15,20 +15,20 @@ use facts::{Facts, KvmFacts};
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
-/// CI runners have no session to log in to again, so there everyone is let in.
+/// A CI runner's user cannot log in again, so this rule lets everybody open /dev/kvm.
 const OPEN_TO_ALL: &str = r#"echo 'KERNEL=="kvm", GROUP="kvm", MODE="0666", OPTIONS+="static_node=kvm"' | sudo tee /etc/udev/rules.d/99-kvm4all.rules && sudo udevadm control --reload-rules && sudo udevadm trigger --name-match=kvm"#;
 
-/// In order of gravity: the worst one is the verdict.
+/// In order of severity: the worst is the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+enum Severity {
     Info,
     Ok,
     Limited,
     Unusable,
 }
 
-impl Status {
+impl Severity {
     fn on(self, name: &'static str, detail: impl Into<String>) -> Finding {
         Finding { name, status: self, detail: detail.into(), remedy: None }
     }
@@ -37,7 +37,7 @@ impl Status {
 #[derive(Debug, Serialize)]
 struct Finding {
     name: &'static str,
-    status: Status,
+    status: Severity,
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
@@ -50,14 +50,14 @@ impl Finding {
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct Diagnosis {
     verdict: &'static str,
     exit_code: u8,
     kvm_kind: &'static str,
     findings: Vec<Finding>,
 }
 
-impl Report {
+impl Diagnosis {
     fn judge(facts: &Facts) -> Self {
         let mut findings = judge_node(facts);
         if let Ok(kvm) = &facts.kvm {
@@ -68,15 +68,15 @@ impl Report {
         findings.extend(judge_surroundings(facts));
         findings.extend(judge_jail(facts));
         let (verdict, exit_code) = match findings.iter().map(|finding| finding.status).max() {
-            Some(Status::Unusable) => ("unusable", 2),
-            Some(Status::Limited) => ("limited", 1),
+            Some(Severity::Unusable) => ("unusable", 2),
+            Some(Severity::Limited) => ("limited", 1),
             _ => ("ready", 0),
         };
         Self { verdict, exit_code, kvm_kind, findings }
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for Finding { name, status, detail, remedy } in &self.findings {
             let status = format!("{status:?}").to_lowercase();
@@ -88,7 +88,7 @@ impl fmt::Display for Report {
         let sentence = match self.exit_code {
             0 => "machines can run here",
             1 => "machines can run here, within the limits named above",
-            _ => "no machine can run here until the above is mended",
+            _ => "no machine can run here until the above is fixed",
         };
         writeln!(f, "{}: {sentence}", self.verdict)
     }
@@ -96,11 +96,11 @@ impl fmt::Display for Report {
 
 fn judge_node(facts: &Facts) -> Vec<Finding> {
     let Some((group, mode)) = &facts.node else {
-        return vec![Status::Unusable.on("/dev/kvm", "absent").remedy(load_remedy(facts))];
+        return vec![Severity::Unusable.on("/dev/kvm", "absent").remedy(load_remedy(facts))];
     };
-    let node = Status::Ok.on("/dev/kvm", format!("present, group {group}, mode {mode:04o}"));
+    let node = Severity::Ok.on("/dev/kvm", format!("present, group {group}, mode {mode:04o}"));
     let Err(error) = &facts.kvm else {
-        return vec![node, Status::Ok.on("permission", "this user may open /dev/kvm")];
+        return vec![node, Severity::Ok.on("permission", "this user may open /dev/kvm")];
     };
     let remedy = match error.errno() {
         libc::EACCES if group == "kvm" && mode & 0o060 == 0o060 => {
@@ -111,7 +111,7 @@ fn judge_node(facts: &Facts) -> Vec<Finding> {
         _ => load_remedy(facts).into(),
     };
     let detail = format!("cannot open /dev/kvm: {error}");
-    vec![node, Status::Unusable.on("permission", detail).remedy(remedy)]
+    vec![node, Severity::Unusable.on("permission", detail).remedy(remedy)]
 }
 
 fn load_remedy(facts: &Facts) -> &'static str {
@@ -131,35 +131,35 @@ fn load_remedy(facts: &Facts) -> &'static str {
 fn judge_kvm(kvm: &KvmFacts, cpus: usize) -> Vec<Finding> {
     let api = format!("version {}", kvm.version);
     let api = match kvm.version {
-        12 => Status::Ok.on("api", api),
-        _ => Status::Unusable.on("api", api + ", not 12").remedy("update the host's kernel"),
+        12 => Severity::Ok.on("api", api),
+        _ => Severity::Unusable.on("api", api + ", not 12").remedy("update the host's kernel"),
     };
     let required = if kvm.missing.is_empty() {
-        Status::Ok.on("capabilities", "all that are required")
+        Severity::Ok.on("capabilities", "all that are required")
     } else {
         let detail = format!("lacks {}", kvm.missing.join(", "));
-        Status::Unusable.on("capabilities", detail).remedy("update the host's kernel")
+        Severity::Unusable.on("capabilities", detail).remedy("update the host's kernel")
     };
     let vm = match kvm.vm {
-        Ok(()) => Status::Ok.on("machine", "KVM creates one"),
-        Err(error) => Status::Unusable
+        Ok(()) => Severity::Ok.on("machine", "KVM creates one"),
+        Err(error) => Severity::Unusable
             .on("machine", format!("KVM does not create one: {error}"))
             .remedy("stop other hypervisors (VirtualBox, VMware); sudo dmesg | grep -i kvm"),
     };
     let cpus = format!("a machine can have {}, the host has {cpus}", kvm.max_cpus);
-    vec![api, required, vm, Status::Info.on("cpus", cpus)]
+    vec![api, required, vm, Severity::Info.on("cpus", cpus)]
 }
 
-/// The kind as JSON has it, and what to think of it.
+/// The kind's name in the JSON, and the finding.
 fn judge_kind(kind: KvmKind) -> (&'static str, Finding) {
     let (name, status, detail) = match kind {
-        KvmKind::Vmx => ("vmx", Status::Ok, "Intel VT-x (kvm_intel)"),
-        KvmKind::Svm => ("svm", Status::Ok, "AMD-V (kvm_amd)"),
-        KvmKind::Unknown => ("unknown", Status::Info, "no KVM module in /sys/module is known"),
+        KvmKind::Vmx => ("vmx", Severity::Ok, "Intel VT-x (kvm_intel)"),
+        KvmKind::Svm => ("svm", Severity::Ok, "AMD-V (kvm_amd)"),
+        KvmKind::Unknown => ("unknown", Severity::Info, "no KVM module in /sys/module is known"),
         KvmKind::Interpreting => {
             let detail =
                 "kvm_pvm interprets guest kernels: small hand-made ones run, not stock ones";
-            ("interpreting", Status::Limited, detail)
+            ("interpreting", Severity::Limited, detail)
         }
     };
     let finding = status.on("kind", detail);
@@ -171,52 +171,52 @@ fn judge_kind(kind: KvmKind) -> (&'static str, Finding) {
 
 fn judge_surroundings(facts: &Facts) -> [Finding; 5] {
     let nested = match &facts.flags {
-        None => "cannot tell: /proc/cpuinfo shows no flags",
+        None => "unknown: /proc/cpuinfo shows no flags",
         Some(_) if facts.has_flag("hypervisor") => "yes, this host is a guest: exits cost more",
         Some(_) => "no, this host is not a guest",
     };
     let setting = facts.thp.as_ref().and_then(|text| text.split(['[', ']']).nth(1));
     let thp = format!("transparent ones: {}", setting.unwrap_or("none"));
-    let mut thp = Status::Info.on("huge pages", thp);
+    let mut thp = Severity::Info.on("huge pages", thp);
     if setting == Some("never") {
         thp = thp.remedy(format!("for faster guests: echo madvise | sudo tee {THP}"));
     }
     let (free, all) = facts.pool.unwrap_or_default();
     let pool = format!("{free} of {all} 2 MiB pages are free for --hugepages");
-    let mut pool = Status::Info.on("hugetlb", pool);
+    let mut pool = Severity::Info.on("hugetlb", pool);
     if free == 0 && facts.pool.is_some() {
         let more = all + 128;
         pool = pool.remedy(format!("for 256 MiB: echo {more} | sudo tee {POOL}/nr_hugepages"));
     }
     let memory = match facts.available_mib {
         // The default of --mem is 256M.
-        Some(mib @ ..256) => Status::Limited
+        Some(mib @ ..256) => Severity::Limited
             .on("memory", format!("{mib} MiB available"))
             .remedy("give machines less, as in --mem 64M, or free some"),
-        Some(mib) => Status::Ok.on("memory", format!("{mib} MiB available")),
-        None => Status::Info.on("memory", "cannot tell: no MemAvailable in /proc/meminfo"),
+        Some(mib) => Severity::Ok.on("memory", format!("{mib} MiB available")),
+        None => Severity::Info.on("memory", "unknown: no MemAvailable in /proc/meminfo"),
     };
     let tun = match &facts.tun {
         Ok(()) => "opens, though nothing needs it yet".into(),
         Err(error) => format!("nothing needs it yet: {error}"),
     };
-    let nested = Status::Info.on("nested", nested);
-    [nested, thp, pool, memory, Status::Info.on("/dev/net/tun", tun)]
+    let nested = Severity::Info.on("nested", nested);
+    [nested, thp, pool, memory, Severity::Info.on("/dev/net/tun", tun)]
 }
 
-/// What a guest that breaks out of its machine would find.
+/// What stands in the way of a guest that has taken over the process.
 fn judge_jail(facts: &Facts) -> [Finding; 2] {
     let seccomp = match facts.seccomp {
-        true => Status::Ok.on("seccomp", "each thread makes only the system calls that it needs"),
-        false => Status::Limited
+        true => Severity::Ok.on("seccomp", "each thread makes only the system calls that it needs"),
+        false => Severity::Limited
             .on("seccomp", "no filters: a guest that breaks out can make any system call")
             .remedy("use a kernel with CONFIG_SECCOMP_FILTER"),
     };
     let landlock = match facts.landlock {
         Some(version) => {
-            Status::Ok.on("Landlock", format!("version {version}: no file is opened any more"))
+            Severity::Ok.on("Landlock", format!("version {version}: no file is opened any more"))
         }
-        None => Status::Info
+        None => Severity::Info
             .on("Landlock", "no Landlock: seccomp alone keeps files from being opened")
             .remedy("Linux 5.13 or later, with landlock in the list of lsm= on its command line"),
     };
@@ -225,13 +225,13 @@ fn judge_jail(facts: &Facts) -> [Finding; 2] {
 
 /// Prints the findings, for people or as JSON. Exit code 0: ready; 1: limited; 2: unusable.
 pub fn main(json: bool) -> ExitCode {
-    let report = Report::judge(&Facts::gather());
+    let report = Diagnosis::judge(&Facts::gather());
     let text = match json.then(|| serde_json::to_string_pretty(&report)) {
         Some(Ok(text)) => text + "\n",
-        // Strings and a number always serialize: this is the other form.
+        // Strings and a number always serialize, so this is the text for people.
         _ => report.to_string(),
     };
-    // A reader that has gone away is not an error; the exit code still tells.
+    // A reader that has gone away is not an error; the exit code has the verdict.
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::from(report.exit_code)
 }
@@ -266,14 +266,14 @@ mod tests {
 
     /// The verdict, and the remedies of all that stands in the way.
     fn outcome(facts: Facts) -> (&'static str, String) {
-        let Report { verdict, findings, .. } = Report::judge(&facts);
-        let grave = findings.into_iter().filter(|finding| finding.status > Status::Ok);
+        let Diagnosis { verdict, findings, .. } = Diagnosis::judge(&facts);
+        let grave = findings.into_iter().filter(|finding| finding.status > Severity::Ok);
         (verdict, grave.filter_map(|finding| finding.remedy).collect::<Vec<_>>().join("\n"))
     }
 
     #[test]
     fn a_good_host_is_ready_whatever_it_lacks_that_is_optional() {
-        let report = Report::judge(&good());
+        let report = Diagnosis::judge(&good());
         assert_eq!(report.exit_code, 0);
         let text = report.to_string();
         assert!(text.contains("\nok        kind          Intel VT-x (kvm_intel)\n"), "{text}");
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn json_has_the_documented_shape() {
-        let report = Report::judge(&Facts { kind: KvmKind::Interpreting, ..good() });
+        let report = Diagnosis::judge(&Facts { kind: KvmKind::Interpreting, ..good() });
         let json = serde_json::to_value(report).unwrap();
         assert_eq!(json["verdict"], "limited");
         assert_eq!(json["exit_code"], 1);

@@ -1,4 +1,4 @@
-//! `--jail`: namespaces of its own, another user, another root. For a process that root has started.
+//! `--jail`: namespaces, another user and another root, for a process that root has started.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -28,8 +28,8 @@ use crate::{cli, inbox, logger};
 /// Most files that the process can have open: three for each of 255 CPUs, and those of the devices.
 const MAX_FILES: u64 = 1024;
 
-/// Goes on in new namespaces, as the first process there. The one that was started stays outside, hands
-/// on signals and ends as this one does.
+/// Forks: the child continues in new namespaces, as their first process. The parent stays outside, passes signals on
+/// and ends with the child's status.
 pub(super) fn isolate(config: &JailConfig, inherited: &mut Inherited) -> Result<()> {
     ensure!(
         geteuid().is_root(),
@@ -42,7 +42,7 @@ pub(super) fn isolate(config: &JailConfig, inherited: &mut Inherited) -> Result<
         Some(name) => enter_network(name)?,
     }
     raw::unshare(flags).context("this host does not let namespaces be made")?;
-    // What is mounted in here stays in here.
+    // Mounts in the new namespace do not propagate to the host.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).context("cannot make mounts private")?;
     hand_on_signals()?;
@@ -52,7 +52,7 @@ pub(super) fn isolate(config: &JailConfig, inherited: &mut Inherited) -> Result<
     };
     inherited.close();
     CHILD.store(child.as_raw_nonzero().get(), Ordering::SeqCst);
-    // One that came before there was a child.
+    // A signal that came before there was a child.
     hand_on(PENDING.load(Ordering::SeqCst));
     become_user(config)?;
     wait_for(child)
@@ -79,7 +79,7 @@ pub(super) fn drop_privileges(config: &JailConfig) -> Result<()> {
     become_user(config)
 }
 
-/// The folder, read-only and without devices, is all that there is then.
+/// Makes `folder` the root: read-only and without devices.
 fn change_root(folder: &Path) -> Result<()> {
     mount_bind(folder, folder)?;
     chdir(folder)?;
@@ -89,15 +89,15 @@ fn change_root(folder: &Path) -> Result<()> {
         | MountFlags::NODEV
         | MountFlags::NOEXEC;
     mount_remount(".", flags, "")?;
-    // The old root comes to lie over the new one, from where it is taken away (pivot_root(2)).
+    // The old root is stacked on the new one, from where it is unmounted (pivot_root(2)).
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     Ok(chdir("/")?)
 }
 
-/// Takes on the user's and group's numbers and with that loses all capabilities, for good.
+/// Sets user and group ids, which drops all capabilities for good.
 fn become_user(config: &JailConfig) -> Result<()> {
-    // A change of user takes it back (prctl(2)).
+    // A change of user clears the parent-death signal (prctl(2)).
     let on_death = parent_process_death_signal()?;
     let (user, group) = (Uid::from_raw(config.user), Gid::from_raw(config.group));
     set_thread_groups(&[]).context("cannot leave root's groups")?;
@@ -106,7 +106,7 @@ fn become_user(config: &JailConfig) -> Result<()> {
     Ok(set_parent_process_death_signal(on_death)?)
 }
 
-/// The process in the jail, and a signal that came for it.
+/// The process in the jail, and a signal that came before it was started.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 static PENDING: AtomicI32 = AtomicI32::new(0);
 
@@ -115,7 +115,7 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_vo
     hand_on(signal);
 }
 
-/// kill(2), which a handler may call.
+/// Passes `signal` on. kill(2) may be called by a handler.
 fn hand_on(signal: i32) {
     let child = Pid::from_raw(CHILD.load(Ordering::SeqCst));
     if let (Some(child), Some(signal)) = (child, Signal::from_named_raw(signal)) {
@@ -130,20 +130,22 @@ fn hand_on_signals() -> Result<()> {
     Ok(())
 }
 
-/// Ends as `child` does.
+/// Ends this process with the status of `child`.
 fn wait_for(child: Pid) -> ! {
     let status = loop {
         match waitpid(Some(child), WaitOptions::empty()) {
             Ok(Some((_, status))) => break status,
             Ok(None) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                logger::tell(format_args!("cannot wait for the process in the jail: {error}"));
+                logger::print_message(format_args!(
+                    "cannot wait for the process in the jail: {error}"
+                ));
                 std::process::exit(cli::EXIT_INTERNAL.into());
             }
         }
     };
     if let Some(signal) = status.terminating_signal() {
-        logger::tell(format_args!("the process in the jail was ended by signal {signal}"));
+        logger::print_message(format_args!("the process in the jail was ended by signal {signal}"));
     }
     std::process::exit(status.exit_status().unwrap_or(cli::EXIT_INTERNAL.into()))
 }

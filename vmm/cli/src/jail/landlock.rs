@@ -1,4 +1,4 @@
-//! Landlock: from now on this thread, and those that it starts, open nothing, or next to nothing.
+//! Landlock: this thread, and those that it starts, open nothing from now on, but for files in named paths.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,17 +10,17 @@ use landlock::{
     PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-/// A file, or a folder with all that is below it, in which files that are there can still be opened.
-pub struct Place {
+/// A file, or a folder with all that is below it, whose existing files can still be opened.
+pub struct AllowedPath {
     file: File,
-    /// Also to be written.
+    /// Files can be opened for writing, too.
     writes: bool,
 }
 
-impl Place {
+impl AllowedPath {
     /// The file or folder at `path`.
     pub fn new(path: &Path, writes: bool) -> Result<Self> {
-        // O_PATH: it need not be one that can be read.
+        // O_PATH: the file need not be readable.
         let mut options = File::options();
         let file = options.read(true).custom_flags(libc::O_PATH).open(path)?;
         Ok(Self { file, writes })
@@ -32,12 +32,11 @@ impl Place {
     }
 }
 
-/// Forbids to open files, to bind or connect TCP sockets, and to reach other processes by signals or
-/// abstract sockets, as far as the kernel can. What is open stays open; what is in `folder` can be removed, and what
-/// is in `places` opened.
+/// Forbids to open files, to bind or connect TCP sockets, and to reach other processes by signals or abstract sockets,
+/// as far as the kernel can. Open files stay open; files in `folder` can be removed, and those in `paths` opened.
 ///
-/// Returns the version of Landlock that was used; `None` where the kernel has none.
-pub fn forbid_opening(folder: Option<&File>, places: &[Place]) -> Result<Option<i32>> {
+/// Returns the version of Landlock's ABI that was used; `None` where the kernel has none.
+pub fn forbid_opening(folder: Option<&File>, places: &[AllowedPath]) -> Result<Option<i32>> {
     const ALL: ABI = ABI::V6;
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
     let ruleset =

@@ -1,4 +1,4 @@
-//! What the process takes away from itself, so that a guest which breaks out of its machine has nothing.
+//! The rights that the process gives up, so that a guest which takes it over gains nothing.
 //!
 //! In this order: [`Jail::begin`] before anything is opened; [`Jail::drop_privileges`] when all files are;
 //! [`Jail::close`] when the machine is about to run. Threads that start later get their filter as they start.
@@ -18,24 +18,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-use self::landlock::Place;
+use self::landlock::AllowedPath;
 use self::raw::Inherited;
 use crate::command::EXIT_NO_STATUS;
 use crate::config::{JailConfig, ProcessConfig};
 use crate::logger;
 use tinyvmm::worker::{self, ThreadKind};
 
-/// Whose list of system calls a thread has.
+/// The role of a thread, for which it has a list of system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    /// The main thread: owns the machine, and builds it again after a reset.
+enum FilterRole {
+    /// The main thread, which owns the machine, and builds it again after a reset.
     Main,
-    /// A thread that the machine has started, or the API.
+    /// A thread of the machine's, or of the API.
     Worker(ThreadKind),
 }
 
 #[cfg(test)]
-impl Role {
+impl FilterRole {
     const ALL: [Self; 7] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
@@ -53,7 +53,7 @@ pub const API: ThreadKind = ThreadKind::Program("Api");
 /// Set once new threads get a filter.
 static FILTERS: AtomicBool = AtomicBool::new(false);
 
-/// The main thread may open files in some places; those that it starts then have to do without.
+/// The main thread may open files in some paths; the threads that it starts then may not.
 static MAIN_OPENS: AtomicBool = AtomicBool::new(false);
 
 /// Whether this host's kernel has seccomp filters.
@@ -61,24 +61,24 @@ pub fn has_seccomp() -> bool {
     raw::has_seccomp()
 }
 
-/// Exit code when a thread made a system call that is not for it.
+/// Exit code when a thread made a system call that its filter forbids.
 pub const EXIT_JAIL: u8 = 10;
-/// The same under the name `firecracker` (Firecracker's src/vmm/src/lib.rs, FcExitCode).
+/// That exit code under the name `firecracker` (Firecracker's src/vmm/src/lib.rs, FcExitCode).
 const EXIT_BAD_SYSCALL: u8 = 148;
 
 /// The jail of this process.
 pub struct Jail<'a> {
     on: bool,
     config: Option<&'a JailConfig>,
-    /// What the process ends with when a thread makes a call that is not for it.
+    /// The exit code of a violation.
     exit_code: u8,
-    /// Open until the files are that may be named by it, as in /dev/fd/3.
+    /// Kept open until the files are open that may be named by them, as in /dev/fd/3.
     inherited: RefCell<Inherited>,
 }
 
 impl<'a> Jail<'a> {
-    /// Starts with what is inherited, and with namespaces of its own where `process` asks for that: then only
-    /// the process in them returns from here. Nothing may be open, and no thread run, but this one.
+    /// Lists inherited descriptors, and enters new namespaces where `process` asks for that: only the process in these
+    /// returns from here. To be called while nothing is open and no other thread runs.
     pub fn begin(process: &'a ProcessConfig) -> Result<Self> {
         let exit_code = match process.command.is_empty() {
             _ if process.firecracker.is_some() => EXIT_BAD_SYSCALL,
@@ -87,14 +87,14 @@ impl<'a> Jail<'a> {
         };
         let (on, config) = (!process.no_jail, process.jail.as_ref());
         if !on {
-            logger::tell(
+            logger::print_message(
                 "--no-jail: this process may do all that its user may, and so may a guest that breaks out",
             );
             return Ok(Self { on, config, exit_code, inherited: RefCell::default() });
         }
         let mut inherited = Inherited::find().unwrap_or_else(|error| {
             log::warn!(
-                "files that were open before stay so, /proc or Linux 5.9 could tell them ({error})"
+                "inherited files stay open: listing them takes /proc or Linux 5.9 ({error})"
             );
             Inherited::default()
         });
@@ -106,14 +106,14 @@ impl<'a> Jail<'a> {
         Ok(Self { on, config, exit_code, inherited: RefCell::new(inherited) })
     }
 
-    /// Becomes the user that the configuration names, in the folder that it names.
+    /// Becomes the configuration's user, with its folder as the root.
     pub fn drop_privileges(&self) -> Result<()> {
         let Some(config) = self.config.filter(|_| self.on) else { return Ok(()) };
         confine::drop_privileges(config).with_context(|| format!("--jail {config}"))
     }
 
-    /// From now on what was inherited is closed, and new threads have a filter: one of the API has it from its first moment,
-    /// long before the others. One that makes another call ends the process. The main thread may remove files of `folder`.
+    /// Closes inherited descriptors and gives new threads a filter: the API's thread has one from its start, long
+    /// before the others. A forbidden call ends the process. The main thread may remove files of `folder`.
     pub fn prepare(&self, folder: Option<&File>) -> Result<()> {
         self.inherited.take().close();
         if self.on && has_seccomp() && !FILTERS.load(Ordering::SeqCst) {
@@ -125,10 +125,10 @@ impl<'a> Jail<'a> {
         Ok(())
     }
 
-    /// Closes the door: from now on no file is opened, and each thread makes the system calls of its kind only.
-    /// What is in `folder` can still be removed, and this thread can open what is in `places`
-    /// if the host's kernel can keep it to that. Returns whether it can.
-    pub fn close(&self, folder: Option<&File>, places: &[Place]) -> Result<bool> {
+    /// Closes the jail: from now on no file is opened, and each thread makes only the system calls of its kind. Files
+    /// in `folder` can still be removed, and this thread can open files in `paths` if the host's kernel can limit it to
+    /// these. Returns whether it can.
+    pub fn close(&self, folder: Option<&File>, places: &[AllowedPath]) -> Result<bool> {
         if !self.on {
             return Ok(true);
         }
@@ -143,7 +143,7 @@ impl<'a> Jail<'a> {
         }
         hook::try_to_open("landlock");
         if !has_seccomp() {
-            logger::tell(
+            logger::print_message(
                 "this host's kernel has no seccomp filters: a guest that breaks out can make any system call",
             );
             return Ok(false);
@@ -153,9 +153,9 @@ impl<'a> Jail<'a> {
         worker::spawn_starter_thread().context("cannot start threads")?;
         if opens {
             seccomp::apply_to_main_that_opens().context("cannot filter system calls")?;
-            hook::break_out(Role::Main);
+            hook::break_out(FilterRole::Main);
         } else {
-            restrict(Role::Main)?;
+            restrict(FilterRole::Main)?;
         }
         Ok(opens)
     }
@@ -163,7 +163,7 @@ impl<'a> Jail<'a> {
 
 /// Gives this thread the filter of its kind. Before [`Jail::close`], and without a jail, there is none.
 fn enter_thread(kind: ThreadKind) {
-    // The starter's is that of all that it starts.
+    // The starter's filter applies to all threads that it starts.
     let is_alone = match kind {
         API => true,
         ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
@@ -173,14 +173,14 @@ fn enter_thread(kind: ThreadKind) {
         true => landlock::forbid_opening(None, &[]).map(drop),
         false => Ok(()),
     };
-    if let Err(error) = own_landlock().and_then(|()| restrict(Role::Worker(kind))) {
-        // Rather no machine than one outside of its jail.
-        logger::tell(format_args!("the jail of a {kind:?} thread: {error:#}"));
+    if let Err(error) = own_landlock().and_then(|()| restrict(FilterRole::Worker(kind))) {
+        // No machine runs outside its jail.
+        logger::print_message(format_args!("the jail of a {kind:?} thread: {error:#}"));
         std::process::exit(crate::cli::EXIT_INTERNAL.into());
     }
 }
 
-fn restrict(role: Role) -> Result<()> {
+fn restrict(role: FilterRole) -> Result<()> {
     if !FILTERS.load(Ordering::SeqCst) {
         return Ok(());
     }
@@ -189,28 +189,28 @@ fn restrict(role: Role) -> Result<()> {
     Ok(())
 }
 
-/// For tests, in debug builds only: `TINYVMM_BREAK_OUT` names who tries what the jail forbids.
+/// For tests, in debug builds only: `TINYVMM_BREAK_OUT` names the thread that tries what the jail forbids.
 #[cfg(debug_assertions)]
 mod hook {
     use std::fs::File;
 
-    use super::{Role, ThreadKind};
+    use super::{FilterRole, ThreadKind};
     use crate::logger;
 
-    /// Where only Landlock stands in the way: says what happened.
+    /// Opens a file where Landlock alone forbids it, and logs the result.
     pub(super) fn try_to_open(whose: &str) {
         if std::env::var("TINYVMM_BREAK_OUT").is_ok_and(|name| name == whose) {
             let opened = File::open("/etc/passwd").map(drop);
-            logger::tell(format_args!("/etc/passwd: {opened:?}"));
+            logger::print_message(format_args!("/etc/passwd: {opened:?}"));
         }
     }
 
-    /// Where a filter does: the process ends.
-    pub(super) fn break_out(role: Role) {
+    /// Makes a system call that a filter forbids: the process ends.
+    pub(super) fn break_out(role: FilterRole) {
         match role {
-            Role::Worker(ThreadKind::Program(name)) => try_to_open(name),
-            Role::Worker(kind) => try_to_open(&format!("{kind:?}")),
-            Role::Main => try_to_open("Main"),
+            FilterRole::Worker(ThreadKind::Program(name)) => try_to_open(name),
+            FilterRole::Worker(kind) => try_to_open(&format!("{kind:?}")),
+            FilterRole::Main => try_to_open("Main"),
         }
     }
 }
@@ -218,5 +218,5 @@ mod hook {
 #[cfg(not(debug_assertions))]
 mod hook {
     pub(super) fn try_to_open(_: &str) {}
-    pub(super) fn break_out(_: super::Role) {}
+    pub(super) fn break_out(_: super::FilterRole) {}
 }

@@ -6,12 +6,12 @@ use std::{fs, io};
 use rustix::process::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Descriptors that whoever started this process has left open, other than 0 to 2.
+/// Descriptors, other than 0 to 2, that the parent process has left open.
 #[derive(Default)]
 pub(super) struct Inherited(Vec<RawFd>);
 
 impl Inherited {
-    /// All that there are; where /proc is not mounted, none, for then they are closed at once. Only for the start, before
+    /// Finds all of them. Where /proc is not mounted, closes them at once and returns none. To be called before
     /// anything is opened.
     pub(super) fn find() -> io::Result<Self> {
         let Ok(entries) = fs::read_dir("/proc/self/fd") else {
@@ -22,29 +22,29 @@ impl Inherited {
         let numbers =
             entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let mut all: Vec<RawFd> = numbers.filter(|fd| *fd > 2).collect();
-        // The folder's own has been closed since.
+        // The folder's own descriptor is closed by now.
         all.retain(|fd| fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
         Ok(Self(all))
     }
 
-    /// Closes them.
+    /// Closes the descriptors.
     pub(super) fn close(&mut self) {
         for fd in self.0.drain(..) {
-            // SAFETY: it was open before this process opened anything, so nothing here owns it; and it is closed once.
+            // SAFETY: the descriptor was open before this process opened anything, so nothing here owns it; it is
+            // closed once.
             unsafe { libc::close(fd) };
         }
     }
 }
 
-/// Leaves the namespaces that `flags` names for new ones.
+/// Moves this process into new namespaces, those that `flags` names.
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     debug_assert!(!flags.contains(UnshareFlags::FILES));
-    // SAFETY: descriptors are not part of it.
+    // SAFETY: the flags do not unshare descriptors.
     Ok(unsafe { unshare_unsafe(flags) }?)
 }
 
-/// Goes on as two processes; returns the other one's number in the first, `None` in the new one.
-/// Only while the process has one thread.
+/// Forks. Returns the child's id in the parent, `None` in the child. To be called while the process has one thread.
 pub(super) fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: there is no other thread that could hold a lock or be in the middle of a change.
     match unsafe { libc::fork() } {
@@ -56,14 +56,14 @@ pub(super) fn fork() -> io::Result<Option<Pid>> {
 /// Whether the kernel has seccomp filters that can trap.
 pub(super) fn has_seccomp() -> bool {
     let action = libc::SECCOMP_RET_TRAP;
-    // SAFETY: the kernel reads the number that the pointer is for, and changes nothing (seccomp(2)).
+    // SAFETY: the kernel reads the number behind the pointer, and changes nothing (seccomp(2)).
     unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0u32, &raw const action)
             == 0
     }
 }
 
-/// Adds a seccomp filter to this thread's, for good. It gains no privileges any more.
+/// Adds a seccomp filter to this thread's, for good. The thread gains no privileges any more.
 pub(super) fn add_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     let len = u16::try_from(program.len()).map_err(io::Error::other)?;
@@ -75,7 +75,7 @@ pub(super) fn add_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// This thread's name, with zeroes behind it. May be called in a signal handler: allocates nothing.
+/// This thread's name, padded with zeroes. May be called in a signal handler: allocates nothing.
 pub(super) fn thread_name() -> [u8; 16] {
     let mut name = [0; 16];
     // SAFETY: PR_GET_NAME writes at most 16 bytes (prctl(2)).
@@ -89,7 +89,7 @@ pub(super) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// The number of the system call that `info` of a SIGSYS tells of; -1 where it tells of none.
+/// The number of the system call that `info` of a SIGSYS reports; -1 if a filter did not raise it.
 pub(super) fn forbidden_call(info: *mut libc::siginfo_t) -> i32 {
     /// The start of `siginfo_t` for SIGSYS on x86-64 (include/uapi/asm-generic/siginfo.h).
     #[repr(C)]
@@ -103,7 +103,7 @@ pub(super) fn forbidden_call(info: *mut libc::siginfo_t) -> i32 {
     if info.is_null() {
         return -1;
     }
-    // SAFETY: the kernel gives its handlers a whole siginfo_t, which is larger, and aligned alike.
+    // SAFETY: the kernel passes a whole siginfo_t to its handlers, which is larger, and aligned alike.
     let info = unsafe { info.cast::<SigSys>().read() };
     /// SYS_SECCOMP
     const BY_FILTER: i32 = 1;

@@ -8,72 +8,72 @@ use anyhow::{Result, bail};
 use kvm_bindings::KVMIO;
 use libc::*;
 
-use super::{API, Role};
+use super::{API, FilterRole};
 use tinyvmm::worker::ThreadKind;
 
 /// A system call, and when it is allowed.
 #[derive(Clone, Copy)]
-pub(super) struct Call(pub i64, pub When);
+pub(super) struct SyscallRule(pub i64, pub Condition);
 
-/// What has to be true of a call's arguments, of which the low 32 bits are looked at.
+/// A condition on a call's arguments, of which only the low 32 bits are compared.
 #[derive(Clone, Copy)]
-pub(super) enum When {
+pub(super) enum Condition {
     Always,
     /// The argument with this index is one of these.
     Is(u8, &'static [u32]),
-    /// With this mask, it is this.
+    /// The argument with this index, and this mask, is this value.
     Bits(u8, u32, u32),
-    /// It is our process.
+    /// The argument with this index is this process's id.
     Ourselves(u8),
-    /// It is the folder of the API's socket.
+    /// The argument with this index is the descriptor of the folder of the API's socket.
     Folder(u8),
 }
 
-/// The descriptor of that folder; one that cannot be, if there is no API.
+/// The descriptor of that folder; an invalid one without an API.
 static FOLDER: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// Names the folder of the API's socket. Before the filter of the main thread is made.
+/// Sets the folder of the API's socket. To be called before the main thread's filter is made.
 pub(super) fn keep_folder(folder: Option<&File>) {
     let fd = folder.map_or(u32::MAX, |folder| folder.as_raw_fd().cast_unsigned());
     FOLDER.store(fd, Ordering::SeqCst);
 }
 
-/// The descriptor of that folder.
+/// The descriptor of the folder of the API's socket.
 pub(super) fn folder() -> u32 {
     FOLDER.load(Ordering::SeqCst)
 }
 
-use When::{Always, Bits, Folder, Is, Ourselves};
+use Condition::{Always, Bits, Folder, Is, Ourselves};
 
-/// The lists for a thread with this role; what is made most often is compared first. An error: it has none.
-pub(super) fn of(role: Role) -> Result<Vec<&'static [Call]>> {
+/// The lists for a thread with this role; the most frequent calls come first. An error: the role has no list.
+pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
     let kind = match role {
-        // At a reset it takes devices apart, which may finish what they do.
-        Role::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE]),
-        Role::Worker(kind) => kind,
+        // At a reset the main thread takes devices apart, and finishes requests that they have begun.
+        FilterRole::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE]),
+        FilterRole::Worker(kind) => kind,
     };
     Ok(match kind {
         ThreadKind::Vcpu => vec![VCPU, ANY],
         ThreadKind::Device => vec![ANY, DEVICE],
         ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
-        // What it starts has to be within its own limits.
+        // The starter's limits apply to the threads that it starts.
         ThreadKind::Starter => vec![ANY, VCPU, DEVICE, MEMORY, CONSOLE, START],
         API => vec![ANY, CLIENTS],
         ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
     })
 }
 
-const fn always(number: i64) -> Call {
-    Call(number, Always)
+const fn always(number: i64) -> SyscallRule {
+    SyscallRule(number, Always)
 }
 
-/// A request of KVM's without an argument or with a plain number: `_IO(KVMIO, nr)`.
+/// A KVM ioctl without an argument or with a plain number: `_IO(KVMIO, nr)`.
 const fn io(nr: u32) -> u32 {
     KVMIO << 8 | nr
 }
 
-/// A request of KVM's with an argument, `direction` 1 to the kernel, 2 from it, 3 both.
+/// A KVM ioctl with an argument, `direction` 1 to the kernel, 2 from the kernel, 3 both.
 const fn with<T>(direction: u32, nr: u32) -> u32 {
     (direction << 30) | (size_of::<T>() as u32) << 16 | KVMIO << 8 | nr
 }
@@ -84,18 +84,18 @@ const KVM_SET_USER_MEMORY_REGION: u32 = with::<kvm_bindings::kvm_userspace_memor
 const KVM_GET_REGS: u32 = with::<kvm_bindings::kvm_regs>(2, 0x81);
 const KVM_REGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x67);
 const KVM_UNREGISTER_COALESCED: u32 = with::<kvm_bindings::kvm_coalesced_mmio_zone>(1, 0x68);
-/// Of the terminal's requests: its modes are taken back at the end, and by a panic. (Not TIOCSTI.)
+/// The terminal's requests: its modes are restored at the end, and by a panic. (Not TIOCSTI.)
 const TERMINAL: [u32; 2] = [TCSETS as u32, TCSETS2];
 const TCGETS2: u32 = 0x802c_542a;
 const TCSETS2: u32 = 0x402c_542b;
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
-/// No memory that can be executed.
-const fn without_exec(number: i64) -> Call {
-    Call(number, Bits(2, PROT_EXEC as u32, 0))
+/// Memory must not be executable.
+const fn without_exec(number: i64) -> SyscallRule {
+    SyscallRule(number, Bits(2, PROT_EXEC as u32, 0))
 }
 
-const ANY: &[Call] = &[
+const ANY: &[SyscallRule] = &[
     always(SYS_read),
     always(SYS_write),
     always(SYS_writev),
@@ -103,15 +103,15 @@ const ANY: &[Call] = &[
     always(SYS_poll),
     always(SYS_ppoll),
     always(SYS_close),
-    Call(SYS_fcntl, Is(1, &[F_GETFD as u32])), // what std asserts in debug builds
-    Call(SYS_ioctl, Is(1, &TERMINAL)),
+    SyscallRule(SYS_fcntl, Is(1, &[F_GETFD as u32])), // std's assertion in debug builds
+    SyscallRule(SYS_ioctl, Is(1, &TERMINAL)),
     // The allocator, and stacks of threads.
     without_exec(SYS_mmap),
     without_exec(SYS_mprotect),
     always(SYS_munmap),
     always(SYS_mremap),
     always(SYS_brk),
-    Call(SYS_madvise, Is(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
+    SyscallRule(SYS_madvise, Is(2, &[MADV_DONTNEED as u32, MADV_FREE as u32])),
     // Locks, time, signals, and the end of threads and of the process.
     always(SYS_futex),
     always(SYS_sched_yield),
@@ -123,63 +123,64 @@ const ANY: &[Call] = &[
     always(SYS_rt_sigprocmask),
     always(SYS_rt_sigaction),
     always(SYS_sigaltstack),
-    Call(SYS_tgkill, Ourselves(0)),
+    SyscallRule(SYS_tgkill, Ourselves(0)),
     always(SYS_getpid),
     always(SYS_gettid),
-    Call(SYS_prctl, Is(0, &[PR_GET_NAME as u32, PR_SET_VMA])),
+    SyscallRule(SYS_prctl, Is(0, &[PR_GET_NAME as u32, PR_SET_VMA])),
     always(SYS_exit),
     always(SYS_exit_group),
 ];
 
-const VCPU: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_RUN, KVM_GET_REGS]))];
+const VCPU: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_RUN, KVM_GET_REGS]))];
 
-const DEVICE: &[Call] = &[
+const DEVICE: &[SyscallRule] = &[
     always(SYS_preadv),
     always(SYS_pwritev),
     always(SYS_pwrite64),
     always(SYS_fdatasync),
     always(SYS_fallocate),
     always(SYS_getrandom),
-    Call(SYS_madvise, Is(2, &[MADV_REMOVE as u32])),
+    SyscallRule(SYS_madvise, Is(2, &[MADV_REMOVE as u32])),
 ];
 
-const MEMORY: &[Call] = &[Call(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
+const MEMORY: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
 
-const CONSOLE: &[Call] = &[
-    Call(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED])),
-    // Of a terminal that becomes ours only now: its modes, to be taken back.
-    Call(SYS_ioctl, Is(1, &[TCGETS as u32, TCGETS2])),
+const CONSOLE: &[SyscallRule] = &[
+    SyscallRule(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED])),
+    // The modes of a terminal that becomes the foreground's only now, to be restored later.
+    SyscallRule(SYS_ioctl, Is(1, &[TCGETS as u32, TCGETS2])),
 ];
 
-/// Clients of the API. They come to a socket that is there; none is made.
-const CLIENTS: &[Call] = &[
+/// To serve clients of the API on a socket that exists; none is made.
+const CLIENTS: &[SyscallRule] = &[
     always(SYS_accept4),
     always(SYS_recvfrom),
     always(SYS_sendto),
     always(SYS_shutdown),
-    Call(SYS_ioctl, Is(1, &[FIONBIO as u32])),
+    SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32])),
 ];
 
-/// To remove that socket at the end.
-const LEAVE: &[Call] = &[Call(SYS_unlinkat, Folder(0)), Call(SYS_newfstatat, Folder(0))];
+/// To remove the API's socket at the end.
+const LEAVE: &[SyscallRule] =
+    &[SyscallRule(SYS_unlinkat, Folder(0)), SyscallRule(SYS_newfstatat, Folder(0))];
 
-/// To put another file into the place of a disk's, where Landlock leaves a place for that: one that is there, and stays
-/// as it is until the guest writes.
-pub(super) const OPEN: &[Call] = &[
-    Call(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32), 0)),
+/// To exchange a disk's file in a path where Landlock allows opening: an existing file, which stays as it is until the
+/// guest writes.
+pub(super) const OPEN: &[SyscallRule] = &[
+    SyscallRule(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32), 0)),
     always(SYS_flock),
 ];
 
-/// To start threads, and as a new thread until it has a filter of its own.
-const START: &[Call] = &[
+/// To start threads; also what a new thread needs until it has a filter of its own.
+const START: &[SyscallRule] = &[
     // A thread of this process, in no new namespace.
-    Call(SYS_clone, Bits(0, (CLONE_THREAD | NAMESPACES) as u32, CLONE_THREAD as u32)),
+    SyscallRule(SYS_clone, Bits(0, (CLONE_THREAD | NAMESPACES) as u32, CLONE_THREAD as u32)),
     always(SYS_set_robust_list),
     always(SYS_rseq),
     always(SYS_sched_getaffinity),
-    Call(SYS_prctl, Is(0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32])),
+    SyscallRule(SYS_prctl, Is(0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32])),
     always(SYS_seccomp),
-    always(SYS_eventfd2), // tells a thread to stop
+    always(SYS_eventfd2), // for a thread's StopFlag
 ];
 const NAMESPACES: i32 = CLONE_NEWNS
     | CLONE_NEWCGROUP
@@ -189,16 +190,16 @@ const NAMESPACES: i32 = CLONE_NEWNS
     | CLONE_NEWPID
     | CLONE_NEWNET;
 
-/// To build the machine again after a reset, of files that are open, and to write the boot report.
-const BUILD: &[Call] = &[
-    Call(SYS_ioctl, Is(1, &KVM_BUILD)),
-    Call(SYS_fcntl, Is(1, &[F_DUPFD_CLOEXEC as u32])),
+/// To build the machine again after a reset, of open files, and to write the boot report.
+const BUILD: &[SyscallRule] = &[
+    SyscallRule(SYS_ioctl, Is(1, &KVM_BUILD)),
+    SyscallRule(SYS_fcntl, Is(1, &[F_DUPFD_CLOEXEC as u32])),
     always(SYS_lseek),
     always(SYS_readv),
     always(SYS_fstat),
-    Call(SYS_newfstatat, Bits(3, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
-    Call(SYS_statx, Bits(2, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
-    always(SYS_memfd_create), // a kernel is unpacked there
+    SyscallRule(SYS_newfstatat, Bits(3, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
+    SyscallRule(SYS_statx, Bits(2, AT_EMPTY_PATH as u32, AT_EMPTY_PATH as u32)),
+    always(SYS_memfd_create), // for an unpacked kernel
     always(SYS_ftruncate),
 ];
 

@@ -1,9 +1,9 @@
 //! seccomp filters: which system calls a thread may make once the machine runs, for each kind of thread.
 //!
-//! A filter is added to that of the thread which started this one; both have to allow a call. `rules` has the lists.
+//! A thread inherits the filter of the thread that started it; both have to allow a call. `rules` has the lists.
 //!
-//! The kernel runs a new filter once for each system call that there is (seccomp_cache_prepare_bitmap, kernel/seccomp.c)
-//! and compiles it, on each thread anew: what is short and finds a number in few steps starts a machine sooner.
+//! The kernel runs a new filter once for each system call number (seccomp_cache_prepare_bitmap, kernel/seccomp.c) and
+//! compiles it, on each thread anew: a short filter that finds a number in few steps starts a machine sooner.
 
 use std::collections::BTreeMap;
 use std::slice::from_ref;
@@ -17,41 +17,41 @@ use rustix::process::getpid;
 
 use tinyvmm::arch::AUDIT_ARCH;
 
-use super::program::{ARCHITECTURE, NUMBER, Place, Program};
-use super::rules::{self, Call, When};
-use super::{Role, raw};
+use super::program::{ARCHITECTURE, Label, NUMBER, Program};
+use super::rules::{self, Condition, SyscallRule};
+use super::{FilterRole, raw};
 
-/// Numbers that are compared one after another.
+/// Numbers in a group: one step skips a whole group, within it numbers are compared one after another.
 const GROUP: usize = 12;
 
 /// Adds the filter of `role` to this thread, for good.
-pub(super) fn apply(role: Role) -> Result<()> {
+pub(super) fn apply(role: FilterRole) -> Result<()> {
     Ok(raw::add_filter(&compile(&rules::of(role)?)?)?)
 }
 
-/// Gives the main thread, which this is, its filter with [`rules::OPEN`] added.
+/// Gives this thread, the main one, its filter with [`rules::OPEN`] added.
 pub(super) fn apply_to_main_that_opens() -> Result<()> {
-    let mut calls = rules::of(Role::Main)?;
+    let mut calls = rules::of(FilterRole::Main)?;
     calls.push(rules::OPEN);
     Ok(raw::add_filter(&compile(&calls)?)?)
 }
 
-/// Where a program ends.
+/// The ends of a program.
 struct Ends {
-    allow: Place,
-    trap: Place,
+    allow: Label,
+    trap: Label,
 }
 
-fn compile(calls: &[&[Call]]) -> Result<Vec<sock_filter>> {
+fn compile(calls: &[&[SyscallRule]]) -> Result<Vec<sock_filter>> {
     let mut rules = by_number(calls)?;
     let ioctl = rules.remove(&number(SYS_ioctl)?);
     let mut program = Program::default();
     let ends = Ends { allow: program.end(SECCOMP_RET_ALLOW), trap: program.end(SECCOMP_RET_TRAP) };
     let mut start = search(&mut program, &rules.into_iter().collect::<Vec<_>>(), &ends)?;
-    // Its flags are out of a filter's sight: as it is not there, the C library uses clone.
+    // Its flags are in memory that a filter cannot read. With ENOSYS the C library uses clone.
     let not_there = program.end(SECCOMP_RET_ERRNO | ENOSYS.cast_unsigned());
     start = program.if_equal(number(SYS_clone3)?, not_there, start)?;
-    // KVM_RUN, most of all calls, is found at once.
+    // KVM_RUN, the most frequent call, is compared first.
     if let Some(ioctl) = ioctl {
         call(&mut program, (number(SYS_ioctl)?, &ioctl), &ends, start)?;
     }
@@ -61,13 +61,13 @@ fn compile(calls: &[&[Call]]) -> Result<Vec<sock_filter>> {
     Ok(program.finish())
 }
 
-/// When each call is allowed: in one of these cases; in any, if there is none.
-fn by_number(calls: &[&[Call]]) -> Result<BTreeMap<u32, Vec<When>>> {
+/// Conditions by number: a call is allowed if one of them holds, or if its list is empty.
+fn by_number(calls: &[&[SyscallRule]]) -> Result<BTreeMap<u32, Vec<Condition>>> {
     let mut rules = BTreeMap::<_, Vec<_>>::new();
-    for Call(call, when) in calls.iter().copied().flatten() {
+    for SyscallRule(call, when) in calls.iter().copied().flatten() {
         let number = number(*call)?;
         match (rules.get_mut(&number), when) {
-            (_, When::Always) => drop(rules.insert(number, Vec::new())),
+            (_, Condition::Always) => drop(rules.insert(number, Vec::new())),
             (None, when) => drop(rules.insert(number, vec![*when])),
             (Some(cases), when) if !cases.is_empty() => cases.push(*when),
             (Some(_), _) => {}
@@ -80,8 +80,8 @@ fn number(call: i64) -> Result<u32> {
     u32::try_from(call).context("no number of a system call")
 }
 
-/// Finds the call's number, which is loaded, among `rules`, which are sorted.
-fn search(program: &mut Program, rules: &[(u32, Vec<When>)], ends: &Ends) -> Result<Place> {
+/// Searches for the loaded number among `rules`, which are sorted.
+fn search(program: &mut Program, rules: &[(u32, Vec<Condition>)], ends: &Ends) -> Result<Label> {
     let (mut start, mut least_above) = (ends.trap, None);
     for group in rules.chunks(GROUP).rev() {
         let above = start;
@@ -97,22 +97,22 @@ fn search(program: &mut Program, rules: &[(u32, Vec<When>)], ends: &Ends) -> Res
     Ok(start)
 }
 
-/// Looks at the arguments of a call with this number; one with another goes on at `otherwise`.
+/// Compares the number, then the arguments; other numbers jump to `otherwise`.
 fn call(
     program: &mut Program,
-    (number, cases): (u32, &[When]),
+    (number, cases): (u32, &[Condition]),
     ends: &Ends,
-    otherwise: Place,
-) -> Result<Place> {
+    otherwise: Label,
+) -> Result<Label> {
     let (pid, folder) = (getpid().as_raw_nonzero().get().cast_unsigned(), rules::folder());
     let mut start = if cases.is_empty() { ends.allow } else { ends.trap };
     for when in cases.iter().rev() {
         let (index, mask, values) = match when {
-            When::Always => return program.if_equal(number, ends.allow, otherwise),
-            When::Is(index, values) => (*index, u32::MAX, *values),
-            When::Bits(index, mask, value) => (*index, *mask, from_ref(value)),
-            When::Ourselves(index) => (*index, u32::MAX, from_ref(&pid)),
-            When::Folder(index) => (*index, u32::MAX, from_ref(&folder)),
+            Condition::Always => return program.if_equal(number, ends.allow, otherwise),
+            Condition::Is(index, values) => (*index, u32::MAX, *values),
+            Condition::Bits(index, mask, value) => (*index, *mask, from_ref(value)),
+            Condition::Ourselves(index) => (*index, u32::MAX, from_ref(&pid)),
+            Condition::Folder(index) => (*index, u32::MAX, from_ref(&folder)),
         };
         ensure!(!values.is_empty(), "a call that is never allowed");
         for value in values.iter().rev() {
@@ -167,17 +167,17 @@ mod tests {
             libc::SYS_pidfd_getfd,
             libc::SYS_sendmsg,
         ];
-        for role in Role::ALL {
+        for role in FilterRole::ALL {
             let allowed = rules::of(role).unwrap();
-            for Call(number, when) in allowed.iter().copied().flatten() {
-                // The API's socket is removed at the end.
-                let own = role == Role::Main && matches!(when, When::Folder(0));
+            for SyscallRule(number, when) in allowed.iter().copied().flatten() {
+                // The main thread removes the API's socket at the end.
+                let own = role == FilterRole::Main && matches!(when, Condition::Folder(0));
                 assert!(own || !never.contains(number), "{role:?} may make system call {number}");
             }
         }
     }
 
-    /// What the kernel does with a call that has `argument` for all of its arguments (net/core/filter.c has more steps).
+    /// The kernel's verdict on a call all of whose arguments are `argument` (net/core/filter.c has more steps).
     fn verdict(program: &[sock_filter], arch: u32, number: u32, argument: u64) -> u32 {
         let (mut at, mut loaded) = (0, 0);
         loop {
@@ -199,14 +199,14 @@ mod tests {
         }
     }
 
-    fn allows(when: When, argument: u64) -> bool {
+    fn allows(when: Condition, argument: u64) -> bool {
         let argument = argument as u32;
         match when {
-            When::Always => true,
-            When::Is(_, values) => values.contains(&argument),
-            When::Bits(_, mask, value) => argument & mask == value,
-            When::Ourselves(_) => argument == std::process::id(),
-            When::Folder(_) => argument == rules::folder(),
+            Condition::Always => true,
+            Condition::Is(_, values) => values.contains(&argument),
+            Condition::Bits(_, mask, value) => argument & mask == value,
+            Condition::Ourselves(_) => argument == std::process::id(),
+            Condition::Folder(_) => argument == rules::folder(),
         }
     }
 
@@ -214,20 +214,20 @@ mod tests {
     fn a_program_allows_what_its_list_has_and_nothing_else() {
         let mut arguments = vec![0, 1, 7, u64::MAX, 1 << 32, std::process::id().into()];
         arguments.extend((0..32).map(|bit| 1 << bit));
-        for Call(_, when) in
-            Role::ALL.into_iter().flat_map(|role| rules::of(role).unwrap()).flatten()
+        for SyscallRule(_, when) in
+            FilterRole::ALL.into_iter().flat_map(|role| rules::of(role).unwrap()).flatten()
         {
             match *when {
-                When::Is(_, values) => arguments.extend(values.iter().map(|v| u64::from(*v))),
-                When::Bits(_, mask, value) => {
+                Condition::Is(_, values) => arguments.extend(values.iter().map(|v| u64::from(*v))),
+                Condition::Bits(_, mask, value) => {
                     arguments.extend([u64::from(value), u64::from(value | !mask), mask.into()]);
                 }
                 _ => {}
             }
         }
-        for role in Role::ALL {
+        for role in FilterRole::ALL {
             let mut calls = rules::of(role).unwrap();
-            if role == Role::Main {
+            if role == FilterRole::Main {
                 calls.push(rules::OPEN); // no list is longer
             }
             let program = compile(&calls).unwrap();
@@ -255,7 +255,9 @@ mod tests {
 
     #[test]
     fn a_main_thread_that_opens_makes_no_file_and_empties_none() {
-        let Call(number, When::Bits(2, mask, 0)) = rules::OPEN[0] else { panic!("open") };
+        let SyscallRule(number, Condition::Bits(2, mask, 0)) = rules::OPEN[0] else {
+            panic!("open")
+        };
         assert_eq!(number, libc::SYS_openat);
         let allowed = |flags: i32| flags as u32 & mask == 0;
         assert!(
@@ -270,14 +272,14 @@ mod tests {
 
     #[test]
     fn only_cpus_and_what_starts_them_run_guests() {
-        for role in Role::ALL {
-            let runs = rules::of(role).unwrap().iter().copied().flatten().any(|Call(number, when)| {
+        for role in FilterRole::ALL {
+            let runs = rules::of(role).unwrap().iter().copied().flatten().any(|SyscallRule(number, when)| {
                 *number == SYS_ioctl
-                    && matches!(when, When::Is(1, requests) if requests.contains(&rules::KVM_RUN))
+                    && matches!(when, Condition::Is(1, requests) if requests.contains(&rules::KVM_RUN))
             });
             assert_eq!(
                 runs,
-                [ThreadKind::Vcpu, ThreadKind::Starter].map(Role::Worker).contains(&role),
+                [ThreadKind::Vcpu, ThreadKind::Starter].map(FilterRole::Worker).contains(&role),
                 "{role:?}"
             );
         }

@@ -1,4 +1,4 @@
-//! What happens to a thread that makes a system call which its filter forbids: the process ends, and says so.
+//! A violation: a thread makes a system call that its filter forbids. The process logs that and ends.
 
 use std::fmt::{self, Write};
 use std::io;
@@ -12,7 +12,7 @@ use vmm_sys_util::signal::register_signal_handler;
 use super::raw;
 use crate::terminal;
 
-/// The exit code that it ends with.
+/// The exit code of a violation.
 static EXIT_CODE: AtomicU8 = AtomicU8::new(0);
 
 /// From now on a violation ends the process with `exit_code`.
@@ -21,11 +21,11 @@ pub(super) fn watch(exit_code: u8) -> Result<()> {
     register_signal_handler(libc::SIGSYS, on_violation).context("cannot handle SIGSYS")
 }
 
-/// Runs on the thread that has done it: only what signal-safety(7) allows, and what every filter does.
+/// Runs on the violating thread: only what signal-safety(7) allows, and system calls that every filter allows.
 extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     terminal::restore_now();
     let call = raw::forbidden_call(info);
-    let mut line = Line::default();
+    let mut line = MessageBuffer::default();
     let _ = write!(line, "tinyvmm: the jail has ended this process: its thread ");
     let name = raw::thread_name();
     let name = name.split(|byte| *byte == 0).next().and_then(|name| str::from_utf8(name).ok());
@@ -45,19 +45,19 @@ extern "C" fn on_violation(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
     raw::exit_now(EXIT_CODE.load(Ordering::Relaxed).into());
 }
 
-/// Text without an allocator.
-struct Line {
+/// Text in a buffer that is not allocated.
+struct MessageBuffer {
     bytes: [u8; 256],
     len: usize,
 }
 
-impl Default for Line {
+impl Default for MessageBuffer {
     fn default() -> Self {
         Self { bytes: [0; 256], len: 0 }
     }
 }
 
-impl Write for Line {
+impl Write for MessageBuffer {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = &mut self.bytes[self.len..];
         let len = text.len().min(room.len());

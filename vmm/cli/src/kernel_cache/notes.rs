@@ -1,5 +1,5 @@
-//! Notes beside the entries: which entry a bzImage on the disk is, so that it is not read each time, and where
-//! the bzImage of an entry was when it was last booted, so that people know which is which.
+//! Notes beside the entries: the key of a bzImage on the disk, so that it is not hashed each time, and the path of an
+//! entry's bzImage when it was last booted, so that people recognize it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,13 +18,13 @@ use super::{Cache, is_key, unfinished_name};
 const SETTLED: Duration = Duration::from_secs(3);
 /// `FUSE_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const FUSE: i64 = 0x6573_5546;
-/// How the name of a note begins that says which entry a file is; the rest is what the file system says of it.
+/// The prefix of a note with the key of a file; the rest of the name is the file's metadata.
 pub const FILE: &str = "file-";
-/// How the name of a link begins that says where an entry's bzImage was; the rest is the entry's name.
+/// The prefix of a link to an entry's bzImage; the rest of the name is the key.
 pub const PATH: &str = "name-";
 
 impl Cache {
-    /// The name that the bzImage in `file` has here.
+    /// The key of the bzImage in `file`.
     pub fn key(&self, file: &File) -> Result<String> {
         let note = note_name(file)?;
         if let Some(key) = self.read_note(&note) {
@@ -52,14 +52,14 @@ impl Cache {
         unfinished.finish(name)
     }
 
-    /// Notes that the bzImage of the entry `key` is at `path`: for people, nothing opens it.
+    /// Notes that the bzImage of the entry `key` is at `path`. Only people read that: nothing opens it.
     pub fn note_path(&self, key: &str, path: &Path) {
         let name = format!("{PATH}{key}");
         let Ok(path) = std::path::absolute(path) else { return };
         if self.noted_path(key).as_deref() == Some(&path) {
             return;
         }
-        // A link cannot be changed, but replaced. A path that is too long for one is not noted.
+        // A link is replaced, as it cannot be changed. A path that is too long for a link is not noted.
         let noted = unfinished_name().and_then(|new| {
             symlinkat(&path, &self.dir, &new)?;
             let renamed = renameat(&self.dir, &new, &self.dir, &name);
@@ -92,7 +92,7 @@ fn hash(file: &File) -> io::Result<blake3::Hash> {
     }
 }
 
-/// What the file system says of a file changes with its contents.
+/// The name of a file's note: metadata that changes with the contents.
 pub(super) fn note_name(file: &File) -> Result<String> {
     let m = file.metadata()?;
     let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
@@ -100,7 +100,7 @@ pub(super) fn note_name(file: &File) -> Result<String> {
     Ok(format!("{FILE}{identity}-{:x}.{:x}-{:x}.{:x}", mtime.0, mtime.1, ctime.0, ctime.1))
 }
 
-/// Whether the file system can be trusted in that: FUSE is a program of any user.
+/// Whether the metadata can be trusted: not if the file has just changed, nor on FUSE, which is a program of any user.
 fn is_settled(file: &File) -> Result<bool> {
     let metadata = file.metadata()?;
     let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));

@@ -36,7 +36,7 @@ impl ExitCounts {
         [self.total, self.io, self.mmio, self.halt, self.interrupt, self.page_fault]
     }
 
-    /// The field of a counter of KVM's (`kvm_vcpu_stats_desc`, arch/x86/kvm/x86.c).
+    /// The field for a counter of KVM's (`kvm_vcpu_stats_desc`, arch/x86/kvm/x86.c).
     fn field(&mut self, name: &[u8]) -> Option<&mut u64> {
         Some(match name {
             b"exits" => &mut self.total,
@@ -56,7 +56,7 @@ pub struct KvmCounters(Vec<CpuCounters>);
 
 struct CpuCounters {
     file: File,
-    /// Names, and where in the file their numbers are.
+    /// The counters' names and offsets in the file.
     places: Vec<(Vec<u8>, u64)>,
 }
 
@@ -75,7 +75,7 @@ impl KvmCounters {
         Ok(())
     }
 
-    /// The sum over all CPUs; `None` where KVM does not tell.
+    /// The sum over all CPUs; `None` where KVM has no such counters.
     pub fn read(&self) -> Option<ExitCounts> {
         let mut counts = ExitCounts::default();
         for cpu in &self.0 {
@@ -89,8 +89,8 @@ impl KvmCounters {
     }
 }
 
-/// Where the counters that [`ExitCounts`] has are in `file`: a `kvm_stats_header`, `kvm_stats_desc`s
-/// with a name each, and the numbers (Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
+/// The names and offsets of the counters in `file` that [`ExitCounts`] has. The file has a `kvm_stats_header`, a
+/// `kvm_stats_desc` with a name for each counter, and the values (Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD).
 fn places(file: &File) -> Result<Vec<(Vec<u8>, u64)>> {
     const DESCRIPTOR: u64 = 16;
     let field = |at: u64| -> Result<u64> {

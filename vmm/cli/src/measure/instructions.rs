@@ -1,29 +1,29 @@
-//! How many instructions a guest executes, by the processor's own counter, where there is one for us.
+//! Counts the instructions that a guest executes, with the processor's counter, where the host has one.
 
 use std::fs::File;
 use std::io::{Error, Read, Result};
 use std::os::fd::FromRawFd;
 
-/// Values of include/uapi/linux/perf_event.h: what is counted, and bits of `struct perf_event_attr`.
+/// Values of include/uapi/linux/perf_event.h: kind and number of the event, and bits of `struct perf_event_attr`.
 const HARDWARE: u32 = 0;
 const INSTRUCTIONS: u64 = 1;
 const INHERIT: u64 = 1 << 1;
 const EXCLUDE_HOST: u64 = 1 << 19;
-/// Bytes of that struct's first version, which every kernel knows.
+/// Bytes of `perf_event_attr`'s first version, which every kernel knows.
 const ATTR_SIZE: u32 = 64;
 const CLOSE_ON_EXEC: libc::c_ulong = 8;
 
-/// Counts what guests execute on this thread, and on all that come of it from now on.
+/// Counts what guests execute on this thread, and on all threads that it starts from now on.
 pub struct Instructions(File);
 
 impl Instructions {
-    /// Starts at zero. Fails where the processor shows no counter, as to most virtual machines, or this user may not
-    /// count (perf_event_paranoid).
+    /// Starts to count at zero. Fails where the processor has no counter, as in most virtual machines, or this user may
+    /// not count (perf_event_paranoid).
     pub fn count() -> Result<Self> {
         count(HARDWARE, INSTRUCTIONS, EXCLUDE_HOST).map(Self)
     }
 
-    /// Those so far.
+    /// Instructions so far.
     pub fn read(&self) -> Option<u64> {
         read(&self.0)
     }
@@ -59,7 +59,7 @@ mod tests {
 
     use super::*;
 
-    /// As instructions are counted, but what every kernel can count: page faults.
+    /// Counts page faults instead of instructions, which every kernel can.
     #[test]
     fn what_threads_do_is_counted_too() {
         const SOFTWARE: u32 = 1;

@@ -1,4 +1,4 @@
-//! What is measured of a machine: when its boot passed what, with how many exits, and what these were for.
+//! Measures a machine: the times and exits at the marks of its boot, and the addresses of its exits.
 
 pub mod exits;
 mod instructions;
@@ -19,18 +19,18 @@ use self::trace::ExitTrace;
 /// A mark that was reached.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Reached {
-    /// Which.
+    /// The mark.
     pub name: Mark,
-    /// Milliseconds since the process was started.
+    /// Time since the start of the process.
     #[serde(serialize_with = "as_ms")]
     pub ms: Duration,
-    /// Exits until then; `None` where KVM does not tell.
+    /// Exits until then; `None` where KVM does not count them.
     pub exits: Option<ExitCounts>,
-    /// Instructions of the guest until then; `None` where nobody asked, or the host does not count them.
+    /// Instructions of the guest until then; `None` unless they are counted.
     pub instructions: Option<u64>,
 }
 
-/// What was measured: the marks of the first boot, and exits.
+/// The measurements: the marks of the first boot, and exits.
 pub struct Record {
     start: Instant,
     marks: Mutex<Vec<Reached>>,
@@ -40,7 +40,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record of a process that was started at `start`. With `trace` it counts exits by address.
+    /// A record of a process that was started at `start`; with `trace` also of exits by address.
     pub fn since(start: Instant, trace: bool) -> Self {
         let record = Self {
             start,
@@ -53,7 +53,7 @@ impl Record {
         record
     }
 
-    /// Only the first time that a mark is reached counts, and nothing after the end.
+    /// Records `mark` at its first time only, and nothing after the end.
     fn note(&self, mark: Mark, at: Instant) {
         let exits = self.exits();
         let mut marks = lock(&self.marks);
@@ -67,7 +67,7 @@ impl Record {
         }
     }
 
-    /// Instructions are counted from now on, where that can be: on this thread and on those that it starts.
+    /// Counts instructions from now on, on this thread and those that it starts, if the host can.
     pub fn count_instructions(&self) {
         match Instructions::count() {
             Ok(counter) => _ = self.instructions.set(counter),
@@ -75,24 +75,24 @@ impl Record {
         }
     }
 
-    /// No machine is counted any more: its counters keep it in the kernel.
+    /// Drops the counters of the machine's CPUs, which keep the machine in the kernel.
     pub fn forget_exits(&self) {
         *lock(&self.counters) = KvmCounters::default();
     }
 
-    /// Exits so far since the machine's last reset; `None` where nobody asked, or KVM does not tell.
+    /// Exits since the machine's last reset; `None` where they are not counted.
     pub fn exits(&self) -> Option<ExitCounts> {
         lock(&self.counters).read()
     }
 
-    /// What was reached, in the order of time.
+    /// The marks, in the order of time.
     pub fn marks(&self) -> Vec<Reached> {
         let mut marks = lock(&self.marks).clone();
         marks.sort_by_key(|mark| mark.ms);
         marks
     }
 
-    /// A table of exits by address, if they were counted.
+    /// The table of exits by address, if they are counted.
     pub fn trace(&self) -> Option<String> {
         self.trace.as_ref().map(|trace| lock(trace).to_string())
     }
@@ -105,7 +105,7 @@ impl Observer for Record {
 
     fn made_cpu(&self, cpu: &VcpuFd) {
         if let Err(error) = lock(&self.counters).add(cpu) {
-            // Once: there are many CPUs, and a guest may reset for ever.
+            // Once: a machine has many CPUs, and a guest may reset for ever.
             static LOGGED: Once = Once::new();
             LOGGED.call_once(|| {
                 log::warn!("exits are not counted, Linux 5.14 or later could ({error})");

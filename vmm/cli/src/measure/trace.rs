@@ -1,14 +1,14 @@
-//! `--trace-exits`: which ports and registers a guest's exits were for.
+//! `--trace-exits`: counts a guest's exits by port and address.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use tinyvmm::timeline::Access;
 
-/// Most addresses that a trace tells apart: a guest may touch any number.
-const MOST: usize = 1000;
+/// Most addresses that are counted separately: a guest can access any number.
+const MAX_ADDRESSES: usize = 1000;
 
-/// How often each access made a CPU exit to tinyvmm; `None` stands for any, after too many others.
+/// Exits to tinyvmm by access; `None` sums up further ones after the first [`MAX_ADDRESSES`].
 #[derive(Default)]
 pub struct ExitTrace(BTreeMap<Option<Access>, u64>);
 
@@ -16,7 +16,7 @@ impl ExitTrace {
     /// Counts `access`.
     pub fn add(&mut self, access: Access) {
         let access = Some(access);
-        let known = self.0.len() < MOST || self.0.contains_key(&access);
+        let known = self.0.len() < MAX_ADDRESSES || self.0.contains_key(&access);
         *self.0.entry(if known { access } else { None }).or_default() += 1;
     }
 }
@@ -51,7 +51,7 @@ mod tests {
         let mut trace = ExitTrace::default();
         (0..10_000).for_each(|address| trace.add(Access::Read(address)));
         trace.add(Access::Read(0));
-        assert_eq!(trace.0.len(), MOST + 1);
+        assert_eq!(trace.0.len(), MAX_ADDRESSES + 1);
         assert_eq!(trace.0[&Some(Access::Read(0))], 2);
         assert_eq!(trace.0[&None], 9_000);
         assert!(trace.to_string().contains("     9000  other\n        2  read  0x0\n"));

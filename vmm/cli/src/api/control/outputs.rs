@@ -1,4 +1,4 @@
-//! Where messages and metrics go.
+//! The destinations of messages and metrics.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,14 +13,14 @@ use super::super::setup::Setup;
 use super::Api;
 use crate::api::FIRECRACKER_VERSION;
 use crate::api::bodies::{self, Logger};
-use crate::api::metrics::{Measured, Metrics};
+use crate::api::metrics::{Latencies, Metrics};
 use crate::config::FirecrackerConfig;
 use crate::logger;
 use tinyvmm::machine::{LiveMachine, Machine};
 use tinyvmm::virtio::disk_counts::DiskCounts;
 
 impl Api {
-    /// Does what flags say under the name `firecracker`.
+    /// Applies the flags that Firecracker has for messages and metrics.
     pub(super) fn adopt(&mut self, flags: &FirecrackerConfig) -> Result<()> {
         if let Some(path) = &flags.log_path {
             logger::also_to(Some(create(path).context("--log-path")?), None, None, &self.id);
@@ -29,10 +29,10 @@ impl Api {
         let own = env!("CARGO_PKG_VERSION");
         log::info!("Running tinyvmm {own} as Firecracker v{FIRECRACKER_VERSION}");
         if let Some(path) = &flags.metrics_path {
-            let metrics = bodies::Metrics { metrics_path: path.clone() };
+            let metrics = bodies::MetricsBody { metrics_path: path.clone() };
             self.set_metrics(metrics).context("--metrics-path")?;
         }
-        self.measured = Measured::since(flags.start);
+        self.measured = Latencies::since(flags.start);
         Ok(())
     }
 
@@ -42,7 +42,7 @@ impl Api {
         let level = body.level.as_deref().map(logger::level).transpose()?;
         let file = body.log_path.as_deref().map(create).transpose()?;
         logger::also_to(file, body.show_level, body.show_log_origin, &self.id);
-        // A file is worth more than what stderr is; who has chosen already keeps that.
+        // With a file the level is Firecracker's default, not stderr's; an earlier choice stays.
         let chosen = self.logger.is_some() || self.config().process.firecracker.is_some();
         let default = (body.log_path.is_some() && !chosen).then_some(LevelFilter::Info);
         if let Some(level) = level.or(default) {
@@ -53,8 +53,8 @@ impl Api {
     }
 
     /// PUT /metrics.
-    pub(super) fn set_metrics(&mut self, body: bodies::Metrics) -> Result<()> {
-        ensure!(self.metrics.is_none(), "metrics go somewhere already");
+    pub(super) fn set_metrics(&mut self, body: bodies::MetricsBody) -> Result<()> {
+        ensure!(self.metrics.is_none(), "metrics have a file already");
         let file = create(&body.metrics_path)?;
         self.metrics = Some(Metrics::new(body, file));
         Ok(())
@@ -63,11 +63,11 @@ impl Api {
     /// PUT /actions, FlushMetrics.
     pub(super) fn flush_metrics(&mut self, machine: &LiveMachine) -> Result<()> {
         let disks = named_disks(&self.setup, disks(machine));
-        let metrics = self.metrics.as_mut().context("metrics go nowhere: PUT /metrics first")?;
+        let metrics = self.metrics.as_mut().context("metrics have no file: PUT /metrics first")?;
         metrics.write(&disks, &self.measured)
     }
 
-    /// When metrics of a machine that runs are to be written next, if they go anywhere.
+    /// When the running machine's next metrics are due, if they have a destination.
     pub fn metrics_due(&mut self) -> Option<Instant> {
         self.metrics.as_mut().map(|metrics| metrics.due(Instant::now()))
     }
@@ -82,7 +82,7 @@ impl Api {
         is_due
     }
 
-    /// Writes the last metrics of a machine, which has ended or resets.
+    /// Writes the last metrics of a machine that has ended or resets.
     pub fn write_last_metrics(&mut self, machine: &Machine) {
         if let Some(metrics) = &mut self.metrics {
             metrics
@@ -92,7 +92,7 @@ impl Api {
     }
 }
 
-/// What has gone through each disk, with its name.
+/// The counters of each disk, with its name.
 fn named_disks<'a>(setup: &Setup, disks: &'a [Arc<DiskCounts>]) -> Vec<(String, &'a DiskCounts)> {
     let counts = disks.iter().map(|disk| &**disk);
     setup.drive_ids().into_iter().zip(counts).collect()
@@ -102,9 +102,9 @@ fn disks(machine: &LiveMachine) -> &[Arc<DiskCounts>] {
     machine.handles().map_or(&[], |handles| &handles.disks)
 }
 
-/// A file or named pipe to add lines to.
+/// Opens a file or named pipe to append lines to.
 fn create(path: &Path) -> Result<File> {
-    // O_NONBLOCK, and to be read, too: a named pipe may have no reader yet. What nobody reads is lost.
+    // O_NONBLOCK and reading: a named pipe may have no reader yet. Lines without a reader are lost.
     let mut options = OpenOptions::new();
     let options = options
         .read(true)
