@@ -5,7 +5,7 @@ use tinyvmm::layout::MIB;
 /// Bytes before the protected-mode kernel.
 pub const SETUP: usize = 1024;
 
-/// All but the sizes of what follows.
+/// The setup code and its header, without the sizes of what follows.
 pub fn setup() -> Vec<u8> {
     let mut file = vec![0; SETUP];
     put(&mut file, 0x1f1, &[1]); // setup_sects

@@ -134,14 +134,14 @@ fn a_bzimage_unpacks_itself_where_that_is_asked_for_or_all_that_can_be() {
     let truncated = gzip(&elf[..elf.len() - 1]);
     let payloads = [&damaged, &longer, &unknown, &no_kernel, &truncated, &vec![0; 3], &vec![]];
     asked.run().exits(0).silently().prints(UNPACKED_ITSELF);
-    let told = ["the kernel is left to unpack itself, which may fail: "];
+    let words = ["the kernel is left to unpack itself, which may fail: "];
     for payload in payloads {
         let vmm = vmm(&bzimage(payload), &cache.path(""));
         let outcome = vmm.run().exits(0).prints(UNPACKED_ITSELF);
         if payload.is_empty() {
             outcome.silently()
         } else {
-            outcome.says(&told)
+            outcome.says(&words)
         };
     }
     let elsewhere = |field: usize, value: u32| {
@@ -151,7 +151,7 @@ fn a_bzimage_unpacks_itself_where_that_is_asked_for_or_all_that_can_be() {
         if value == 0 {
             outcome.silently()
         } else {
-            outcome.says(&told)
+            outcome.says(&words)
         };
     };
     elsewhere(0x248, u32::MAX);

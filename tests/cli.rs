@@ -1,4 +1,4 @@
-//! The command line: what cannot be is refused in one line; help is whole and can be piped.
+//! The command line: errors are one line; help is complete and can be piped.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use crate::fixture::{Outcome, Vmm};
 use crate::guests;
 
-/// A machine that would write a file if it started: that it refuses must leave no trace.
+/// A machine that would write a file if it started: a refusal must leave no trace.
 fn vmm() -> Vmm {
     Vmm::new().guest(guests::hello).args(["--console", "console.txt"])
 }
@@ -16,7 +16,7 @@ fn run(args: &[&str]) -> Outcome {
     Vmm::new().args(args).run()
 }
 
-/// What it prints and nothing else.
+/// The standard output of tinyvmm, which prints nothing else.
 #[track_caller]
 fn printed(args: &[&str]) -> String {
     String::from_utf8(run(args).exits(0).silently().leaves_nothing().stdout).unwrap()
@@ -30,7 +30,7 @@ fn a_machine_without_a_kernel() {
 }
 
 #[test]
-fn an_unknown_flag_is_told_with_the_nearest_one() {
+fn an_unknown_flag_is_reported_with_the_nearest_one() {
     run(&["--kernal", "bzImage"]).refuses(2, &["'--kernal'", "'--kernel'"]);
     vmm().args(["--memory", "1G"]).run().refuses(2, &["'--memory'", "--mem SIZE"]);
     vmm().args(["--frobnicate"]).run().refuses(2, &["'--frobnicate'", "--help"]);
@@ -43,7 +43,7 @@ fn an_unknown_flag_is_told_with_the_nearest_one() {
     assert!(!far.stderr.contains("nearest") && !far.stderr.contains("-- --"), "{}", far.stderr);
 }
 
-/// A line of a table: words that are typed, separated by spaces, and what has to be said of them.
+/// A row of a table: the arguments, separated by spaces, and words of the error.
 type Typed = (&'static str, &'static [&'static str]);
 
 #[track_caller]
@@ -58,7 +58,7 @@ fn all_refused(lines: &[Typed]) {
 }
 
 #[test]
-fn flags_of_other_programs_are_told_with_what_to_say_here() {
+fn flags_of_other_programs_are_reported_with_what_to_say_here() {
     all_refused(&[
         ("-m 512", &["'-m'", "--mem SIZE"]),
         ("-smp 2 --kernel x", &["'-smp'", "--cpus N"]),
@@ -90,7 +90,7 @@ fn flags_of_other_programs_are_told_with_what_to_say_here() {
 }
 
 #[test]
-fn words_of_other_programs_are_told_with_what_to_say_here() {
+fn words_of_other_programs_are_reported_with_what_to_say_here() {
     all_refused(&[
         ("run", &["'run'", "--kernel FILE"]),
         ("run --kernel x", &["'run'", "--kernel FILE"]),
@@ -119,7 +119,7 @@ fn words_of_other_programs_are_told_with_what_to_say_here() {
 }
 
 #[test]
-fn words_that_are_out_of_place_are_told_with_their_place() {
+fn words_that_are_out_of_place_are_reported_with_their_place() {
     all_refused(&[
         ("--kernel x extra", &["'extra'", "quote", "--"]),
         ("--kernel x --cmdline a b", &["'b'", "quote"]),
@@ -323,7 +323,7 @@ fn a_reader_that_has_gone_away_is_no_error() {
 }
 
 #[test]
-fn errors_with_nobody_to_tell_are_still_exit_codes() {
+fn errors_without_a_reader_are_still_exit_codes() {
     for (args, code) in [(["--mem", "0"], 2), (["--kernel", "missing"], 3)] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

@@ -16,7 +16,7 @@ fn refused(text: &str, words: &[&str]) {
     vmm.args(["--console", "console.txt"]).run().refuses(2, &words);
 }
 
-/// What `--print-config` says of it.
+/// The output of `--print-config`.
 #[track_caller]
 fn printed(vmm: Vmm) -> String {
     let outcome = vmm.args(["--print-config"]).run().exits(0).silently().leaves_nothing();
@@ -134,7 +134,7 @@ fn a_disk_list_keeps_its_order() {
 }
 
 #[test]
-fn an_unknown_key_is_told_with_the_nearest_one() {
+fn an_unknown_key_is_reported_with_the_nearest_one() {
     refused("memory = '1G'", &["'memory'", "'mem'"]);
     refused("kernal = 'x'", &["'kernal'", "'kernel'"]);
     refused("no_reboot = true", &["'no_reboot'", "'no-reboot'"]);
@@ -160,26 +160,26 @@ fn wrong_types_and_values_name_the_key() {
 }
 
 #[test]
-fn wrong_values_are_told_with_their_line() {
+fn wrong_values_are_reported_with_their_line() {
     refused("cpus = 2\n# more\nmem = '1X'\n", &["vm.toml:3: --mem 1X: ", "'X'"]);
     refused("cpus = 2\nmem = 1.5", &["vm.toml:2: mem ", "float"]);
     refused("disk = [\n  'a.img',\n  'b.img,ro',\n]", &["vm.toml:3: --disk b.img,ro: "]);
     refused("disk = [\n  'a.img',\n  1,\n]", &["vm.toml:3: disk", "list of strings"]);
     refused("mem = '1G'\nno-reboot = 'yes'", &["vm.toml:2: --no-reboot yes: ", "true or false"]);
-    // What each is may be good, and not what they make.
+    // Each value is valid by itself, their combination is not.
     refused("cpus = 2\nmem = '5'", &["vm.toml:2: --mem 5: ", "16M"]);
     refused("cpus = 2\n\nballoon = '1G'", &["vm.toml:3: --balloon 1G: "]);
     refused("disk = [\n'a',\n'b',\n'b']", &["vm.toml:3: --disk b: ", "twice"]);
     let host = with_config("mem = '64M'\ncpus = 10000").guest(guests::hello);
     host.args(["--console", "c"]).run().refuses(3, &["vm.toml:2: --cpus 10000", "at most"]);
-    // The command line's own are not the file's.
+    // Flags of the command line are not the file's.
     let vmm = with_config("cpus = 2\nmem = '64M'").guest(guests::hello).args(["--mem", "5"]);
     let outcome = vmm.run().exits(2).says(&["--mem 5"]);
     assert!(!outcome.stderr.contains("vm.toml"), "{}", outcome.stderr);
 }
 
 #[test]
-fn what_is_not_toml_is_told_with_its_line() {
+fn what_is_not_toml_is_reported_with_its_line() {
     refused("mem = '1G'\ncpus = 2\nkernel = \n", &["vm.toml:3: "]);
     refused("mem 1G", &["vm.toml:1: "]);
     refused("# ok\n\nmem = '1G'\nmem = '2G'", &["vm.toml:4: ", "duplicate"]);

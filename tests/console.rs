@@ -1,4 +1,4 @@
-//! The serial console: where it goes, what reaches the guest, and readers that do not read.
+//! The serial console: its destinations, the guest's input, and readers that do not read.
 
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -22,7 +22,7 @@ fn cpu_ms(running: &Running) -> u64 {
     ticks * 10 // USER_HZ is 100 on x86
 }
 
-/// A pipe that takes nothing until someone reads from it, and how much is in it.
+/// A pipe that is full until a reader comes, and the number of bytes in it.
 fn full_pipe() -> (PipeReader, PipeWriter, usize) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
@@ -43,7 +43,7 @@ fn a_file_is_written_anew() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_told() {
+fn a_file_that_cannot_be_written_is_reported() {
     for (file, why) in [("missing/log", "No such file"), (".", "Is a directory")] {
         let vmm = Vmm::new().guest(guests::hello).args(["--console", file]);
         vmm.run().refuses(3, &["console", file, why]);
@@ -53,7 +53,7 @@ fn a_file_that_cannot_be_written_is_told() {
 #[test]
 fn output_goes_to_none_of_the_machine_s_own_files() {
     let kernel = guests::elf(&guests::hello());
-    // By another name, and by those that /dev/fd has for what is open.
+    // By another name, and by the names in /dev/fd of open files.
     let mut outputs = vec!["--console=kernel".into(), "--boot-report=./kernel".to_owned()];
     outputs.push("--console=disk".into());
     outputs.extend((3..20).map(|fd| format!("--console=/dev/fd/{fd}")));

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A folder that goes away with the value.
+/// A folder that is removed with the value.
 pub struct Dir(pub PathBuf);
 
 impl Dir {

@@ -1,4 +1,4 @@
-//! Files that cannot be what they are given as: one line says which and what to do about it.
+//! Files that are unfit for their flag: one line names the file and the remedy.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,12 +9,12 @@ use tinyvmm::layout::{GIB, MIB};
 use crate::fixture::{Running, Vmm};
 use crate::{bzimage as image, guests};
 
-/// A machine that would write a file if it started: that it refuses must leave no trace.
+/// A machine that would write a file if it started: a refusal must leave no trace.
 fn vmm() -> Vmm {
     Vmm::new().args(["--mem", "64M", "--console", "console.txt"])
 }
 
-/// A whole kernel with `bytes` at `offset` instead of what is there.
+/// A whole kernel with `bytes` at `offset`.
 fn elf_with(offset: usize, bytes: &[u8]) -> Vec<u8> {
     let mut file = guests::elf(&guests::hello());
     file[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -41,7 +41,7 @@ fn refused(kernel: &[u8], words: &[&str]) {
     vmm().kernel(kernel).run().refuses(3, &[&["kernel kernel: "], words].concat());
 }
 
-/// Nobody ever writes to it: reading it, or only opening it for that, takes for ever.
+/// A pipe without a writer: to open it for reading, or to read it, would block for ever.
 fn with_fifo(vmm: Vmm) -> Vmm {
     let mode = Mode::RUSR | Mode::WUSR;
     mknodat(CWD, vmm.dir().path("fifo"), FileType::Fifo, mode, 0).unwrap();
@@ -206,7 +206,7 @@ fn a_lock_that_is_held_for_a_moment_is_waited_for() {
         let other = File::open(vmm.dir().path(locked)).unwrap();
         other.try_lock().unwrap();
         let running = vmm.args(["--disk", disk]).start();
-        // Without the wait it would have ended by now.
+        // Without the wait tinyvmm would have ended by now.
         let name = running.dir().path(locked);
         let running = running.until(|vmm| has_open(vmm, &name));
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -246,7 +246,7 @@ fn an_overlay_that_is_not_one_or_in_use() {
     let missing = vmm().args(["--disk", "disk,overlay=no/layer"]);
     missing.run().refuses(3, &["overlay no/layer", "No such file"]);
     with_fifo(vmm()).args(["--disk", "disk,overlay=fifo"]).run().refuses(3, &["overlay fifo"]);
-    // A new one is there afterwards, and is good for the next time.
+    // A new layer exists afterwards, and is valid the next time.
     let first = vmm().args(["--disk", "disk,overlay=layer"]).run().exits(0).silently();
     let next = vmm().file("layer", fs::read(first.dir().path("layer")).unwrap());
     next.args(["--disk", "disk,overlay=layer"]).run().exits(0).silently();

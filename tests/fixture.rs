@@ -20,10 +20,10 @@ use crate::guests;
 /// The binary under test: this build's, unless `$TINYVMM` names another.
 pub static TINYVMM: LazyLock<String> =
     LazyLock::new(|| env::var("TINYVMM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tinyvmm").into()));
-/// How long anything may take before the test fails.
+/// The limit of each wait before the test fails.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A tinyvmm that is about to be started.
+/// A tinyvmm to be started.
 pub struct Vmm {
     dir: Dir,
     command: Command,
@@ -37,7 +37,7 @@ impl Vmm {
         Self::started_by(&[])
     }
 
-    /// Started by another program, which is given tinyvmm and its arguments, e.g. `setsid`.
+    /// A tinyvmm that another program starts, which gets tinyvmm and its arguments, e.g. `setsid`.
     pub fn started_by(wrapper: &[&str]) -> Self {
         let dir = Dir::new();
         let mut words = wrapper.iter().copied().chain([TINYVMM.as_str()]);
@@ -46,7 +46,7 @@ impl Vmm {
         Self { dir, command, stdout: None, stderr: None, limit: LIMIT }
     }
 
-    /// Started under another name.
+    /// A tinyvmm under another name.
     pub fn named(name: &str) -> Self {
         let mut vmm = Self::new();
         std::os::unix::fs::symlink(&*TINYVMM, vmm.dir.path(name)).unwrap();
@@ -65,24 +65,24 @@ impl Vmm {
         self
     }
 
-    /// Creates a file in the folder that it is started in.
+    /// Creates a file in tinyvmm's folder.
     pub fn file(self, name: &str, contents: impl AsRef<[u8]>) -> Self {
         fs::write(self.dir.path(name), contents).unwrap();
         self
     }
 
-    /// A file of `len` zero bytes.
+    /// Creates a file of `len` zero bytes.
     pub fn sparse_file(self, name: &str, len: u64) -> Self {
         File::create(self.dir.path(name)).unwrap().set_len(len).unwrap();
         self
     }
 
-    /// The kernel is a guest of [`crate::guests`].
+    /// Sets a guest of [`crate::guests`] as the kernel.
     pub fn guest(self, code: fn() -> Vec<u8>) -> Self {
         self.kernel(&guests::elf(&code()))
     }
 
-    /// `image` is the kernel's file.
+    /// Sets the contents of the kernel's file.
     pub fn kernel(self, image: &[u8]) -> Self {
         self.file("kernel", image).args(["--kernel", "kernel"])
     }
@@ -92,19 +92,19 @@ impl Vmm {
         self
     }
 
-    /// Standard output goes there and is not collected.
+    /// Sends standard output there, instead of collecting it.
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.stdout = Some(stdout.into());
         self
     }
 
-    /// Standard error goes there and is not collected.
+    /// Sends standard error there, instead of collecting it.
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
         self.stderr = Some(stderr.into());
         self
     }
 
-    /// It may take this much longer.
+    /// Adds to the limit of each wait.
     pub fn patiently(mut self, more: Duration) -> Self {
         self.limit += more;
         self
@@ -114,7 +114,7 @@ impl Vmm {
         &self.dir
     }
 
-    /// Runs it to its end.
+    /// Runs tinyvmm to its end.
     #[track_caller]
     pub fn run(self) -> Outcome {
         self.start().wait()
@@ -126,7 +126,7 @@ impl Vmm {
         self.command.stdout(self.stdout.take().unwrap_or_else(Stdio::piped));
         self.command.stderr(self.stderr.take().unwrap_or_else(Stdio::piped));
         let mut child = self.command.spawn().expect("tinyvmm can be started");
-        // A pipe of ours that the command keeps would hide that its reader or writer is gone.
+        // A pipe that the command keeps open would hide that its reader or writer is gone.
         self.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let stdout = Collector::new(child.stdout.take());
         let stderr = Collector::new(child.stderr.take());
@@ -160,7 +160,7 @@ impl Collector {
         self.text.0.lock().unwrap().clone()
     }
 
-    /// Waits until `needle` was read; false if that takes until `deadline`.
+    /// Waits until `needle` was read; false after `deadline`.
     fn wait_for(&self, needle: &[u8], deadline: Instant) -> bool {
         let lacks = |text: &mut Vec<u8>| !text.windows(needle.len()).any(|part| part == needle);
         let left = deadline.saturating_duration_since(Instant::now());
@@ -170,7 +170,7 @@ impl Collector {
     }
 }
 
-/// A tinyvmm that runs. Dropping it kills it.
+/// A running tinyvmm. Dropping it kills it.
 pub struct Running {
     child: Child,
     stdout: Collector,
@@ -190,7 +190,7 @@ impl Running {
         self
     }
 
-    /// Waits until tinyvmm itself has said `text`.
+    /// Waits until tinyvmm has written `text` to standard error.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
         if !self.stderr.wait_for(text.as_bytes(), self.deadline) {
@@ -229,7 +229,7 @@ impl Running {
         assert_eq!(sent, 0, "tinyvmm still runs");
     }
 
-    /// The folder that it runs in.
+    /// The folder of tinyvmm.
     pub fn dir(&self) -> &Dir {
         &self.dir
     }
@@ -239,14 +239,14 @@ impl Running {
         Path::new("/proc").join(self.child.id().to_string()).join(name)
     }
 
-    /// Memory of the process that is not shared and in RAM.
+    /// Private memory of the process that is in RAM, in KiB.
     pub fn rss_kib(&self) -> u64 {
         let status = fs::read_to_string(self.proc("status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Names of its threads, sorted.
+    /// Names of the threads, sorted.
     pub fn threads(&self) -> Vec<String> {
         let tasks = fs::read_dir(self.proc("task")).unwrap();
         let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
@@ -256,7 +256,7 @@ impl Running {
         names
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     #[track_caller]
     pub fn wait(mut self) -> Outcome {
         let status = loop {
@@ -266,7 +266,7 @@ impl Running {
                 None => panic!("it does not end; {}", self.described()),
             }
         };
-        // Pipes end with the last process that has them: one left behind would be seen here.
+        // A pipe ends with the last process that has it open: a process left behind would be seen here.
         while !(self.stdout.thread.is_finished() && self.stderr.thread.is_finished()) {
             assert!(Instant::now() < self.deadline, "something it started outlives it");
             thread::sleep(Duration::from_millis(2));
@@ -285,13 +285,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail when it has ended already, as it should have.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The end of what may be a lot.
+/// The end of a text that may be long.
 fn tail(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(800)..]).into_owned()
 }
@@ -306,7 +306,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Its exit code.
+    /// The exit code.
     #[track_caller]
     pub fn code(&self) -> i32 {
         self.status.code().expect("it exits and is not killed")
@@ -327,14 +327,14 @@ impl Outcome {
         self
     }
 
-    /// Nothing is on standard error.
+    /// Checks that nothing is on standard error.
     #[track_caller]
     pub fn silently(self) -> Self {
         assert_eq!(self.stderr, "", "standard error");
         self
     }
 
-    /// One line is on standard error, and it has all of `words`.
+    /// Checks that one line is on standard error, with all of `words`.
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {
         let stderr = &self.stderr;
@@ -346,14 +346,14 @@ impl Outcome {
         self
     }
 
-    /// It refuses: says why in one line, prints nothing, and neither creates nor removes files.
+    /// Checks that tinyvmm has refused to start: one line with `words`, no output, no files created or removed.
     #[track_caller]
     pub fn refuses(self, code: i32, words: &[&str]) {
         let outcome = self.exits(code).says(words).leaves_nothing();
         assert_eq!(tail(&outcome.stdout), "", "standard output");
     }
 
-    /// The folder is as it was, and no process works in it.
+    /// Checks that the folder is as it was, and that no process works in it.
     #[track_caller]
     pub fn leaves_nothing(self) -> Self {
         assert_eq!(self.dir.entries(), self.before, "files in its folder");
@@ -364,12 +364,12 @@ impl Outcome {
         self
     }
 
-    /// The folder that it ran in.
+    /// The folder of tinyvmm.
     pub fn dir(&self) -> &Dir {
         &self.dir
     }
 
-    /// What it wrote to a file in its folder.
+    /// The contents of a file in the folder.
     pub fn file(&self, name: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.dir.path(name)).unwrap()).into_owned()
     }

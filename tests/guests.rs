@@ -56,13 +56,13 @@ macro_rules! guest {
                     ".purgem sleep",
                     ".purgem power_off",
                     ".popsection",
-                    "/* {com1} {sleep_control} {reset} {i8042} {pvpanic} {told} {zero_page} */",
+                    "/* {com1} {sleep_control} {reset} {i8042} {pvpanic} {report} {zero_page} */",
                     com1 = const layout::SERIAL_PORTS.start,
                     sleep_control = const layout::POWER_PORTS.start,
                     reset = const layout::POWER_PORTS.start + 2,
                     i8042 = const layout::I8042_PORTS.start,
                     pvpanic = const layout::PVPANIC_PORTS.start,
-                    told = const layout::REPORT_PORTS.start,
+                    report = const layout::REPORT_PORTS.start,
                     zero_page = const layout::ZERO_PAGE,
                 );
                 unsafe extern "C" {
@@ -102,9 +102,9 @@ guest!(
     /// Says what a kernel says before init, marks as init does, and ends with status 42.
     marks_and_exits_with_42,
     r#"say "as init process\n""#,
-    "out8 {told}, 1",
+    "out8 {report}, 1",
     r#"say "marked\n""#,
-    "out8 {told} + 1, 42",
+    "out8 {report} + 1, 42",
     "sleep",
 );
 
@@ -123,7 +123,7 @@ guest!(
 );
 
 guest!(
-    /// Gets the first virtio device going.
+    /// Sets up the first virtio device.
     drives_a_device,
     "mov ebx, 0xd0000000",
     "mov dword ptr [rbx + 0x70], 3",
@@ -162,7 +162,7 @@ guest!(
 );
 
 guest!(
-    /// An exception that finds no interrupt table.
+    /// Raises an exception without an interrupt table.
     triple_fault,
     "lidt [rip + 2f]",
     "ud2",
@@ -170,14 +170,14 @@ guest!(
 );
 
 guest!(
-    /// Runs where nothing is: no KVM can go on.
+    /// Runs at an address without memory: no KVM can emulate that.
     lost,
     "mov eax, 0xd8000000",
     "jmp rax",
 );
 
 guest!(
-    /// Tells a panic by the pvpanic device.
+    /// Reports a panic by the pvpanic device.
     pvpanic,
     "out8 {pvpanic}, 1",
     "sleep",
@@ -192,7 +192,7 @@ guest!(
 );
 
 guest!(
-    /// The same, with the reset that a kernel falls back to.
+    /// Prints what a kernel that panics prints, with the reset that a kernel falls back to.
     panic_and_triple_fault,
     r#"say "Kernel panic - not syncing: test\n""#,
     "lidt [rip + 2f]",
@@ -362,7 +362,7 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     elf_with(code, LOAD, &[])
 }
 
-/// The same without a 64-bit entry: a note tells where to enter by PVH.
+/// An ELF file without a 64-bit entry: a note has the PVH entry.
 pub fn only_pvh(code: &[u8]) -> Vec<u8> {
     const PHYS32_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY
     let header = [4u32, 4, PHYS32_ENTRY].map(u32::to_le_bytes).concat();

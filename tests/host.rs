@@ -1,4 +1,4 @@
-//! What the host lacks: /dev/kvm that is missing or closed, and what `doctor` says of it.
+//! A host that lacks something: /dev/kvm is missing or closed, and how `doctor` reports that.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -9,21 +9,21 @@ use serde_json::Value;
 use crate::fixture::{Outcome, Vmm};
 use crate::{bzimage, guests};
 
-/// Hides /dev with what is in it.
+/// Hides /dev and its contents.
 const WITHOUT_KVM: &str = "mount -t tmpfs none /dev && exec \"$@\"";
 /// Puts a file in the place of /dev/kvm that nobody may open, not even root once its
 /// capabilities are gone.
 const WITH_KVM_CLOSED: &str =
     "mount --bind closed /dev/kvm && exec setpriv --bounding-set=-all --inh-caps=-all -- \"$@\"";
 
-/// The words that start a program where `script` has changed what is mounted, e.g. on /dev.
+/// A command that runs a program after `script` has changed the mounts, e.g. /dev.
 pub fn elsewhere(script: &str) -> [&str; 5] {
     // Root needs no user namespace, which not every host allows.
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     ["unshare", if is_root { "-m" } else { "-Urm" }, "sh", "-c", script]
 }
 
-/// A tinyvmm that finds /dev as `script` leaves it; `None` where the host forbids that.
+/// A tinyvmm whose /dev `script` has changed; `None` where the host forbids that.
 fn vmm(script: &str) -> Option<Vmm> {
     let words = elsewhere(script);
     let vmm = Vmm::started_by(&[words.as_slice(), &["sh"]].concat()).file("closed", "");
@@ -82,7 +82,7 @@ fn without_dev_kvm_what_needs_none_works() {
         vmm.args(args).run().exits(0).silently();
     }
     let Some(vmm) = vmm(WITHOUT_KVM) else { return };
-    // What is wrong with the command line is told first: it is wrong everywhere.
+    // An invalid command line is reported first: it is invalid on every host.
     vmm.args(["--mem", "5", "--kernel", "x"]).run().refuses(2, &["--mem 5"]);
 }
 
@@ -96,9 +96,9 @@ fn doctor_says_that_a_host_is_unusable_and_why() {
     let Some(closed) = vmm(WITH_KVM_CLOSED) else { return };
     let json = json(&closed.args(["doctor", "--json"]).run().exits(2).silently());
     assert_eq!(json["verdict"], "unusable");
-    let told = json["findings"].as_array().unwrap();
-    let told = told.iter().find(|finding| finding["name"] == "permission").unwrap();
-    assert!(told["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{told}");
+    let findings = json["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["name"] == "permission").unwrap();
+    assert!(finding["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{finding}");
 }
 
 fn json(outcome: &Outcome) -> Value {
@@ -106,7 +106,7 @@ fn json(outcome: &Outcome) -> Value {
 }
 
 #[test]
-fn doctor_tells_the_same_in_words_in_json_and_by_its_exit_code() {
+fn doctor_reports_the_same_in_words_in_json_and_by_its_exit_code() {
     let outcome = Vmm::new().args(["doctor", "--json"]).run().silently();
     let (code, json) = (outcome.code(), json(&outcome));
     let verdict = ["ready", "limited", "unusable"][usize::try_from(code).unwrap()];
@@ -135,7 +135,7 @@ fn doctor_knows_a_host_on_which_these_tests_run() {
 }
 
 #[test]
-fn a_kernel_that_this_host_interprets_is_told_of_if_it_is_linux() {
+fn a_kernel_that_this_host_interprets_is_reported_if_it_is_linux() {
     let interprets = fs::exists("/sys/module/kvm_pvm").unwrap();
     let mut kernel = bzimage::setup();
     bzimage::put(&mut kernel, 0x1f4, &64u32.to_le_bytes()); // syssize

@@ -1,5 +1,5 @@
-//! Guests that attack the devices while tinyvmm runs (guest-images/hostile): it stays up, keeps its memory and its
-//! threads, and answers signals; and the devices work again after a reset.
+//! Guests that attack the devices while tinyvmm runs (guest-images/hostile): tinyvmm stays up, keeps its memory and its
+//! threads, and answers signals; the devices work again after a reset.
 //!
 //! Each test attacks for `TINYVMM_HOSTILE_SECONDS` (2); `scripts/hostile` does so for an hour in all.
 
@@ -13,10 +13,10 @@ use std::time::Duration;
 use crate::fixture::{Dir, Running, Vmm};
 use crate::images::image;
 
-/// All that ever run in a machine of three CPUs, a disk and the random number generator.
+/// All threads of a machine of three CPUs, a disk and the random number generator.
 const THREADS: [&str; 8] =
     ["console", "disk0", "rng", "starter", "tinyvmm", "vcpu0", "vcpu1", "vcpu2"];
-/// Where the guest notes that its disk works: "alive at", and how often.
+/// Where the guest notes that its disk works: "alive at", and a count.
 const ALIVE: u64 = 7 * 512;
 
 fn seconds() -> Duration {
@@ -24,7 +24,7 @@ fn seconds() -> Duration {
     Duration::from_secs(seconds.map_or(2, |text| text.parse().expect("a number of seconds")))
 }
 
-/// A guest that attacks, and the disk on which it tells that it lives.
+/// A guest that attacks, and the disk on which it reports that the devices work.
 struct Attack {
     vmm: Running,
     disk: PathBuf,
@@ -33,7 +33,7 @@ struct Attack {
 }
 
 impl Attack {
-    /// Returns when the devices have been used for the first time, as they should be.
+    /// Starts the attack; returns when the guest has used the devices for the first time.
     fn start(name: &str) -> Self {
         let dir = Dir::new();
         let disk = dir.path("disk");
@@ -63,25 +63,25 @@ impl Attack {
         panic!("no life after {before} checks");
     }
 
-    /// The guest pauses its attack, resets the devices, and uses them as a driver should. It is asked until it hears:
-    /// what is typed is lost where it resets the serial port.
+    /// Has the guest pause its attack, reset the devices, and use them as a driver should. The key is typed until the
+    /// guest reads it: input is lost while the guest resets the serial port.
     fn still_works(self) -> Self {
         self.lives(|vmm| vmm.types("c"))
     }
 
-    /// KiB of anonymous memory. The guest has touched all of its RAM, so what grows is tinyvmm's own.
+    /// KiB of anonymous memory. The guest has touched all of its RAM, so only tinyvmm's own can grow.
     fn memory_kib(&self) -> u64 {
         let status = fs::read_to_string(self.vmm.proc("status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// How many files are open, where that may be looked at.
+    /// The number of open files, where /proc shows it.
     fn files(&self) -> Option<usize> {
         Some(fs::read_dir(self.vmm.proc("fd")).ok()?.count())
     }
 
-    /// No thread is left from a device that was reset.
+    /// Checks that no thread is left of a device that was reset.
     fn has_its_threads(self) -> Self {
         let its_own = |vmm: &Running| {
             let mut names = vmm.threads();
@@ -105,7 +105,7 @@ fn survives(name: &str) {
     let attack = attack.still_works();
     let growth = attack.memory_kib().saturating_sub(memory);
     assert!(growth < 1024, "{growth} KiB more after {:?}", seconds());
-    // One more while a device is started: its flag to stop.
+    // One more while a device is started: its StopFlag.
     if let (Some(before), Some(after)) = (files, attack.files()) {
         assert!(after <= before + 2, "{before} open files have become {after}");
     }

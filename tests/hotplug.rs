@@ -1,4 +1,4 @@
-//! Memory that is plugged and unplugged: what the guest's CPUs find there, and what its devices do.
+//! Memory that is plugged and unplugged: the guest's CPUs and devices read and write there.
 
 use crate::api::{listening, vmm};
 use crate::fixture::Vmm;
@@ -6,8 +6,8 @@ use crate::guests::guest;
 use tinyvmm::layout::{self, MIB};
 
 guest!(
-    /// Of a machine of 64 MiB: once memory is requested, plugs and unplugs the first 2 MiB of it, and looks at what
-    /// is there; then has the random number generator write where nothing is. Powers off when nothing is requested.
+    /// A guest of 64 MiB: once memory is requested, it plugs and unplugs the first 2 MiB, and reads what is there; then
+    /// it has the random number generator write where nothing is plugged. It powers off when nothing is requested.
     plugs_memory,
     "mov esp, 0x280000",
     "mov edi, 0x200000",
@@ -94,7 +94,7 @@ guest!(
     "test eax, eax",
     "jnz 5b",
     "power_off",
-    // Gets the device at RBX going, with features R10 and a queue of 8 at RBP.
+    // Sets up the device at RBX, with features R10 and a queue of 8 at RBP.
     "10: mov dword ptr [rbx + 0x70], 3",
     "mov dword ptr [rbx + 0x24], 1",
     "mov dword ptr [rbx + 0x20], 1",
@@ -111,7 +111,7 @@ guest!(
     "mov dword ptr [rbx + 0x44], 1",
     "mov dword ptr [rbx + 0x70], 15",
     "ret",
-    // Asks virtio-mem for ECX with the block at R8; stores the answer.
+    // Sends request ECX with the block at R8 to virtio-mem; stores the response.
     "20: mov [0x303000], rcx",
     "mov [0x303008], r8",
     "mov qword ptr [0x303010], 1",
@@ -140,10 +140,10 @@ fn what_is_not_plugged_is_nowhere() {
     ctl("32M").refuses(1, &["memory 32M", "balloon"]);
     ctl("66M").exits(0).silently();
     let running = running.prints("refused");
-    let told = client.get("/hotplug/memory");
+    let config = client.get("/hotplug/memory");
     for (field, mib) in [("total", 64), ("requested", 2), ("plugged", 2), ("block", 2), ("slot", 2)]
     {
-        assert_eq!(told[format!("{field}_size_mib")], mib, "{told}");
+        assert_eq!(config[format!("{field}_size_mib")], mib, "{config}");
     }
     assert_eq!(client.get("/tinyvmm/stats")["memory_kib"]["plugged"], 2048);
     client.ctl(&["memory"]).exits(0).prints("plugged_size_mib             2").silently();

@@ -1,11 +1,11 @@
-//! What guests boot, made by guest-images/build.
+//! Images for guests, made by guest-images/build.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// What guest-images/build makes of `recipe`. Slow if that was not done before.
+/// The path of the image `recipe`. Slow if the image is not built yet.
 pub fn image(recipe: &str) -> PathBuf {
     static IMAGES: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let build = || {

@@ -1,4 +1,4 @@
-//! The jail: what the process can do no more once a guest runs.
+//! The jail: what the process cannot do once a guest runs.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -20,7 +20,7 @@ fn all_kinds(vmm: Vmm) -> Running {
     running.until(|vm| vm.threads().contains(&"rng".into()))
 }
 
-/// Each thread's name, with the words after `fields` in its status.
+/// Each thread's name, with the values of `fields` in its status.
 fn statuses<const N: usize>(running: &Running, fields: [&str; N]) -> Vec<(String, [String; N])> {
     let tasks = fs::read_dir(running.proc("task")).unwrap();
     let of_task = |task: fs::DirEntry| {
@@ -57,7 +57,7 @@ fn the_process_dumps_no_core_and_shows_its_memory_to_nobody() {
     let owner = fs::metadata(running.proc("mem")).unwrap().uid();
     assert_eq!(owner, 0);
     if is_root() {
-        // Else it would be that user's.
+        // Otherwise it would be that user's.
         let jailed = Vmm::new().guest(guests::idle).args(["--jail", "user=12345"]);
         let running = jailed.start().prints("idle");
         assert_eq!(fs::metadata(inside(&running, "mem")).unwrap().uid(), 0);
@@ -111,8 +111,8 @@ fn a_thread_that_does_what_it_never_does_ends_the_process() {
     for (kind, name) in threads {
         let vmm = Vmm::new().guest(guests::drives_a_device).env("TINYVMM_BREAK_OUT", kind);
         let outcome = vmm.run().exits(10);
-        let told = format!("thread {name} made the system call openat (257)");
-        outcome.says(&["the jail", &told]).leaves_nothing();
+        let violation = format!("thread {name} made the system call openat (257)");
+        outcome.says(&["the jail", &violation]).leaves_nothing();
     }
 }
 
@@ -126,7 +126,7 @@ fn a_violation_is_no_status_of_a_command() {
 
 #[cfg(debug_assertions)]
 #[test]
-fn a_violation_is_told_though_its_signal_was_blocked_before() {
+fn a_violation_is_reported_though_its_signal_was_blocked_before() {
     let vmm = Vmm::started_by(&["env", "--block-signal=SYS"]).guest(guests::hello);
     let outcome = vmm.env("TINYVMM_BREAK_OUT", "Vcpu").run().exits(10);
     outcome.says(&["the jail", "vcpu0", "openat"]);
@@ -183,7 +183,7 @@ fn whatever_the_machine_it_starts_again() {
     }
 }
 
-/// The process in the jail: the only child of the one that was started.
+/// The process in the jail: the only child of the process that was started.
 fn inside(running: &Running, name: &str) -> std::path::PathBuf {
     let pid = running.proc("");
     let tid = pid.file_name().unwrap().to_str().unwrap().to_owned();
@@ -202,7 +202,7 @@ fn a_jail_of_roots_has_namespaces_a_user_and_a_root_of_its_own() {
     let jail = format!("user=12345,group=23456,chroot={}", vmm.dir().path("empty").display());
     let vmm = vmm.sparse_file("disk", 1 << 20).args(["--disk", "disk"]).args(["--jail", &jail]);
     let running = vmm.guest(guests::acpi_reset).args(["--console", "log"]).start();
-    // It starts again and again, and its log is outside of its root.
+    // The guest resets again and again, and its log is outside the root.
     let running = running.until(|vm| {
         fs::read(vm.dir().path("log")).is_ok_and(|log| log.len() > 10 * b"boot 1\n".len())
     });
@@ -252,7 +252,7 @@ fn a_jail_of_roots_ends_as_its_machine_does() {
     running.wait().exits(0).prints("button").silently().leaves_nothing();
     let running = jailed(guests::idle).start().prints("idle");
     running.signal(libc::SIGKILL);
-    // The one in the jail goes with it.
+    // The process in the jail ends with it.
     running.wait().leaves_nothing();
 }
 

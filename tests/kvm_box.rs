@@ -10,7 +10,7 @@ use crate::terminal::Terminal;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/kvm-box");
 
-/// `script` in the box, at the terminal that it will be started on.
+/// Runs `script` in the box, on the terminal where it is started.
 fn boxed(script: &str) -> Vmm {
     let command = ["setsid", "--ctty", SCRIPT, "--box", "--", "bash", "-c", script];
     // A box takes its time to start.
@@ -37,7 +37,7 @@ fn a_terminal_is_the_command_s() {
     assert_eq!(terminal.settings(), before);
 }
 
-/// A signal ends it; so does Ctrl-C while there is no command yet.
+/// A signal ends the box; so does Ctrl-C while there is no command yet.
 #[test]
 #[ignore = "starts the KVM box, so scripts/check runs it outside of that"]
 fn the_terminal_is_as_it_was_after_signals() {

@@ -1,4 +1,4 @@
-//! What a guest tells of itself, and what tinyvmm tells of a boot.
+//! What a guest reports of itself, and what tinyvmm reports of a boot.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use crate::fixture::Vmm;
 use crate::guests::{self, guest};
 
 #[test]
-fn a_guest_ends_with_the_status_that_it_tells() {
+fn a_guest_ends_with_the_status_that_it_reports() {
     let vmm = Vmm::new().guest(guests::marks_and_exits_with_42);
     let outcome = vmm.run().exits(42).prints("marked");
     outcome.says(&["the guest ended with status 42"]).leaves_nothing();
@@ -45,19 +45,19 @@ fn a_boot_report_is_a_table_for_people() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_is_told_with_its_name() {
+fn a_report_that_cannot_be_written_is_reported_with_its_name() {
     let vmm = Vmm::new().guest(guests::hello).args(["--boot-report=no/such/folder"]);
     vmm.run().refuses(3, &["boot report no/such/folder", "No such file"]);
 }
 
-/// How often a table of exits says that the guest did `access`.
+/// The count of `access` in a table of exits.
 fn count(table: &str, access: &str) -> Option<u32> {
     let mut rows = table.lines().filter_map(|line| line.trim().split_once("  "));
     rows.find(|(_, what)| *what == access).map(|(count, _)| count.parse().unwrap())
 }
 
 #[test]
-fn traced_exits_are_told_by_port() {
+fn traced_exits_are_counted_by_port() {
     let outcome = Vmm::new().guest(guests::marks_and_exits_with_42).args(["--trace-exits"]).run();
     let table = outcome.exits(42).stderr;
     assert_eq!(count(&table, "out   0x700"), Some(1), "{table}");
@@ -70,7 +70,7 @@ guest!(
     "mov ebx, 0xd0000000",
     "mov ecx, [rbx]",
     "mov dword ptr [rbx + 0x30], 0",
-    "out8 {told} + 1, cl",
+    "out8 {report} + 1, cl",
     "sleep",
 );
 
@@ -89,7 +89,7 @@ fn a_command_needs_somewhere_to_run_and_room_on_the_command_line() {
     let with_initrd = || vmm().file("initrd", "x").args(["--initrd", "initrd"]);
     let whole = ["--cmdline=x", "--cmdline-only", "--", "true"];
     with_initrd().args(whole).run().refuses(125, &["--cmdline-only"]);
-    // It is not run again.
+    // The machine does not start again.
     let resets = Vmm::new().guest(guests::acpi_reset).file("initrd", "x");
     let resets = resets.args(["--initrd", "initrd", "--", "true"]);
     resets.run().exits(125).says(&["the guest rebooted"]);

@@ -1,4 +1,4 @@
-//! How guest-images and scripts/need get packages, from an archive of the test's own that apt knows only for it.
+//! How guest-images and scripts/need get packages, from an archive that only this test's apt knows.
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ impl Archive {
         archive
     }
 
-    /// The archive has this version and forgets all others, as Debian's does.
+    /// Publishes this version and drops all others, as Debian's archive does.
     fn publish(&self, version: &str) {
         let path = |name: &str| self.dir.path(name);
         fs::remove_dir_all(path("archive")).unwrap();
@@ -59,7 +59,7 @@ impl Archive {
         fs::write(path("archive/Packages"), index).unwrap();
     }
 
-    /// Runs a command whose apt knows nothing but this archive.
+    /// Runs a command whose apt knows only this archive.
     fn output(&self, command: &mut Command) -> Output {
         command
             .env("APT_CONFIG", self.dir.path("apt.conf"))
@@ -67,7 +67,7 @@ impl Archive {
         command.output().unwrap()
     }
 
-    /// The same, of one that must succeed; returns its standard output.
+    /// Runs such a command, which must succeed; returns its standard output.
     #[track_caller]
     fn runs(&self, command: &mut Command) -> String {
         let output = self.output(command);
@@ -112,7 +112,7 @@ fn lists_that_name_versions_which_are_gone_are_updated() {
     archive.publish("2.0");
     let built = archive.runs(Command::new(&build).arg("box"));
     assert_eq!(fs::read_to_string(built.trim_end()).unwrap(), "2.02.0");
-    // It has the name of what went into it, so it is there for those whose lists were new at once.
+    // The name is the hash of its inputs, so a build with new lists from the start finds it.
     let again = archive.runs(Command::new(&build).arg("box"));
     assert_eq!(again, built);
 }
@@ -156,7 +156,7 @@ fn a_missing_command_is_installed_with_new_lists_or_named() {
     archive.runs(Command::new(&need).args(["sh:nothing", "/:nothing"]));
     let output = archive.output(Command::new(&need).args(["sh:dash", "greet:greeting"]));
     let said = String::from_utf8_lossy(&output.stderr);
-    // Its apt only downloads; a user who is not root gets the line to type.
+    // apt only downloads; a user who is not root gets the line to type.
     if output.status.success() {
         assert!(said.contains("updating apt's package lists"), "{said}");
     } else {
@@ -167,7 +167,7 @@ fn a_missing_command_is_installed_with_new_lists_or_named() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
 
-/// The recipes and scripts leave apt to the two that update its lists.
+/// Only the two scripts that update apt's lists call apt.
 #[test]
 fn nothing_else_asks_apt_for_packages() {
     let listed = Command::new("git")

@@ -1,4 +1,4 @@
-//! `scripts/release`: the same bytes twice, and what it makes works on a system that has nothing of what built it.
+//! `scripts/release`: the same bytes twice, and its packages work on a system without a compiler.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::dir::Dir;
 use crate::host::elsewhere;
 use crate::images::image;
 
-/// Shells, what shows in them that they have found the completions, and what that prints then.
+/// Shells, the command that shows whether they have found the completions, and its output.
 const SHELLS: [(&str, &str, &str); 3] = [
     (
         "bash",
@@ -19,7 +19,7 @@ const SHELLS: [(&str, &str, &str); 3] = [
         "--kernel",
     ),
     ("fish", "complete -C 'tinyvmm --kern'", "--kernel"),
-    // What zsh offers is seen at its prompt only; that is tried in shells.rs.
+    // zsh shows completions at its prompt only; shells.rs tests that.
     (
         "zsh",
         "autoload -Uz compinit; compinit -D; autoload +X $_comps[tinyvmm]; functions $_comps[tinyvmm]",
@@ -27,7 +27,7 @@ const SHELLS: [(&str, &str, &str); 3] = [
     ),
 ];
 
-/// Runs a command in the root folder that it is given before that.
+/// Runs a command in the root folder that precedes it.
 const ENTER: &str =
     "cd \"$0\" && mount --rbind /dev dev && mount --rbind /proc proc && exec chroot . \"$@\"";
 
@@ -35,7 +35,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Runs it and returns what it prints.
+/// Runs `command` and returns its output.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -58,7 +58,7 @@ impl Root {
         Self { dir, data_dirs: None }
     }
 
-    /// Runs a command in it.
+    /// Runs a command in the root folder.
     #[track_caller]
     fn run(&self, words_in_root: &[&str]) -> String {
         let words = elsewhere(ENTER);
@@ -69,7 +69,7 @@ impl Root {
         run(command.env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
     }
 
-    /// The command, its manual and its completions are where they are looked for.
+    /// Checks that the command, its manual and its completions are found.
     #[track_caller]
     fn has_tinyvmm(&self) {
         let version = concat!("tinyvmm ", env!("CARGO_PKG_VERSION"), "\n");
@@ -94,7 +94,7 @@ impl Root {
         names.into_iter().filter(|name| name != "help").collect()
     }
 
-    /// Files whose name or folder says that they are tinyvmm's.
+    /// Files with tinyvmm in their name or folder.
     fn files(&self) -> Vec<PathBuf> {
         let mut find = Command::new("find");
         find.arg(&self.dir.0).args(["-path", "*/usr/*tinyvmm*"]);
@@ -143,7 +143,7 @@ fn a_release_has_the_same_bytes_twice_and_works_in_a_clean_root() {
     let binary = String::from_utf8_lossy(&binary);
     let home = PathBuf::from(std::env::var_os("HOME").unwrap());
     let cargo = std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from);
-    assert!(binary.contains("/crates/"), "where panics are told from is not in the binary");
+    assert!(binary.contains("/crates/"), "the places of panics are not in the binary");
     for path in [repository(), cargo, home.join(".rustup")] {
         assert!(!binary.contains(path.to_str().unwrap()), "{} is in the binary", path.display());
     }

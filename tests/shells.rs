@@ -1,12 +1,12 @@
-//! Completions in the shells that they are for, and the manual as man(1)'s own checker sees it. What is not
-//! installed is left out here; scripts/check installs all of it.
+//! Completions in their shells, and the manual in man(1)'s own checker. Programs that are not installed are left out;
+//! scripts/check installs all of them.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::fixture::{Dir, TINYVMM, Vmm};
 
-/// A typed line, and all that is offered for its last word, or the line that Tab makes of it.
+/// A typed line, and all completions for its last word, or the line after Tab.
 type Typed<'a> = (&'a str, &'a [&'a str]);
 
 const OFFERED: [Typed; 14] = [
@@ -26,7 +26,7 @@ const OFFERED: [Typed; 14] = [
     ("--kernel x -- do", &[]),
 ];
 
-/// Whether `program` is there; scripts/check sees to it.
+/// Whether `program` is installed, as scripts/check sees to.
 fn is_there(program: &str) -> bool {
     let is_there = Command::new(program).arg("--version").output().is_ok();
     if !is_there {
@@ -35,7 +35,7 @@ fn is_there(program: &str) -> bool {
     is_there
 }
 
-/// A folder with a script for `shell`, which completes, and with a file to complete.
+/// A folder with the completion script for `shell`, and with a file to complete.
 fn folder(shell: &str) -> Dir {
     let dir = Dir::new();
     let script = Vmm::new().args(["completions", shell]).run().exits(0).silently();
@@ -44,7 +44,7 @@ fn folder(shell: &str) -> Dir {
     dir
 }
 
-/// What `shell` prints that runs `program` with these words.
+/// The output of `shell`, which runs `program` with `words`.
 fn printed(dir: &Dir, shell: &[&str], program: &str, words: &[&str]) -> String {
     std::fs::write(dir.path("program"), program).unwrap();
     let mut command = Command::new(shell[0]);
@@ -63,7 +63,7 @@ fn sorted(text: &str) -> Vec<&str> {
 
 #[test]
 fn bash_offers_what_can_follow() {
-    // bash takes a = for a word of its own. What it lays out for the function is laid out here.
+    // bash takes a = for a word of its own, so the words are split here as bash does.
     let program = "source ./script; IFS=' ' read -ra words <<<\"${2//=/ = }\"; [[ $2 == *' ' ]] && words+=('')\n\
         COMP_WORDS=(\"$1\" \"${words[@]}\") COMP_CWORD=${#words[@]}\n\
         _tinyvmm \"$1\"; printf '%s\\n' \"${COMPREPLY[@]}\"";

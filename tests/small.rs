@@ -1,4 +1,4 @@
-//! What a guest finds: memory, boot parameters, CPUs, and nothing where nothing is.
+//! The machine that a guest finds: memory, boot parameters, CPUs, and nothing elsewhere.
 
 use tinyvmm::arch::cmdline;
 use tinyvmm::layout::{self, GIB, MIB};
@@ -29,7 +29,7 @@ fn boot_parameters(vmm: Vmm) -> (Vec<u8>, String, Vec<u8>) {
     (pages[..4096].to_vec(), until_zero(&pages[4096..8192]).into(), pages[8192..].to_vec())
 }
 
-/// Start, end and kind of each range that the zero page's e820 table tells.
+/// Start, end and type of each range of the zero page's e820 table.
 fn e820(zero_page: &[u8]) -> Vec<(u64, u64, u32)> {
     let table = zero_page[0x2d0..].chunks_exact(20).take(zero_page[0x1e8].into());
     let range = |entry: &[u8]| (u64_at(entry, 0), u64_at(entry, 0) + u64_at(entry, 8));
@@ -44,7 +44,7 @@ fn a_guest_prints_and_powers_off() {
 }
 
 #[test]
-fn the_zero_page_tells_memory_and_the_default_command_line() {
+fn the_zero_page_has_memory_and_the_default_command_line() {
     let (page, cmdline, _) = boot_parameters(Vmm::new().args(["--mem", "64M"]));
     let low = (0, layout::LOW_RAM_END, RAM);
     assert_eq!(e820(&page), [low, (MIB, 64 * MIB, RAM)]);
@@ -121,8 +121,8 @@ fn a_second_cpu_starts_when_the_first_wakes_it() {
 fn a_machine_is_one_process_with_a_thread_for_each_cpu() {
     let vmm = Vmm::new().guest(guests::idle).args(["--cpus", "3"]);
     let is_cpu = |name: &&String| name.starts_with("vcpu");
-    // Threads have their names soon, and those that have loaded the kernel end. Then there are the owner's, two that start
-    // threads and serve the console, and one that newer kernels add for a machine.
+    // Threads get their names soon, and those that have loaded the kernel end. Then there are the owner, the starter,
+    // the console's thread, and one that newer kernels add for a VM.
     let running = vmm.start().until(|vm| {
         let threads = vm.threads();
         let has_console = threads.contains(&"console".into());

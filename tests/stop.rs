@@ -1,4 +1,4 @@
-//! How a machine ends: by itself, by a time limit, by a signal. The exit code and one line tell.
+//! The ends of a machine: by itself, by a time limit, by a signal. The exit code and one line report the end.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::fixture::{Running, Vmm};
 use crate::guests::{self, guest};
 
-/// A machine that has printed `text`, and that says when its power button is pressed.
+/// A machine that has printed `text`, and that logs when its power button is pressed.
 fn running(code: fn() -> Vec<u8>, text: &str) -> Running {
     Vmm::new().guest(code).args(["--log-level", "info"]).start().prints(text)
 }
@@ -25,7 +25,7 @@ fn resets_end_the_machine_with_no_reboot() {
 
 #[test]
 fn a_guest_that_resets_starts_again_with_empty_memory() {
-    // It counts its boots in RAM: more than one would be a 2.
+    // The guest counts its boots in RAM: a second boot would print 2.
     let running = Vmm::new().guest(guests::acpi_reset).start();
     running.prints(&"boot 1\n".repeat(5));
 }
@@ -37,14 +37,14 @@ fn restarts_leave_no_threads_or_files_behind() {
         (count("task"), count("fd"))
     };
     let vmm = Vmm::new().guest(guests::acpi_reset);
-    // What a process in its jail has open only root can see.
+    // Only root can see the open files of a process in its jail.
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     let vmm = if is_root { vmm } else { vmm.args(["--no-jail"]) };
     let running = vmm.start().prints(&"boot 1\n".repeat(3));
     let (threads, files) = held(&running);
     let running = running.prints(&"boot 1\n".repeat(53));
     let (threads_later, files_later) = held(&running);
-    // One left behind each time would be 50 more; a machine being taken apart is a dozen.
+    // One left behind at each reset would be 50 more; a machine being taken apart has a dozen.
     assert!(threads_later < threads + 25, "{threads} threads became {threads_later}");
     assert!(files_later < files + 25, "{files} open files became {files_later}");
 }
@@ -80,7 +80,7 @@ guest!(
 );
 
 guest!(
-    /// The same, and resets.
+    /// Reports a panic, prints, and resets.
     panics_and_resets,
     "out8 {pvpanic}, 1",
     "mov esi, 0x200000",
@@ -91,7 +91,7 @@ guest!(
 );
 
 guest!(
-    /// The same, and powers off.
+    /// Reports a panic, prints, and powers off.
     panics_and_powers_off,
     "out8 {pvpanic}, 1",
     "mov esi, 0x200000",
@@ -117,7 +117,7 @@ guest!(
 );
 
 #[test]
-fn a_panic_that_pvpanic_tells_ends_the_machine() {
+fn a_panic_that_pvpanic_reports_ends_the_machine() {
     for code in [guests::pvpanic, panics_for_ever] {
         let outcome = Vmm::new().guest(code).run();
         outcome.exits(6).says(&["kernel panic in the guest"]).leaves_nothing();
@@ -142,7 +142,7 @@ guest!(
     /// Ends with status 42 while its serial port's driver waits for interrupts to send the rest.
     ends_with_42_and_prints,
     "out8 {com1} + 1, 2", // IER: transmitter empty
-    "out8 {told} + 1, 42",
+    "out8 {report} + 1, 42",
     "mov esi, 0x200000",
     "dump 4096",
     r#"say "that was all\n""#,
@@ -151,10 +151,10 @@ guest!(
 );
 
 guest!(
-    /// The same, with a driver that never sends anything.
+    /// Ends with status 42 while the serial port's driver has more and never sends it.
     ends_with_42_and_waits,
     "out8 {com1} + 1, 2",
-    "out8 {told} + 1, 42",
+    "out8 {report} + 1, 42",
     "sleep",
 );
 
@@ -166,9 +166,9 @@ fn what_a_driver_still_sends_after_the_exit_status_is_not_cut_off() {
 }
 
 #[test]
-fn a_panic_that_only_the_console_tells_ends_the_machine_at_its_reset() {
+fn a_panic_that_only_the_console_shows_ends_the_machine_at_its_reset() {
     for code in [guests::panic_and_acpi_reset, guests::panic_and_triple_fault] {
-        // With the limit, a machine that starts again would end as well.
+        // With a limit, as a machine that started again would end as well.
         let outcome = Vmm::new().guest(code).args(["--timeout", "2s"]).run();
         outcome.exits(6).prints("not syncing: test").says(&["kernel panic in the guest"]);
     }
@@ -185,7 +185,7 @@ fn a_time_limit_ends_a_busy_guest_and_a_sleeping_one() {
 #[test]
 fn signals_that_were_blocked_before_still_end_it() {
     let blocking = |which: &str| Vmm::started_by(&["env", &format!("--block-signal{which}")]);
-    // All of them, and the one that gets a CPU out of its guest.
+    // All signals, and the one that gets a vCPU out of KVM_RUN.
     for which in ["", "=RTMIN"] {
         let vmm = blocking(which).guest(guests::idle).args(["--timeout", "300ms"]);
         vmm.run().exits(7).says(&["--timeout is over"]).leaves_nothing();
@@ -251,7 +251,7 @@ fn a_guest_that_only_ever_reboots_can_be_stopped() {
 
 #[test]
 fn a_guest_that_reboots_before_all_its_cpus_run_can_be_stopped() {
-    // The first CPU is done before the last has started: there always is a reset to be told of.
+    // The first CPU resets before the last has started: a reset is always reported.
     let vmm = || Vmm::new().guest(guests::i8042_reset).args(["--cpus", "64"]);
     vmm().args(["--timeout", "1s"]).run().exits(7).says(&["--timeout is over"]);
     let running = vmm().args(["--log-level", "info"]).start().says("starting it again");

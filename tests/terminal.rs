@@ -1,4 +1,4 @@
-//! A real terminal: raw while the machine runs, as it was afterwards, and our keys.
+//! A real terminal: raw while the machine runs, restored afterwards, and tinyvmm's keys.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,14 +18,14 @@ use crate::guests::{self, guest};
 
 const CTRL_A: &str = "\x01";
 
-/// A terminal, seen from where its user sits.
+/// A terminal, from its user's side.
 pub struct Terminal {
     /// The user's side: what is typed and shown.
     keyboard: File,
     /// The program's side, kept open so that its settings can be looked at.
     line: OwnedFd,
     screen: Arc<Mutex<String>>,
-    /// Reads what is shown until it is told to stop.
+    /// Reads what is shown until the terminal is dropped.
     reader: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
@@ -42,7 +42,7 @@ impl Terminal {
         // SAFETY: as above.
         let line = unsafe { OwnedFd::from_raw_fd(line) };
         for fd in [&user, &line] {
-            // Else a tinyvmm of another test has it too, and keeps it open.
+            // Otherwise a tinyvmm of another test would inherit it and keep it open.
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).unwrap();
         }
         let keyboard = File::from(user);
@@ -57,13 +57,13 @@ impl Terminal {
         Self { keyboard, line, screen, reader, stop }
     }
 
-    /// So many lines and columns; two zeroes are a size that nobody knows.
+    /// Sets the size; two zeroes stand for an unknown size.
     pub fn resize(&self, ws_row: u16, ws_col: u16) {
         let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.keyboard, size).unwrap();
     }
 
-    /// `vmm` on this terminal; started by `setsid --ctty`, it is its own.
+    /// Starts `vmm` on this terminal, as its session's leader by `setsid --ctty`.
     pub fn start(&self, vmm: Vmm) -> Running {
         let line = || self.line.try_clone().unwrap();
         vmm.stdin(line()).stdout(line()).stderr(line()).start()
@@ -89,7 +89,7 @@ impl Terminal {
         format!("{:?}", tcgetattr(&self.line).unwrap())
     }
 
-    /// What follows `text` on the screen.
+    /// The number that follows `text` on the screen.
     fn number_after(&self, text: &str) -> i32 {
         let screen = self.screen.lock().unwrap();
         let rest = screen.split(text).nth(1).unwrap();
@@ -119,7 +119,7 @@ impl Drop for Terminal {
     }
 }
 
-/// What the terminal shows next; nothing if it shows nothing for a moment.
+/// What the terminal shows next; empty if it shows nothing for a moment.
 fn read_some(mut shown: &File) -> String {
     let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
     let mut fds = [PollFd::new(&shown, PollFlags::IN)];
@@ -137,7 +137,7 @@ fn vmm() -> Vmm {
     Vmm::started_by(&["setsid", "--ctty"])
 }
 
-/// Runs `vmm` on a terminal, does `act` and checks that the terminal is as it was.
+/// Runs `vmm` on a terminal, calls `act` and checks that the terminal is as it was.
 #[track_caller]
 fn leaves_the_terminal_as_it_was(
     vmm: Vmm,
@@ -261,7 +261,7 @@ fn a_command_gets_its_size_and_kind() {
     }
 }
 
-/// What a shell does for its jobs: the first starts in the background and comes to the foreground twice.
+/// A shell's job control: the first job starts in the background and comes to the foreground twice.
 const SHELL: &str = r#"
 set -m
 "$@" &

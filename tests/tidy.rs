@@ -1,4 +1,4 @@
-//! Style rules, as tests: a limit that nothing checks is soon passed.
+//! Style rules as tests.
 
 mod licence;
 mod walls;
@@ -14,7 +14,7 @@ const MAX_FUNCTION_LINES: usize = 70;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 /// The crates, from below.
 const CRATES: [&str; 4] = ["vmm/unpack/src", "vmm/src", "vmm/boot-test/src", "vmm/cli/src"];
-/// What is before an item that no user gets.
+/// The attributes of items that are not part of a build for users.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 
 /// The only files that may contain `unsafe`.
@@ -55,9 +55,9 @@ fn files() -> Vec<String> {
     let listed = git.current_dir(root()).output().expect("git is installed");
     assert!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
     let listed = String::from_utf8(listed.stdout).unwrap();
-    // One that is being merged is listed for each side.
+    // A file that is being merged is listed for each side.
     let files: BTreeSet<_> = listed.lines().map(String::from).collect();
-    // One that was deleted but not yet staged is listed still.
+    // A deleted file that is not staged is still listed.
     files.into_iter().filter(|name| root().join(name).is_file()).collect()
 }
 
@@ -121,7 +121,7 @@ fn test_modules(files: &[String]) -> HashSet<String> {
     modules
 }
 
-/// Lines of each file of vmm/ that are for production: all of them, and those that are neither blank nor comments.
+/// Lines of each production file of vmm/: all of them, and those that are neither blank nor comments.
 fn production_lines() -> Vec<(String, usize, usize)> {
     let mut files = rust_files();
     let apart = |name: &str| name.contains("/examples/") || name.ends_with("/build.rs");
@@ -191,7 +191,7 @@ fn no_function_is_long() {
     assert!(functions > 200, "only {functions} functions are found: is this test blind?");
 }
 
-/// Two programs, one interface: the runner starts the command and reads its JSON.
+/// The runner starts the command and reads its JSON: the one interface between the two programs.
 #[test]
 fn the_runner_of_boot_tests_does_not_link_the_machine() {
     let manifest = read("vmm/boot-test/Cargo.toml");
@@ -230,7 +230,7 @@ fn unsafe_is_in_a_handful_of_files_and_explained() {
 }
 
 #[test]
-fn the_architecture_is_told_in_short_and_whole() {
+fn the_architecture_is_described_in_short_and_whole() {
     let text = read("ARCHITECTURE.md");
     let lines = text.lines().count();
     assert!(lines <= MAX_ARCHITECTURE_LINES, "ARCHITECTURE.md has {lines} lines");
@@ -244,7 +244,7 @@ fn the_architecture_is_told_in_short_and_whole() {
             let is_there = text.contains(&name) || name == "lib.rs" || name.contains("test")
                 // Tests of the file of that name.
                 || text.contains(&name.replace('/', ".rs"));
-            assert!(is_there, "ARCHITECTURE.md does not tell what {folder}/{name} is for");
+            assert!(is_there, "ARCHITECTURE.md does not say what {folder}/{name} is for");
         }
     }
     let sources = rust_files();
@@ -278,7 +278,7 @@ fn nothing_gets_around_the_rules_for_unsafe() {
             let place = format!("{name}:{}", index + 1);
             let allows = line.contains("allow(") || line.contains("expect(");
             assert!(!(allows && line.contains("unsafe_")), "{place}: a lint for unsafe is off");
-            // Of a file that does not end in .rs it would not be seen here.
+            // Files without the ending .rs are not checked here.
             assert!(!has_word(line, "include"), "{place}: code from elsewhere");
         }
     }
@@ -313,7 +313,7 @@ fn dependencies_are_from_the_registry_and_locked() {
     for rule in ["unknown-registry = \"deny\"", "unknown-git = \"deny\""] {
         assert!(deny.contains(rule), ".deny.toml has no {rule}");
     }
-    // Those that cargo-deny allows without a list of ours.
+    // cargo-deny's defaults for sources.
     assert!(!deny.contains("allow-registry") && !deny.contains("allow-git"), "a source is allowed");
 }
 

@@ -122,7 +122,7 @@ def sizes(side: Side, lines: Tuple[int, int]) -> Dict[str, Any]:
     own, crates = lines
     trusted = Missing("the host’s kernel answers, whose source is not here")
     if side.id == "machine":
-        trusted = fact(f"{own:,} of tinyvmm’s own, at most {crates:,} of its crates", own + crates) if own else Missing("cargo does not tell the crates")
+        trusted = fact(f"{own:,} of tinyvmm’s own, at most {crates:,} of its crates", own + crates) if own else Missing("cargo does not report the crates")
     return {
         "image_size": side.shipped() / MIB,
         "steps": fact(f"{len(side.steps)}: {'; '.join(side.steps)}", len(side.steps)),

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, Set, Tuple
 
 
 def of(repository: Path, binary: Path) -> Tuple[int, int]:
-    """Lines of tinyvmm's own and of its crates; (0, 0) where cargo, or what it left beside `binary`, does not tell."""
+    """Lines of tinyvmm's own and of its crates; (0, 0) where cargo, or what it left beside `binary`, does not report them."""
     command = ["cargo", "metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"]
     try:
         made = subprocess.run(command, cwd=repository, capture_output=True, check=True).stdout

@@ -57,8 +57,8 @@ def bars(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
 def words(row: Dict[str, Any], sides: List[Dict[str, Any]]) -> str:
     """What each side has, in words."""
     cells = ((side["name"], row["values"][side["id"]]) for side in sides)
-    told = (f"<dt>{escape(name)}</dt><dd>{escape(cell.get('text') or 'no value: ' + cell['reason'])}</dd>" for name, cell in cells)
-    return f"<dl>{''.join(told)}</dl>"
+    text = (f"<dt>{escape(name)}</dt><dd>{escape(cell.get('text') or 'no value: ' + cell['reason'])}</dd>" for name, cell in cells)
+    return f"<dl>{''.join(text)}</dl>"
 
 
 def hint(row: Dict[str, Any]) -> str:
@@ -100,7 +100,7 @@ def note(place: Dict[str, Any]) -> str:
 def head(result: Dict[str, Any]) -> str:
     """What was found; then what was compared, and where."""
     place, sides = result["place"], result["sides"]
-    told = "".join(f"<dt>{escape(side['name'])}</dt><dd>{escape(side['is'])}</dd>" for side in sides)
+    text = "".join(f"<dt>{escape(side['name'])}</dt><dd>{escape(side['is'])}</dd>" for side in sides)
     found = "".join(f"<dt>{escape(topic)}</dt><dd>{escape(said)}</dd>" for topic, said in findings(result))
     return (
         "<h1>The same workload: a process, a container, a machine</h1>"
@@ -108,7 +108,7 @@ def head(result: Dict[str, Any]) -> str:
         f'<p class="soft">{escape(result["when"])} · {escape(place["name"])} · {escape(place["cpu"])}, {place["cpus"]} processor(s), '
         f'{place["memory_mib"]} MiB · Linux {escape(place["kernel"])} · {escape(place["file_system"])} · '
         f'{escape(place["runc"])} · {escape(place["tinyvmm"])}</p>'
-        f"<dl>{told}</dl>"
+        f"<dl>{text}</dl>"
     )
 
 

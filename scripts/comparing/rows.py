@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Tuple
 
-WITHIN = "told by the workload"
+WITHIN = "reported by the workload"
 
 
 @dataclass(frozen=True)

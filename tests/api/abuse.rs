@@ -1,4 +1,4 @@
-//! Clients that err, dawdle, die or are too many: the machine does not mind.
+//! Clients that send nonsense, are slow, die or are too many: the machine is not affected.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -26,8 +26,8 @@ fn what_is_no_request_is_refused_and_closed() {
         (b"PUT /vm HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 413),
         (b"GET / HTTP/1.0\r\n\r\n", 200),
     ] {
-        let told = String::from_utf8_lossy(bytes);
-        assert_eq!(status(&client, bytes), expected, "{told}");
+        let request = String::from_utf8_lossy(bytes);
+        assert_eq!(status(&client, bytes), expected, "{request}");
     }
     let endless = [b"GET / HTTP/1.1\r\n", "X: y\r\n".repeat(3000).as_bytes()].concat();
     let mut stream = client.connect();
@@ -51,7 +51,7 @@ fn the_limit_of_a_body_can_be_moved() {
 }
 
 #[test]
-fn who_sends_too_much_can_send_all_of_it_and_is_told() {
+fn who_sends_too_much_can_send_all_of_it_and_gets_an_answer() {
     let (_running, client) = running(guests::idle, "idle");
     let mut stream = client.connect();
     stream.write_all(b"PUT /vm HTTP/1.1\r\nContent-Length: 6400000\r\n\r\n").unwrap();
@@ -77,7 +77,7 @@ fn a_request_can_come_in_pieces_and_several_at_once() {
     let mut stream = client.connect();
     let many = b"GET / HTTP/1.1\r\n\r\n".repeat(100);
     stream.write_all(&many).unwrap();
-    // Half-closed: all of them are answered in spite of that.
+    // Half-closed: all requests are answered in spite of that.
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -92,7 +92,7 @@ fn clients_that_dawdle_or_die_are_in_nobodys_way() {
         let slow: Vec<UnixStream> = (0..40)
             .map(|index| {
                 let mut stream = connect(&client.0);
-                // Those that were first may have been closed.
+                // The first connections may have been closed.
                 let _ = match index % 3 {
                     0 => stream.write_all(b"PUT /vm HTTP/1.1\r\nContent-Length: 50000\r\n\r\n{"),
                     1 => stream.write_all(b"GET / HT"),
@@ -104,7 +104,7 @@ fn clients_that_dawdle_or_die_are_in_nobodys_way() {
         assert_eq!(client.get("/")["state"], "Running", "turn {turn}");
         drop(slow);
     }
-    // Clients that want much and read nothing.
+    // Clients that send requests and never read.
     for _ in 0..20 {
         let mut deaf = connect(&client.0);
         let _ = deaf.set_nonblocking(true);

@@ -44,7 +44,7 @@ fn a_machine_is_described_and_started_and_its_socket_goes_with_it() {
     running.wait().exits(0).prints("hello").silently().leaves_nothing();
 }
 
-/// Starts the machine and returns what has come of the guest's command line.
+/// Starts the machine and returns the guest's command line.
 fn command_line(running: Running, client: &Client) -> String {
     client.does("PUT", "/actions", START);
     let outcome = running.wait().exits(0);

@@ -1,4 +1,4 @@
-//! What clients send that were not made for us: curl, and the HTTP of Go's and Python's libraries.
+//! Requests of other programs' clients: curl, and the HTTP libraries of Go and Python.
 
 use std::io::Write;
 use std::process::Command;
@@ -25,7 +25,7 @@ fn curl_is_understood_as_firecrackers_guide_has_it() {
         return eprintln!("SKIPPED: no curl");
     };
     assert!(version.ends_with("}200"), "{version}");
-    // Its own Content-Type, a form's.
+    // curl's own Content-Type, a form's.
     let put = |path: &str, body: &str, more: &[&str]| {
         curl(&client, path, &[&["-X", "PUT", "--data", body], more].concat()).unwrap()
     };
@@ -33,7 +33,7 @@ fn curl_is_understood_as_firecrackers_guide_has_it() {
     assert_eq!(put("/machine-config", machine, &[]), "204");
     let args = "x".repeat(2000);
     let source = format!(r#"{{"kernel_image_path":"./vmlinux","boot_args":"{args}"}}"#);
-    // Waits to be told to go on, as it does of its own accord with long bodies.
+    // curl waits for 100 Continue, as it does by itself with long bodies.
     assert_eq!(put("/boot-source", &source, &["-H", "Expect: 100-continue"]), "204");
     let drive = r#"{"drive_id":"a","path_on_host":"./disk","is_root_device":true}"#;
     assert_eq!(put("/drives/a", drive, &["-H", "Content-Type: application/json"]), "204");

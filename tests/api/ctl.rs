@@ -23,7 +23,7 @@ fn a_person_can_do_everything_with_it() {
     let watching = watching.prints("Running").prints("\n\n");
     client.ctl(&["power-button"]).exits(0).silently();
     running.wait().exits(0).prints("button").silently();
-    // What it watches is gone.
+    // The machine that it watches has ended.
     let watched = watching.wait().exits(0).silently();
     // Tables, a line apart; nothing that is for a terminal only.
     let text = String::from_utf8(watched.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! Started under the name `firecracker`.
+//! A process under the name `firecracker`.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::guests::{self, guest};
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
 
 guest!(
-    /// Tells Firecracker's boot timer twice that it has booted, after something that it does not mean, and resets.
+    /// Writes twice to Firecracker's boot timer that it has booted, after a value that is ignored, and resets.
     boots_and_resets,
     "mov ebx, 0xc0000000",
     "mov byte ptr [rbx], 1",
@@ -28,7 +28,7 @@ fn firecracker(code: fn() -> Vec<u8>) -> Vmm {
     vmm.sparse_file("disk", 1 << 20)
 }
 
-/// One that is described in a file.
+/// A Firecracker whose machine is described in a file.
 fn from_file(code: fn() -> Vec<u8>) -> Vmm {
     let file = json!({
         "boot-source": {"kernel_image_path": "vmlinux"},
@@ -37,13 +37,13 @@ fn from_file(code: fn() -> Vec<u8>) -> Vmm {
     firecracker(code).file("vm.json", file.to_string()).args(["--config-file", "vm.json"])
 }
 
-/// One that waits to be described.
+/// A Firecracker that waits for the API.
 fn waiting(code: fn() -> Vec<u8>, args: &[&str]) -> (Running, Client) {
     listening(firecracker(code).args(["--api-sock", SOCKET]).args(args).start())
 }
 
 #[test]
-fn it_tells_its_version_as_clients_look_for_it() {
+fn it_reports_its_version_as_clients_look_for_it() {
     let outcome = Vmm::named("firecracker").args(["--version"]).run().exits(0).silently();
     let text = String::from_utf8(outcome.stdout).unwrap();
     assert!(text.starts_with("Firecracker v1.16.1\n") && text.contains("tinyvmm"), "{text}");
@@ -90,7 +90,7 @@ fn a_guest_that_resets_or_breaks_down_ends_with_success_and_the_log_says_how() {
     assert!(text.contains(" [vm-1:main:INFO] the guest rebooted"), "{text}");
     outcome.leaves_nothing();
     no_api(guests::triple_fault).run().exits(0).prints("[vm-1:main:WARN] triple fault");
-    // What the guest says is no exit code of ours.
+    // A status that the guest chooses is no exit code of Firecracker's.
     no_api(guests::marks_and_exits_with_42).run().exits(1);
 }
 
@@ -110,7 +110,7 @@ fn messages_go_to_the_log_and_say_what_they_are_to() {
 }
 
 #[test]
-fn the_boot_timer_is_told_once_and_only_if_it_is_there() {
+fn the_boot_timer_is_logged_once_and_only_if_it_is_there() {
     let lines = |args: &[&str]| {
         let vmm = from_file(boots_and_resets).args(["--no-api", "--log-path", "log"]).args(args);
         let outcome = vmm.run().exits(0).prints("booted");
@@ -120,20 +120,20 @@ fn the_boot_timer_is_told_once_and_only_if_it_is_there() {
             .map(String::from)
             .collect::<Vec<_>>()
     };
-    let told = lines(&["--boot-timer"]);
-    assert_eq!(told.len(), 1, "{told:?}");
+    let logged = lines(&["--boot-timer"]);
+    assert_eq!(logged.len(), 1, "{logged:?}");
     let words: Vec<&str> =
-        told[0].split("Guest-boot-time = ").nth(1).unwrap().split_whitespace().collect();
+        logged[0].split("Guest-boot-time = ").nth(1).unwrap().split_whitespace().collect();
     let [us, "us", ms, "ms,", cpu, "CPU", "us", _, "CPU", "ms"] = words[..] else {
-        panic!("{told:?}")
+        panic!("{logged:?}")
     };
     let (us, ms): (u64, u64) = (us.parse().unwrap(), ms.parse().unwrap());
-    assert!(us > 0 && ms == us / 1000 && cpu.parse::<u64>().is_ok(), "{told:?}");
+    assert!(us > 0 && ms == us / 1000 && cpu.parse::<u64>().is_ok(), "{logged:?}");
     assert_eq!(lines(&[]), Vec::<String>::new());
 }
 
 #[test]
-fn metrics_are_written_at_the_end_and_tell_what_was_since_the_line_before() {
+fn metrics_are_written_at_the_end_and_count_what_was_since_the_line_before() {
     let times =
         ["--start-time-us", "1", "--start-time-cpu-us", "0", "--parent-cpu-time-us", "1000000"];
     let (running, client) =

@@ -31,7 +31,7 @@ fn running(code: fn() -> Vec<u8>, prints: &str) -> (Running, Client) {
     listening(vmm().guest(code).start().prints(prints))
 }
 
-/// One that waits to be configured, in a folder with a kernel and a disk.
+/// A machine that waits for its configuration, in a folder with a kernel and a disk.
 #[track_caller]
 fn waiting(code: fn() -> Vec<u8>) -> (Running, Client) {
     let vmm = vmm().file("vmlinux", guests::elf(&code())).sparse_file("disk", 1 << 20);
@@ -59,7 +59,7 @@ impl Client {
         let len = body.len();
         let head =
             format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {len}");
-        // At once: a body that is too large is not waited for.
+        // In one write: the server does not wait for a body that is too large.
         stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
         read_answer(&mut stream)
     }
@@ -71,18 +71,18 @@ impl Client {
         value
     }
 
-    /// It is done.
+    /// Makes a request that succeeds.
     #[track_caller]
     pub fn does(&self, method: &str, path: &str, body: &str) {
         assert_eq!(self.ask(method, path, body), (204, Value::Null), "{method} {path} {body}");
     }
 
-    /// What `tinyvmm ctl` does with these words.
+    /// Runs `tinyvmm ctl` with these arguments.
     pub fn ctl(&self, args: &[&str]) -> Outcome {
         Vmm::new().args(["ctl", self.0.to_str().unwrap()]).args(args).run()
     }
 
-    /// It is refused, with all of these words.
+    /// Makes a request that is refused with a message that has all of these words.
     #[track_caller]
     pub fn refuses(&self, method: &str, path: &str, body: &str, words: &[&str]) {
         let (status, value) = self.ask(method, path, body);
@@ -101,7 +101,7 @@ fn connect(path: &Path) -> UnixStream {
     stream
 }
 
-/// Reads up to the connection's end; status and body.
+/// Reads the response up to the connection's end; returns status and body.
 #[track_caller]
 fn read_answer(stream: &mut UnixStream) -> (u16, Value) {
     let mut bytes = Vec::new();

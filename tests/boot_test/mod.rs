@@ -9,7 +9,7 @@ use crate::fixture::{Dir, Outcome, Vmm};
 use crate::guests;
 use tinyvmm::layout;
 
-/// How a guest ends that has printed its text.
+/// The end of a guest that has printed its text.
 #[derive(Clone, Copy)]
 enum Then {
     PowerOff,
@@ -17,7 +17,7 @@ enum Then {
     Sleep,
 }
 
-/// A kernel that prints `text` and then does that.
+/// A kernel that prints `text` and then ends as `then` says.
 fn printing(text: &str, then: Then) -> Vec<u8> {
     let out = |port: u64, value: u8| {
         let port = u32::try_from(port).unwrap().to_le_bytes();
@@ -47,9 +47,9 @@ fn printing(text: &str, then: Then) -> Vec<u8> {
     guests::elf(&code.concat())
 }
 
-/// A runner with this spec, and kernels: `hello` and `again` print and power off, `idle` and `prompt`
-/// print and sleep, `bug` and `warning` print what Linux does, `reset`, `panic`,
-/// `triple` and `status` end otherwise; that marks its init.
+/// A runner with this spec, and kernels: `hello` and `again` print and power off, `idle` and `prompt` print and sleep,
+/// `bug` and `warning` print what Linux does, `reset`, `panic`, `triple` and `status` end otherwise; `status` also
+/// writes init's mark.
 fn boot_test(spec: &str) -> Vmm {
     let hello = printing("Linux 6.1\r\n\x1b[32mup\x1b[0m and running\r\nbye\r\n", Then::PowerOff);
     let bug = "up\nBUG: kernel NULL pointer dereference\nCall Trace:\n";
@@ -74,7 +74,7 @@ fn one(keys: &str) -> String {
     format!("[defaults]\nmem = '32M'\n[[machine]]\nname = 'm'\n{keys}\n")
 }
 
-/// Standard error has a line for each machine as it ended, and no more.
+/// Standard error has a line for each machine that has ended, and no more.
 #[track_caller]
 fn reports(outcome: Outcome) -> Outcome {
     let number = |line: &str| Some(line.strip_prefix("tinyvmm: [")?.split_once('/')?.0.parse());

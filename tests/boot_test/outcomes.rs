@@ -60,7 +60,7 @@ fn a_command_that_is_not_run_is_no_success() {
 }
 
 #[test]
-fn another_end_is_told_with_tinyvmms_words() {
+fn another_end_is_reported_with_tinyvmms_words() {
     fails(&one("kernel = 'reset'"), &["to be 'power-off': reboot (the guest rebooted)"]);
     fails(&one("kernel = 'triple'"), &["triple-fault (triple fault in the guest"]);
     fails(&one("kernel = 'missing'"), &["it could not start (", "missing", "No such file"]);

@@ -69,7 +69,7 @@ fn interruptible() -> Running {
 }
 
 #[test]
-fn a_signal_stops_the_machines_and_tells_what_was_done() {
+fn a_signal_stops_the_machines_and_reports_what_was_done() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let running = interruptible();
         let start = Instant::now();
@@ -82,7 +82,7 @@ fn a_signal_stops_the_machines_and_tells_what_was_done() {
         assert_eq!(json["interrupted"], true);
         assert_eq!(json["tests"][0]["result"], "not-run");
         assert_eq!(json["tests"][4]["runs"], serde_json::json!([]));
-        // The console of what was cut short is worth reading.
+        // The consoles of interrupted machines are kept.
         assert_eq!(logs(outcome.dir()), ["s0.log", "s1.log"]);
     }
 }

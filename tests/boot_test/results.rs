@@ -109,7 +109,7 @@ fn a_spec_and_a_baseline_may_begin_with_a_byte_order_mark() {
 }
 
 #[test]
-fn results_that_cannot_be_written_are_told_before_anything_runs() {
+fn results_that_cannot_be_written_are_reported_before_anything_runs() {
     for flag in ["--json", "--junit"] {
         let vmm = boot_test(TWO).args([flag, "nowhere/file"]);
         vmm.run().refuses(1, &["result nowhere/file", "No such file"]);

@@ -45,7 +45,7 @@ fn what_is_not_toml() {
 }
 
 #[test]
-fn unknown_keys_are_told_with_the_nearest() {
+fn unknown_keys_are_reported_with_the_nearest() {
     refused("[[machines]]\nname = 'm'", 1, &["machines", "the nearest is 'machine'"]);
     refused("[defaults]\nmemory = '1G'", 2, &["defaults.memory", "'mem'"]);
     refused("[defaults]\nname = 'm'", 2, &["defaults.name", "no key 'name'"]);

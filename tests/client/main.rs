@@ -1,5 +1,5 @@
-//! A client that nobody here wrote: fctools starts tinyvmm as firecracker, describes machines to it, boots Linux, pauses,
-//! resumes, limits and exchanges a disk, reads metrics, and stops it. `client FIRECRACKER KERNEL INITRD`
+//! An independent client: fctools starts tinyvmm as firecracker, describes machines, boots Linux, pauses, resumes,
+//! limits and exchanges a disk, reads metrics, and stops it. `client FIRECRACKER KERNEL INITRD`
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ type Machine = Vm<UnrestrictedVmmExecutor, DirectProcessSpawner, SmolRuntime>;
 type Resources = ResourceSystem<DirectProcessSpawner, SmolRuntime>;
 
 const MIB: u64 = 1 << 20;
-/// Longer than anything takes in the box.
+/// More than any step takes in the box.
 const PATIENCE: Duration = Duration::from_secs(120);
 const ARGS: &str = "console=ttyS0 panic=1 cryptomgr.notests quiet";
 
@@ -43,14 +43,14 @@ struct Lab {
     runtime: SmolRuntime,
 }
 
-/// What belongs to a machine besides itself.
+/// What has to live as long as a machine.
 struct Kept {
     metrics: Resource,
     _of_flags: Resources,
 }
 
-/// fctools' errors are debugged more easily than displayed.
-fn told<T, E: std::fmt::Debug>(result: Result<T, E>, doing: &str) -> Result<T> {
+/// Adds `doing` to an error of fctools', which has Debug but no useful Display.
+fn named<T, E: std::fmt::Debug>(result: Result<T, E>, doing: &str) -> Result<T> {
     result.map_err(|error| Error::msg(format!("{doing}: {error:?}")))
 }
 
@@ -61,7 +61,7 @@ impl Lab {
 
     fn existing(&self, resources: &mut Resources, path: &Path) -> Result<Resource> {
         let kind = ResourceType::Moved(MovedResourceType::Copied);
-        told(resources.create_resource(path, kind), "a file that exists")
+        named(resources.create_resource(path, kind), "a file that exists")
     }
 
     fn disk(&self, name: &str, len: u64) -> Result<PathBuf> {
@@ -80,9 +80,9 @@ impl Lab {
         let created = |resources: &mut Resources, name: &str, kind| {
             let path = self.folder.join(name);
             let _ = fs::remove_file(&path);
-            told(resources.create_resource(path, ResourceType::Created(kind)), name)
+            named(resources.create_resource(path, ResourceType::Created(kind)), name)
         };
-        // What flags name is made, and removed, once more for each list that it is in.
+        // Files that flags name are created, and removed, once more for each list that they are in.
         let mut of_flags = self.resources();
         let logs = created(&mut of_flags, "log", CreatedResourceType::File)?;
         let metrics = created(&mut resources, "metrics", CreatedResourceType::Fifo)?;
@@ -124,66 +124,66 @@ impl Lab {
         let socket = VmmApiSocket::Enabled(self.folder.join("api.sock"));
         let arguments = VmmArguments::new(socket).log_level(VmmLogLevel::Info).show_log_level();
         let arguments = arguments.show_log_origin().enable_boot_timer().logs(logs);
-        let id = told(VmmId::new("client-vm"), "a name")?;
+        let id = named(VmmId::new("client-vm"), "a name")?;
         let executor = UnrestrictedVmmExecutor::new(arguments).id(id);
         let none = Path::new("/none");
         let installation = VmmInstallation::new(&*self.firecracker, none, none);
         let configuration = VmConfiguration::New { init_method, data };
         let vm = Vm::prepare(executor, resources, installation, configuration).await;
-        let vm = told(vm, "prepare")?;
-        told(of_flags.synchronize().await, "the log")?;
+        let vm = named(vm, "prepare")?;
+        named(of_flags.synchronize().await, "the log")?;
         Ok((vm, Kept { metrics, _of_flags: of_flags }))
     }
 
-    /// Described in a file: it boots, and ends when its guest does.
+    /// A machine that is described in a file: it boots, and ends when its guest does.
     async fn by_file(&self) -> Result<()> {
         let method = InitMethod::ViaJsonConfiguration(self.folder.join("vm.json"));
         let (mut vm, _kept) =
             self.prepared(method, "devmem 0xc0000000 8 123; read x; echo bye").await?;
-        told(vm.start(PATIENCE).await, "start")?;
-        let info = told(vm.get_info().await, "info")?;
+        named(vm.start(PATIENCE).await, "start")?;
+        let info = named(vm.get_info().await, "info")?;
         ensure!(info.id == "client-vm" && !info.is_paused, "{info:?}");
-        // What is typed before somebody listens is lost.
+        // Input before the guest listens is lost.
         let has_booted = || {
             fs::read_to_string(self.folder.join("log"))
                 .is_ok_and(|log| log.contains("Guest-boot-time"))
         };
         let end = Instant::now() + PATIENCE;
         while !has_booted() {
-            ensure!(Instant::now() < end, "the boot timer is not told");
+            ensure!(Instant::now() < end, "the boot timer is not logged");
             a_moment().await;
         }
         let stop =
             |method, graceful| VmShutdownAction { method, timeout: Some(PATIENCE), graceful };
         let serial = VmShutdownMethod::WriteToSerial(b"\n".into());
         let outcome = vm.shutdown([stop(serial, true), stop(VmShutdownMethod::Kill, false)]).await;
-        let outcome = told(outcome, "shutdown")?;
+        let outcome = named(outcome, "shutdown")?;
         ensure!(outcome.is_fully_graceful(), "{outcome:?}");
-        told(vm.cleanup().await, "clean up")?;
+        named(vm.cleanup().await, "clean up")?;
         ensure!(!self.folder.join("api.sock").exists(), "the socket is left");
         Ok(())
     }
 
-    /// Described over the API, and all that can be done to it.
+    /// A machine that is described over the API, and every request for it.
     async fn by_requests(&self) -> Result<()> {
         let script = "dd if=/dev/vda of=/dev/null bs=64k iflag=direct; echo up=1; \
             while [ $(cat /sys/block/vda/size) = 2048 ]; do sleep 0.1; done; \
             echo size=$(cat /sys/block/vda/size); read x; echo bye=$x";
         let (mut vm, kept) = self.prepared(InitMethod::ViaApiCalls, script).await?;
-        told(vm.start(PATIENCE).await, "start")?;
-        let mut pipes = told(vm.take_pipes(), "pipes")?;
+        named(vm.start(PATIENCE).await, "start")?;
+        let mut pipes = named(vm.take_pipes(), "pipes")?;
         let mut lines = BufReader::new(pipes.stdout).lines();
         wait_for(&mut lines, "up=1").await?;
 
-        ensure!(told(vm.get_firecracker_version().await, "version")? == "1.16.1", "version");
-        let machine = told(vm.get_machine_configuration().await, "machine")?;
+        ensure!(named(vm.get_firecracker_version().await, "version")? == "1.16.1", "version");
+        let machine = named(vm.get_machine_configuration().await, "machine")?;
         ensure!((machine.vcpu_count, machine.mem_size_mib) == (1, 256), "{machine:?}");
-        told(vm.pause().await, "pause")?;
-        ensure!(told(vm.get_info().await, "info")?.is_paused && vm.get_state() == VmState::Paused);
-        told(vm.resume().await, "resume")?;
-        ensure!(!told(vm.get_info().await, "info")?.is_paused, "it goes on");
+        named(vm.pause().await, "pause")?;
+        ensure!(named(vm.get_info().await, "info")?.is_paused && vm.get_state() == VmState::Paused);
+        named(vm.resume().await, "resume")?;
+        ensure!(!named(vm.get_info().await, "info")?.is_paused, "it goes on");
 
-        told(vm.flush_metrics().await, "flush")?;
+        named(vm.flush_metrics().await, "flush")?;
         let path = kept.metrics.get_effective_path().context("a path")?.to_owned();
         let mut task = spawn_metrics_task(path, 8, self.runtime.clone());
         let first: Metrics = task.receiver.next().await.context("a line of metrics")?;
@@ -197,11 +197,11 @@ impl Lab {
         });
         let larger = self.disk("larger", 3 * MIB)?;
         let block = self.existing(vm.get_resource_system_mut(), &larger)?;
-        told(block.start_initialization_with_same_path(), "another file")?;
-        told(vm.get_resource_system_mut().synchronize().await, "another file")?;
+        named(block.start_initialization_with_same_path(), "another file")?;
+        named(vm.get_resource_system_mut().synchronize().await, "another file")?;
         let block = Some(block);
         let update = UpdateDrive { drive_id: "data".into(), block, rate_limiter };
-        told(vm.update_drive(update).await, "another disk")?;
+        named(vm.update_drive(update).await, "another disk")?;
         wait_for(&mut lines, "size=6144").await?;
 
         pipes.stdin.write_all(b"x\n").await?;
@@ -212,7 +212,7 @@ impl Lab {
         ensure!(vm.get_state() == VmState::Exited, "{:?}", vm.get_state());
         let last: Metrics = task.receiver.next().await.context("the last line of metrics")?;
         ensure!(last.utc_timestamp_ms >= first.utc_timestamp_ms, "{last:?}");
-        told(vm.cleanup().await, "clean up")
+        named(vm.cleanup().await, "clean up")
     }
 }
 

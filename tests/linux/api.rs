@@ -90,7 +90,7 @@ fn a_machine_is_described_watched_and_asked_to_power_off() {
         iflag=direct 2>/dev/null; echo up=1; read x; echo date=$(date +%s)";
     let (running, client) = started(script, &[("data", &disk)]);
     let running = running.prints("up=1");
-    // Clocks go on: one that stood still would be behind by more than the box ever is.
+    // Clocks run on: one that had stopped would be behind by more than the box ever is.
     client.does("PATCH", "/vm", PAUSE);
     thread::sleep(Duration::from_secs(15));
     client.does("PATCH", "/vm", RESUME);

@@ -1,4 +1,4 @@
-//! Stock kernels reach init, and find there the machine that was asked for.
+//! Stock kernels reach init, and find the configured machine.
 
 use std::fs;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ const LEAST_MIB: u64 = 96;
 const HIGH_MIB: u64 = 4608;
 const UUID: &str = "6f0e5a3c-8a34-4d0e-9b1e-0f2d4c6b8a90";
 
-/// What a guest is asked about its machine. The brackets keep dmesg's copy of this from matching.
+/// The guest's questions about its machine. The brackets keep dmesg's copy of them from matching.
 const QUESTIONS: [&str; 12] = [
     "echo cpus=$(nproc) $(grep -c ^processor /proc/cpuinfo)",
     "echo flags=$(grep -m1 ^flags /proc/cpuinfo)",
@@ -36,7 +36,7 @@ fn asked(kernel: Kernel, cpus: &str, mem_mib: u64) -> Vmm {
     vmm.args(["--cpus", cpus, "--mem", &format!("{mem_mib}M"), "--uuid", UUID])
 }
 
-/// The guest has found a machine with this much.
+/// Checks that the guest has found a machine of this size.
 #[track_caller]
 fn check(console: &Console, cpus: u64, mem_mib: u64) {
     console.has("cpus", &format!("{cpus} {cpus}"));
@@ -139,7 +139,7 @@ fn an_elf_with_only_a_pvh_entry_boots() {
         Vmm::new().patiently(IN_A_BOX).kernel(&elf).args(["--initrd".into(), CLOUD_ELF.initrd()]);
     let vmm = vmm.args(["--cmdline", &line, "--cpus", "2", "--mem", "512M", "--uuid", UUID]);
     let console = console_of(vmm);
-    // PVH has no place for a seed: the guest gathers its own randomness.
+    // PVH has no field for a seed: the guest gathers its own randomness.
     assert_eq!(console.count("cpus=2 2"), 1, "{}", console.0);
     console.has("clock", "kvm-clock").has("wrong", "");
 }
@@ -167,7 +167,7 @@ fn address(kernel: Kernel, options: &str, cpus: &str) -> u64 {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn a_kernel_is_at_a_random_address_unless_told_not_to() {
+fn a_kernel_is_at_a_random_address_unless_nokaslr_is_given() {
     const LINKED: u64 = 0xffff_ffff_8100_0000;
     for kernel in [CLOUD_BZIMAGE, CLOUD_ELF] {
         assert_eq!(address(kernel, "nokaslr", "2"), LINKED);

@@ -90,7 +90,7 @@ instructions = 1
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn what_goes_wrong_in_linux_is_told() {
+fn what_goes_wrong_in_linux_is_reported() {
     let machines = r##"
 [[machine]]
 name = "panic"

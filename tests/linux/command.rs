@@ -1,4 +1,4 @@
-//! `tinyvmm ... -- COMMAND`: a script's way to use a machine.
+//! `tinyvmm ... -- COMMAND`: a machine as a step of a script.
 
 use std::process::Stdio;
 
@@ -42,7 +42,7 @@ fn exit_statuses_are_passed_through() {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn a_machine_that_ends_without_a_status_is_told() {
+fn a_machine_that_ends_without_a_status_is_reported() {
     vmm(&["poweroff", "-f"]).run().exits(125).says(&["the guest powered off"]);
     let outcome = vmm(&["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 9"]).run();
     let outcome = outcome.exits(125).says(&["kernel panic in the guest"]);

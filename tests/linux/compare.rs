@@ -17,7 +17,7 @@ fn compare(dir: &Dir, args: &[&str]) -> Command {
     command
 }
 
-/// It failed with this status and this one line.
+/// Checks the exit status and the only line on standard error.
 #[track_caller]
 fn says(output: &Output, status: i32, line: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -25,8 +25,8 @@ fn says(output: &Output, status: i32, line: &str) {
     assert_eq!(output.status.code(), Some(status), "{said}");
 }
 
-/// A fact, figures, or the reason why there is no value.
-fn is_told(cell: &Value) -> bool {
+/// Whether the cell has a fact, figures, or the reason why there is no value.
+fn has_content(cell: &Value) -> bool {
     let number = |name: &str| cell[name].as_f64().is_some_and(|value| value >= 0.0);
     let word = |name: &str| cell[name].as_str().is_some_and(|text| !text.is_empty());
     let samples = cell["samples"].as_array().map_or(0, Vec::len) as u64;
@@ -51,7 +51,7 @@ fn every_row_has_a_value_or_a_reason() {
         assert!(row["method"].as_str().unwrap().len() > 20, "{name} has no method");
         for side in SIDES {
             let cell = &row["values"][side];
-            assert!(is_told(cell), "{name} of {side}: {cell}");
+            assert!(has_content(cell), "{name} of {side}: {cell}");
             let reason = cell["reason"].as_str();
             let none_is_right = match name {
                 "other_host" => reason.is_some_and(|reason| reason.contains("--other")),
@@ -92,7 +92,7 @@ fn every_row_has_a_value_or_a_reason() {
 }
 
 #[test]
-fn what_is_wrong_is_told_in_one_line() {
+fn what_is_wrong_is_reported_in_one_line() {
     let dir = Dir::new();
     let see = "see scripts/compare --help";
     let output = compare(&dir, &["--fast"]).output().unwrap();
@@ -201,7 +201,7 @@ fn a_result_of_another_host_fills_a_row() {
 }
 
 #[test]
-fn a_reader_that_goes_is_no_error_that_is_told() {
+fn a_reader_that_goes_is_no_error_that_is_reported() {
     let dir = Dir::new();
     std::fs::write(dir.path("result.json"), RESULT).unwrap();
     let unread = |args: &[&str]| {

@@ -37,7 +37,7 @@ pub(super) fn ext4(dir: &Dir, name: &str) -> PathBuf {
     path
 }
 
-/// What `command` prints.
+/// The output of `command`.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -50,7 +50,7 @@ fn md5(path: &Path) -> String {
     run(Command::new("md5sum").arg(path)).split(' ').next().unwrap().into()
 }
 
-/// Bytes that the file takes on the host.
+/// Bytes that the file occupies on the host.
 fn used(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
@@ -76,7 +76,7 @@ fn what_is_copied_from_disk_to_disk_has_one_checksum_inside_and_outside() {
     assert_eq!(sum, md5(&from), "the copy");
 }
 
-/// A disk that can be opened with O_DIRECT, which tmpfs cannot: a loop device if need be.
+/// A disk that can be opened with O_DIRECT, which tmpfs does not have: a loop device if necessary.
 struct Direct(PathBuf, bool);
 
 impl Direct {
@@ -157,7 +157,7 @@ fn what_was_flushed_survives_a_killed_tinyvmm() {
     let running = CLOUD_ELF.runs(script).args(disk(&path, "")).start().prints("flushed=1");
     running.signal(libc::SIGKILL);
     let before = Console::of(&running.wait());
-    // The lock went with the process.
+    // The lock ended with the process.
     let script = "mount /dev/vda /mnt; echo sum=$(md5sum < /mnt/kept)";
     let after = console_of(CLOUD_ELF.runs(script).args(disk(&path, "")));
     after.has("sum", before.value("sum"));
@@ -209,7 +209,7 @@ fn an_overlay_keeps_what_was_written_or_loses_it_and_spares_the_disk() {
     run(&keep).has("found", &kept).has("big", &kept);
     assert_eq!(md5(&path), before, "the disk is as it was");
     assert!(used(&layer) < 16 * MIB as u64, "the layer takes {} bytes", used(&layer));
-    // Killed right after a sync; then others want the same.
+    // Killed right after a sync; then other machines open the same layer.
     let script = "mount /dev/vda /mnt; echo new > /mnt/other; sync; echo up=1; sleep 1000";
     let running = CLOUD_ELF.runs(script).args(disk(&path, &keep)).start().prints("up=1");
     let refused = CLOUD_ELF.runs("true").args(disk(&path, &keep)).run();
@@ -221,7 +221,7 @@ fn an_overlay_keeps_what_was_written_or_loses_it_and_spares_the_disk() {
     let after = console_of(CLOUD_ELF.runs(script).args(disk(&path, &keep)));
     after.has("found", &format!("{kept} new"));
     assert_eq!(md5(&path), before, "the disk is as it was");
-    // The disk is changed: the layer is no good any more.
+    // The disk changes: the layer is invalid now.
     console_of(CLOUD_ELF.runs("mount /dev/vda /mnt; umount /mnt").args(disk(&path, "")));
     CLOUD_ELF
         .runs("true")

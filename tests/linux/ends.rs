@@ -1,4 +1,4 @@
-//! How Linux ends, or is ended, and what tinyvmm then says.
+//! The ends of Linux, and tinyvmm's report of them.
 
 use std::process::Stdio;
 
@@ -37,7 +37,7 @@ fn a_reboot_ends_a_machine_that_is_not_to_reboot() {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn a_reboot_by_triple_fault_is_told_as_that() {
+fn a_reboot_by_triple_fault_is_reported_as_that() {
     let vmm = CLOUD_ELF.with_cmdline("quiet reboot=t -- \"reboot -f\"");
     vmm.run().exits(5).says(&["triple fault in the guest"]).leaves_nothing();
 }
@@ -50,7 +50,7 @@ fn a_panic_ends_the_machine() {
     assert_eq!(Console::of(&outcome).count("sysrq triggered crash"), 1, "its last words are shown");
 }
 
-/// Long before a driver could tell tinyvmm: the kernel resets the machine.
+/// The kernel resets the machine long before a driver could report the panic.
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn a_panic_for_lack_of_a_root_disk_ends_the_machine() {

@@ -1,4 +1,4 @@
-//! Memory that a guest has freed, or is asked for, goes back to the host.
+//! Memory that a guest has freed, or that the balloon asks for, goes back to the host.
 
 use std::process::Stdio;
 use std::thread;
@@ -8,10 +8,9 @@ use super::{CLOUD_ELF, Console, Kernel, SMALL_ELF, console_of};
 use crate::api::{Client, listening};
 use crate::fixture::Running;
 
-const MIB: u64 = 1 << 10; // in KiB, as all here
+const MIB: u64 = 1 << 10; // in KiB, as all sizes here
 
-/// A guest of 512 MiB that fills 256 MiB and frees them when it is told to; and what the process
-/// had before and in between.
+/// A guest of 512 MiB that fills 256 MiB and frees them on a key; and the memory of the process before and in between.
 fn filled(balloon: &str) -> (Running, u64, u64) {
     let script = "mount -t tmpfs -o size=300m tmpfs /mnt; sleep 6; echo idle=1; read go; \
         dd if=/dev/zero of=/mnt/big bs=1M count=256 2>/dev/null; echo full=1; read go; \
@@ -32,14 +31,14 @@ fn what_a_guest_frees_goes_back_to_the_host() {
     assert!(before < 56 * MIB, "an idle guest takes {before} KiB");
     let running = running.until(|running| running.rss_kib() < before + 16 * MIB);
     running.types("\n").wait().exits(0).silently();
-    // What nobody gives back stays.
+    // Without a balloon device the memory stays.
     let (running, _, full) = filled("off");
     let left = running.rss_kib();
     assert!(left > full - 16 * MIB, "{full} KiB became {left} KiB");
     running.types("\n").wait().exits(0).silently();
 }
 
-/// A guest of 256 MiB with 128 MiB in its balloon, that then runs `script`.
+/// A guest of 256 MiB with 128 MiB in its balloon, which then runs `script`.
 fn inflated(kernel: Kernel, script: &str) -> Console {
     let script = format!(
         "event() {{ awk '/^balloon_'$1'/{{print $2}}' /proc/vmstat; }}; \
@@ -69,8 +68,8 @@ fn a_guest_out_of_memory_takes_it_from_its_balloon() {
     assert!(console.number("deflated") > 0, "{}", console.0);
 }
 
-/// A guest of 256 MiB that can have 2 GiB. It keeps a file, and each time that it is told to: fills 640 MiB, says how
-/// much it has, and frees them.
+/// A guest of 256 MiB that can have 2 GiB. It keeps a file, and on each key fills 640 MiB, prints how much memory it
+/// has, and frees them.
 fn that_can_grow(kernel: Kernel, balloon: &str) -> (Running, Client) {
     let script = "mount -t tmpfs -o size=900m tmpfs /mnt; dd if=/dev/urandom of=/mnt/keep bs=1M count=24 2>/dev/null; \
         sum() { md5sum < /mnt/keep | cut -c1-32; }; a=$(sum); sleep 4; echo up=1; n=0; \
@@ -85,7 +84,7 @@ fn that_can_grow(kernel: Kernel, balloon: &str) -> (Running, Client) {
     listening(vmm.stdin(Stdio::piped()).start().prints("up=1"))
 }
 
-/// Asks for so many MiB in all, and waits until the guest has plugged or unplugged as many.
+/// Requests a total of `mib`, and waits until the guest has plugged or unplugged as much.
 #[track_caller]
 fn resized(running: Running, client: &Client, mib: u64) -> Running {
     client.ctl(&["memory", &format!("{mib}M")]).exits(0).silently();
@@ -103,7 +102,7 @@ fn has_plugged(running: Running, client: &Client, mib: u64) -> Running {
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn a_machine_grows_shrinks_and_gives_all_of_it_back() {
-    // Nothing is reported as free, so that only what is unplugged comes back.
+    // Without free page reporting only unplugged memory comes back.
     let (running, client) = that_can_grow(SMALL_ELF, "off");
     let before = running.rss_kib();
     let running = resized(running, &client, 1280).types("fill\n").prints("full1=1");

@@ -1,8 +1,7 @@
 //! Stock Debian kernels, from the first instruction to every kind of end.
 //!
-//! They need a /dev/kvm that runs such kernels: `scripts/check` runs them in the KVM box, all in
-//! one. What a guest finds out it prints as lines `name=value`, so that one boot checks many
-//! things.
+//! They need a /dev/kvm that runs such kernels: `scripts/check` runs them in the KVM box, all in one. A guest prints
+//! its findings as lines `name=value`, so that one boot checks many things.
 
 mod api;
 mod boot;
@@ -21,7 +20,7 @@ use std::time::Duration;
 use crate::fixture::{Outcome, Vmm};
 use crate::images::image;
 
-/// How much longer anything may take in a box, which interprets its guests and shares the host's CPUs.
+/// Added to each limit in a box, which interprets its guests and shares the host's CPUs.
 const IN_A_BOX: Duration = Duration::from_secs(150);
 /// Printed by the images' init, once a boot.
 const INIT: &str = "tinyvmm-init: up after";
@@ -51,37 +50,37 @@ impl Kernel {
         image(&format!("initramfs-{}", self.flavour))
     }
 
-    /// A machine without an initrd, with just this added to the command line.
+    /// A machine without an initrd, with `cmdline` added to the command line.
     fn bare(self, cmdline: &str) -> Vmm {
         let kernel = ["--kernel".into(), self.path()];
         Vmm::new().patiently(IN_A_BOX).args(kernel).args(["--cmdline", cmdline])
     }
 
-    /// A machine with this added to the command line.
+    /// A machine with `cmdline` added to the command line.
     fn with_cmdline(self, cmdline: &str) -> Vmm {
         self.bare(cmdline).args(["--initrd".into(), self.initrd()])
     }
 
-    /// A machine that does not say much, runs `script`, and powers off.
+    /// A quiet machine that runs `script` and powers off.
     fn runs(self, script: &str) -> Vmm {
         self.with_cmdline(&format!("quiet {}", then_run(script)))
     }
 }
 
-/// The end of a kernel command line that hands `script` to init.
+/// The end of a kernel command line that passes `script` to init.
 fn then_run(script: &str) -> String {
     assert!(!script.contains(['"', '\n']), "the kernel would take it apart: {script}");
     format!("-- \"{script}\"")
 }
 
-/// The flag for the disk in `path`, with options such as `,readonly`.
+/// The flag for the disk `path`, with options such as `,readonly`.
 fn disk(path: &Path, options: &str) -> [OsString; 2] {
     let mut value = path.as_os_str().to_owned();
     value.push(options);
     ["--disk".into(), value]
 }
 
-/// What a guest has printed.
+/// The output of a guest.
 struct Console(String);
 
 impl Console {
@@ -89,7 +88,7 @@ impl Console {
         Self(String::from_utf8_lossy(&outcome.stdout).replace('\r', ""))
     }
 
-    /// How many lines have `text`.
+    /// The number of lines with `text`.
     fn count(&self, text: &str) -> usize {
         self.0.lines().filter(|line| line.contains(text)).count()
     }
@@ -107,7 +106,7 @@ impl Console {
         value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number:\n{}", self.0))
     }
 
-    /// The guest has said `name=value` with exactly this value.
+    /// Checks that the guest has printed `name=value` with exactly this value.
     #[track_caller]
     fn has(&self, name: &str, expected: &str) -> &Self {
         let found = self.value(name);
@@ -116,7 +115,7 @@ impl Console {
     }
 }
 
-/// Runs a machine that is to power off, and returns what its guest has printed.
+/// Runs a machine that is to power off, and returns the guest's output.
 #[track_caller]
 fn console_of(vmm: Vmm) -> Console {
     let outcome = vmm.run();

@@ -5,8 +5,7 @@ use super::ends::LISTENING;
 use super::{Console, SMALL_BZIMAGE, SMALL_ELF, disk};
 use crate::fixture::Dir;
 
-/// Says what became of a disk, and of what containers are made of. The brackets keep dmesg's copy of
-/// this from matching.
+/// Tests of a disk, and of what containers are made of. The brackets keep dmesg's copy of this from matching.
 const TRIES: [&str; 11] = [
     "echo cpus=$(nproc)",
     "mount /dev/vda /mnt && echo kept > /mnt/file && umount /mnt && mount /dev/vda /mnt",
@@ -50,7 +49,7 @@ fn its_bzimage_boots_at_a_random_address() {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
-fn what_init_and_a_command_tell_by_ports_is_heard() {
+fn what_init_and_a_command_report_by_ports_arrives() {
     let vmm = SMALL_BZIMAGE.with_cmdline("").args(["--boot-report=report.json"]);
     let outcome = vmm.args(["--", "sh", "-c", "exit 7"]).run().exits(7).silently();
     assert!(outcome.file("report.json").contains("init-mark"));

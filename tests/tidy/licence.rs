@@ -1,4 +1,4 @@
-//! The licence is the same everywhere.
+//! All files name the same licence.
 
 use super::{files, read};
 

@@ -1,4 +1,4 @@
-//! What each crate may have, and who may know whom.
+//! The size of each crate, and which module may import which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ const LAYERS: [&[&str]; 11] = [
     &["layout"],
 ];
 
-/// What the library never does: words, and where they would be found.
+/// What the library never does: forbidden words, and the reason.
 const NEVER: [(&str, &str); 12] = [
     ("clap", "parses no flags"),
     ("println", "prints nothing"),
@@ -65,7 +65,7 @@ fn production(name: &str) -> Vec<String> {
     lines.map(|(line, _)| code(line).to_owned()).collect()
 }
 
-/// The folder or file directly below `crate_folder` that `name` is in or is.
+/// The folder or file directly below `crate_folder` that has or is `name`.
 fn room<'a>(crate_folder: &str, name: &'a str) -> Option<&'a str> {
     let rest = name.strip_prefix(crate_folder)?;
     Some(rest.split('/').next().unwrap_or(rest).trim_end_matches(".rs"))
@@ -105,7 +105,7 @@ fn named(lines: &[String]) -> BTreeSet<String> {
     found
 }
 
-/// For each room of the crate, the other rooms that its files name.
+/// For each module directly below the crate, the others that its files import.
 fn imports(crate_folder: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut all = BTreeMap::<String, BTreeSet<String>>::new();
     let mut rooms = BTreeSet::new();
@@ -115,7 +115,7 @@ fn imports(crate_folder: &str) -> BTreeMap<String, BTreeSet<String>> {
     }
     for name in &files {
         let Some(from) = room(crate_folder, name) else { continue };
-        // The addresses are the bottom of all, whichever folder they are in.
+        // layout.rs is the lowest layer, whichever folder it is in.
         let from = if name.ends_with("/layout.rs") { "layout" } else { from };
         let to = named(&production(name)).into_iter();
         let to = to.filter(|to| *to == "layout" || rooms.contains(to)).filter(|to| to != from);
@@ -154,7 +154,7 @@ fn no_two_rooms_of_the_command_import_each_other() {
 fn the_library_knows_no_door() {
     for (name, ..) in production_lines().iter().filter(|(name, ..)| name.starts_with("vmm/src/")) {
         for (index, line) in production(name).iter().enumerate() {
-            // What a string says of the host is for people.
+            // Strings are for people and may have these words.
             let line: String = line.split('"').step_by(2).collect();
             for (word, why) in NEVER {
                 assert!(

@@ -1,4 +1,4 @@
-//! A driver that behaves: the `virtio-drivers` crate. It shows that a device is alive, whatever was done to it before.
+//! A well-behaved driver: the `virtio-drivers` crate. It shows that a device works, whatever was done to it before.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::virtio::Device;
 
 /// Memory for rings, from here on; all of it is free again with the next check.
 const DMA: u64 = 0x80_0000;
-/// The sector that tells the world that the disk works: eight letters, and how often.
+/// The sector by which the host sees that the disk works: eight letters, and a count.
 const ALIVE_SECTOR: usize = 7;
 const ALIVE: &[u8; 8] = b"alive at";
 

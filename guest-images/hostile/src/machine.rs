@@ -4,14 +4,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 core::arch::global_asm!(include_str!("start.s"));
 
-/// Where a CPU starts; what is there tells it what to do (start.s).
+/// Where a CPU starts: code that depends on the CPU (start.s).
 const TRAMPOLINE: u64 = 0x8000;
 const PORTS_LEFT: u64 = TRAMPOLINE + 20;
 const FIRST_PORT: u64 = TRAMPOLINE + 22;
 const FIRST_VALUE: u64 = TRAMPOLINE + 24;
 const SEED: u64 = TRAMPOLINE + 28;
 const LAPIC_ICR: u64 = 0xfee0_0300;
-/// The RAM that this guest wants.
+/// The RAM of this guest.
 const RAM: u64 = 64 << 20;
 const ACPI_SLEEP: u16 = 0x600;
 const RTC_INDEX: u16 = 0x70;
@@ -54,7 +54,7 @@ pub fn say(text: &str) {
     text.bytes().for_each(|byte| write(SERIAL, byte));
 }
 
-/// What was typed.
+/// A byte from the console, if there is one.
 pub fn typed() -> Option<u8> {
     (read::<u8>(SERIAL + 5) & 1 != 0).then(|| {
         write::<u8>(SERIAL + 3, 3);
@@ -67,7 +67,7 @@ pub fn poke_serial(index: u64, value: u8) {
     write(SERIAL + index % 8, value);
 }
 
-/// Has the host give all pages that it ever will.
+/// Touches all RAM, so that the host's memory for it does not grow any more.
 pub fn touch_ram() {
     (0..RAM).step_by(4096).for_each(|page| write(page, read::<u8>(page)));
 }
@@ -89,7 +89,7 @@ fn prepare() {
     (from..to).for_each(|at| write(TRAMPOLINE + at - from, read::<u8>(at)));
 }
 
-/// Starts the second CPU, in `rust_main`.
+/// Starts the second CPU, at `rust_main`.
 pub fn start_second() {
     prepare();
     start(1);
@@ -99,7 +99,7 @@ pub fn start_second() {
 
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
-/// The second CPU is where it should be.
+/// Notes that the second CPU has arrived at `rust_main`.
 pub fn second_is_up() {
     STARTED.fetch_add(1, Ordering::SeqCst);
 }

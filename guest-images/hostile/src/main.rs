@@ -1,8 +1,8 @@
-//! A guest that attacks tinyvmm's devices. Where it is to behave, the driver is the `virtio-drivers` crate's.
+//! A guest that attacks tinyvmm's devices. For its checks it has the driver of the `virtio-drivers` crate.
 //!
-//! `attack=NAME seed=N` on the command line choose what it does (attacks.rs). It attacks until 'c' is typed; then it
-//! resets the devices, uses them as a driver should, notes on the disk that they work, and goes on. "quit!" powers
-//! the machine off. Wanted: three CPUs, 64 MiB, a disk of 1 MiB or more, `--uart memory`.
+//! `attack=NAME seed=N` on the command line choose the attack (attacks.rs). The guest attacks until 'c' is typed; then
+//! it resets the devices, uses them as a driver should, notes on the disk that they work, and continues. "quit!" powers
+//! the machine off. It needs three CPUs, 64 MiB, a disk of 1 MiB or more, and `--uart memory`.
 
 #![no_std]
 #![no_main]
@@ -25,7 +25,7 @@ const RNG: u32 = 4;
 /// A word, because an attack on the serial port makes it return what it was sent.
 const QUIT: &[u8] = b"quit!";
 
-/// The second CPU is to rest, and whether it does.
+/// Whether the second CPU is to pause, and whether it does.
 static HOLD: AtomicBool = AtomicBool::new(true);
 static RESTS: AtomicBool = AtomicBool::new(false);
 /// The attack, as an index, and the seed.
@@ -48,7 +48,7 @@ fn attacker(cpu: u32) -> (Attacker, Round) {
     (Attacker { cpu, random: Random::new(seed), disk, rng }, attack)
 }
 
-/// Where all CPUs arrive, but the one for ports.
+/// The entry of all CPUs, except the one for ports.
 // SAFETY: start.s calls it by this name, and nothing else has it.
 #[unsafe(no_mangle)]
 extern "C" fn rust_main(cpu: u32, zero_page: u32) -> ! {

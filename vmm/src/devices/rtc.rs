@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registers_tell_the_date_in_bcd() {
+    fn registers_have_the_date_in_bcd() {
         // 2024-02-29 23:59:58 UTC, a Thursday
         let read = |index| register(index, 1_709_251_198);
         assert_eq!([4, 2, 0].map(read), [0x23, 0x59, 0x58]);

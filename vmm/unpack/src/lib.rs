@@ -1,5 +1,4 @@
-//! Unpacks a bzImage's payload, compressed in any way but LZO that a kernel's build has for it
-//! (scripts/Makefile.lib).
+//! Unpacks the payload of a bzImage, in all formats of the kernel's build but LZO (scripts/Makefile.lib).
 
 use std::io::{BufRead, BufReader, BufWriter, Read, Write, copy};
 
@@ -14,20 +13,20 @@ const BUFFER: usize = 256 << 10;
 /// The most memory for an LZMA window, in KiB; the kernel's build asks for 32 MiB.
 const LZMA_KIB: u32 = 160 << 10;
 const LZ4_MAGIC: [u8; 4] = 0x184c_2102u32.to_le_bytes();
-/// What every block but the last unpacks to (legacy frame, lz4's doc/lz4_Frame_format.md).
+/// The unpacked size of every block but the last (legacy frame, lz4's doc/lz4_Frame_format.md).
 const LZ4_BLOCK: u64 = 8 << 20;
-/// The most bytes that such a block has when it cannot be compressed (`LZ4_compressBound`).
+/// The largest packed block, of incompressible data (`LZ4_compressBound`).
 const LZ4_PACKED: u64 = LZ4_BLOCK + LZ4_BLOCK / 255 + 16;
 
-/// Unpacks `payload`, `len` bytes that end with the unpacked `size` in four bytes, to `out`.
-/// Fails if it is damaged, has another size, or a format that is not known here.
+/// Unpacks `payload`, `len` bytes of which the last four are the unpacked `size`, to `out`. Fails if it is damaged, has
+/// another size, or an unknown format.
 pub fn unpack(payload: &mut dyn Read, len: u64, out: &mut dyn Write, size: u64) -> Result<()> {
     let packed_len = len.checked_sub(4).context("no payload")?;
     let mut packed = BufReader::with_capacity(BUFFER, payload).take(len);
     let magic = packed.fill_buf()?.get(..6).context("no payload")?;
     let gzip = magic.starts_with(&[0x1f, 0x8b]);
     let format: [u8; 6] = magic.try_into()?;
-    // The size is part of the gzip format, and was added to the others.
+    // gzip has the size in its format; the kernel's build appends it to the others.
     packed.set_limit(if gzip { len } else { packed_len });
     let mut out = BufWriter::with_capacity(BUFFER, out);
     let done = match format {

@@ -1,16 +1,16 @@
-//! What goes in comes out, and what is damaged does not.
+//! Round trips, and damaged payloads.
 
 use std::io::Cursor;
 
 use super::pack::FORMATS;
 use super::*;
 
-/// Neither random nor all the same; longer than a block of LZ4.
+/// Compressible data; longer than a block of LZ4.
 fn contents(len: u32) -> Vec<u8> {
     (0..len).map(|at| (at.wrapping_mul(at >> 7) >> 11) as u8 & 0x1f).collect()
 }
 
-/// Unpacks `payload`, which other parts of the file follow.
+/// Unpacks `payload`, followed by other parts of the file.
 fn unpacked(payload: &[u8], size: u64) -> Result<Vec<u8>> {
     let file = [payload, b"\x5d\0\0 and more"].concat();
     let mut out = Vec::new();
@@ -50,7 +50,8 @@ fn a_truncated_payload_is_refused() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
-    /// Formats without a checksum may not notice, but nothing gets longer than it says, or panics.
+    /// Formats without a checksum may not detect damage, but the output is never longer than `size`, and nothing
+    /// panics.
     #[test]
     fn damage_is_survived(format in 0usize..6, at: proptest::sample::Index, byte: u8) {
         let data = &contents(5000);

@@ -92,7 +92,7 @@ fn a_request_may_be_cut_anywhere() {
 }
 
 #[test]
-fn the_answer_tells_how_much_was_written_from_its_start_on_without_a_gap() {
+fn the_response_has_how_much_was_written_from_its_start_on_without_a_gap() {
     let mut disk = Disk::new();
     let mut written = |kind, sector, room| disk.driver.request(0, &header(kind, sector), room).1;
     assert_eq!(written(VIRTIO_BLK_T_IN, 0, 1025), 1025);
@@ -119,7 +119,7 @@ fn an_io_error_of_the_host_is_answered_and_the_disk_goes_on() {
 }
 
 #[test]
-fn the_configuration_tells_size_and_limits() {
+fn the_configuration_has_size_and_limits() {
     let mut disk = Disk::new();
     let [sectors, sectors_high, size_max, seg_max, _, block_size] =
         [0, 4, 8, 12, 16, 20].map(|at| disk.driver.get(VIRTIO_MMIO_CONFIG + at));
