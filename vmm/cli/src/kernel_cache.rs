@@ -186,7 +186,7 @@ impl Cache {
         let _ = unlinkat(&self.dir, name, AtFlags::empty());
     }
 
-    /// Lets one process at a time unpack, within [`PATIENCE`]. Dropping the result releases the lock.
+    /// Lets one process at a time unpack, for 10 s at most. Dropping the result releases the lock.
     pub fn lock(&self) -> Option<OwnedFd> {
         let dir = open_dir(&self.dir, ".", OFlags::empty()).ok()?;
         let step = Duration::from_millis(5);

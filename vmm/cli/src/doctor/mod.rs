@@ -1,6 +1,6 @@
 //! `tinyvmm doctor`: whether this host can run machines, and what to do if not.
 //!
-//! [`Facts::gather`] reads the host; `Diagnosis::judge` reads nothing but the facts.
+//! `Facts::gather` reads the host; `Diagnosis::judge` reads nothing but the facts.
 
 mod facts;
 
