@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::{env, fs};
 
-use tinyvmm::virtio::contract::SUBJECTS;
+use tinyvmm::virtio::contract::DEVICE_CASES;
 
 /// A piece of code that takes input from a guest or a file.
 struct Target {
@@ -51,9 +51,11 @@ fn targets() -> Vec<Target> {
         Target::new("mmio", virtio::mmio, virtio::mmio_seeds),
     ];
     // Each virtio device is a target.
-    targets.extend(SUBJECTS.iter().map(|subject| {
-        Target::new(subject.name, |data| virtio::device(subject, data), virtio::seeds)
-    }));
+    targets.extend(
+        DEVICE_CASES
+            .iter()
+            .map(|case| Target::new(case.name, |data| virtio::device(case, data), virtio::seeds)),
+    );
     targets
 }
 

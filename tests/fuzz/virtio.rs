@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tinyvmm::bus::BusDevice;
 use tinyvmm::layout::VIRTIO_MMIO_SIZE;
-use tinyvmm::virtio::contract::{BLOCK, ROOM, SUBJECTS, Subject};
+use tinyvmm::virtio::contract::{BLOCK, DEVICE_CASES, DeviceCase, HOTPLUG_START};
 use tinyvmm::virtio::test_driver::{DATA, Driver, HIGH_RAM, RAM_SIZE, rings};
 
 use crate::input::Input;
@@ -15,31 +15,31 @@ use crate::input::Input;
 const MAX_STEPS: usize = 100;
 
 /// One device, without a thread: the same input always does the same.
-pub fn device(subject: &Subject, data: &[u8]) {
-    drive(subject, Driver::new((subject.make)()).by_hand(), Input(data));
+pub fn device(case: &DeviceCase, data: &[u8]) {
+    drive(case, Driver::new((case.make)()).by_hand(), Input(data));
 }
 
 /// The registers of every device, each on its own thread. The first byte says which.
 pub fn mmio(data: &[u8]) {
     let mut input = Input(data);
     let Some(which) = input.u8() else { return };
-    let subject = &SUBJECTS[usize::from(which) % SUBJECTS.len()];
-    drive(subject, Driver::new((subject.make)()), input);
+    let case = &DEVICE_CASES[usize::from(which) % DEVICE_CASES.len()];
+    drive(case, Driver::new((case.make)()), input);
 }
 
-fn drive(subject: &Subject, mut driver: Driver, mut input: Input) {
+fn drive(case: &DeviceCase, mut driver: Driver, mut input: Input) {
     driver.init();
     for _ in 0..MAX_STEPS {
-        if step(subject, &mut driver, &mut input).is_none() {
+        if step(case, &mut driver, &mut input).is_none() {
             break;
         }
     }
     driver.init();
-    subject.works(&mut driver);
+    case.works(&mut driver);
 }
 
 /// `None` at the end of the input.
-fn step(subject: &Subject, driver: &mut Driver, input: &mut Input) -> Option<()> {
+fn step(case: &DeviceCase, driver: &mut Driver, input: &mut Input) -> Option<()> {
     let op = input.u8()?;
     let queue = usize::from(op >> 6) % driver.queue_count();
     match op & 15 {
@@ -59,7 +59,7 @@ fn step(subject: &Subject, driver: &mut Driver, input: &mut Input) -> Option<()>
         8 => driver.set_avail_index(queue, input.u16()?),
         9 => driver.write(rings(queue)[0] + u64::from(input.u16()? % 0x3ff8), input.bytes(8)?),
         10 => chain(driver, queue, input)?,
-        11 => _ = subject.add(driver, queue),
+        11 => _ = case.add(driver, queue),
         12 => driver.paused(|_| {}),
         13 => {
             let all = driver.offered_features();
@@ -144,7 +144,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     {
         let mut contents = [0; 24];
         contents[0] = kind;
-        contents[8..16].copy_from_slice(&(ROOM + block * BLOCK).to_le_bytes());
+        contents[8..16].copy_from_slice(&(HOTPLUG_START + block * BLOCK).to_le_bytes());
         contents[16] = count;
         seeds.push([&[10, 4, 24], &contents[..], &[10, 0]].concat());
     }
@@ -184,6 +184,6 @@ pub fn mmio_seeds() -> Vec<Vec<u8>> {
     ];
     let mut seeds = seeds();
     seeds.push(setup.concat());
-    let count = SUBJECTS.len() as u8;
+    let count = DEVICE_CASES.len() as u8;
     seeds.iter().enumerate().map(|(at, seed)| [&[at as u8 % count], &seed[..]].concat()).collect()
 }

@@ -1,4 +1,4 @@
-//! Which device answers at an address. Ports and MMIO use the same type.
+//! A bus: the devices by their addresses. Ports and MMIO use the same type.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -7,19 +7,19 @@ use anyhow::{Result, ensure};
 
 use crate::sync::lock;
 
-/// What a vCPU needs to know of a device.
+/// The accesses of a vCPU to a device.
 ///
-/// `read` and `write` are called on a vCPU's thread, one at a time for each device, and may not
-/// block for long. `offset` is from the start of the device's range and the access never
-/// leaves it; `data` has 1, 2, 4 or 8 bytes.
+/// `read` and `write` are called on a vCPU's thread, one at a time for each device, and may not block for long.
+/// `offset` is from the start of the device's range, and an access never leaves the range; `data` has 1, 2, 4 or 8
+/// bytes.
 pub trait BusDevice: Send {
-    /// Fills `data` with what the guest reads. It is all ones before the call.
+    /// Fills `data` with the value that the guest reads. `data` is all ones before the call.
     fn read(&mut self, offset: u64, data: &mut [u8]);
-    /// Takes what the guest writes.
+    /// Takes the value that the guest writes.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device on a bus.
+/// A device that several buses or threads share.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Devices by address. Does not change once the machine is built.
@@ -30,7 +30,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Puts `device` at `range`. Fails if something is there already.
+    /// Puts `device` at `range`. Fails if another device is at a part of it.
     pub fn insert(&mut self, range: Range<u64>, device: SharedDevice) -> Result<()> {
         let index = self.devices.partition_point(|(other, _)| other.start < range.start);
         let overlaps = |other: Option<&(Range<u64>, SharedDevice)>| {
@@ -45,7 +45,7 @@ impl Bus {
         Ok(())
     }
 
-    /// The guest reads: nobody there means all ones, as on a real bus.
+    /// Reads from the device at `address`. Without one, `data` becomes all ones, as on a real bus.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address, data.len()) {
@@ -53,7 +53,7 @@ impl Bus {
         }
     }
 
-    /// The guest writes: nobody there means that nothing happens.
+    /// Writes to the device at `address`. Without one, nothing happens.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
             lock(device).write(offset, data);

@@ -1,8 +1,7 @@
 //! Writes that KVM collects in a ring instead of leaving the kernel for each.
 //!
-//! They have to be carried out before anything that the guest did after them: at every exit, and every
-//! now and then for a guest that does not exit. So that nobody has to look while the guest is silent,
-//! they are collected only while there are many.
+//! They have to be executed before anything that the guest does after them: at every exit, and periodically for a guest
+//! that does not exit. KVM collects only while there are many, so that no thread has to poll while the guest is silent.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
@@ -22,14 +21,14 @@ const HEADER: usize = size_of::<kvm_coalesced_mmio_ring>();
 const ENTRY: usize = size_of::<kvm_coalesced_mmio>();
 /// KVM_COALESCED_MMIO_MAX (include/uapi/linux/kvm.h).
 const ENTRIES: u32 = ((PAGE - HEADER) / ENTRY) as u32;
-/// Most bytes that can wait in the ring.
-pub const MOST_BYTES: usize = PAGE;
-/// Where the ring says which entry is the first that we have not taken,
+/// Size of the ring, in bytes.
+pub const RING_BYTES: usize = PAGE;
+/// Offset of the index of the first entry that is not taken yet.
 const FIRST: usize = 0;
-/// and which is the one that the kernel will fill in next.
+/// Offset of the index of the entry that the kernel fills in next.
 const NEXT: usize = 4;
 
-/// A write that was collected.
+/// A collected write.
 pub struct Write {
     /// Port or guest physical address.
     pub address: u64,
@@ -40,48 +39,48 @@ pub struct Write {
 }
 
 impl Write {
-    /// What was written, at most 8 bytes.
+    /// The bytes written, at most 8.
     pub fn data(&self) -> &[u8] {
         &self.data[..self.len]
     }
 }
 
-/// The ring of a virtual machine, and the address to which writes are collected.
+/// The ring of a VM, and the address whose writes are collected.
 pub struct CoalescedWrites {
     vm: Arc<VmFd>,
     address: IoEventAddress,
-    /// Whether KVM collects now.
+    /// Whether KVM collects at present.
     collecting: AtomicBool,
     page: MmapRegion,
-    /// Held by the one who takes writes out until they are carried out: their order matters.
+    /// Held from taking writes out until they are executed, to keep their order.
     taking: Mutex<()>,
 }
 
 impl CoalescedWrites {
-    /// For bytes that are written to `address`. Maps the ring, which every CPU of the machine shows.
+    /// For writes of one byte to `address`. Maps the ring, which is the same on every vCPU of the VM.
     pub fn new(vm: Arc<VmFd>, address: IoEventAddress, cpu: &VcpuFd) -> Result<Self> {
         // SAFETY: the descriptor is open for as long as `cpu`.
         let fd = unsafe { BorrowedFd::borrow_raw(cpu.as_raw_fd()) };
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let offset = u64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * PAGE as u64;
-        // SAFETY: a new mapping wherever the kernel likes.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let page =
             unsafe { rustix::mm::mmap(ptr::null_mut(), PAGE, prot, MapFlags::SHARED, fd, offset) }
                 .context("cannot map KVM's ring of coalesced writes")?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the mapping is ours, has this size, and stays until `drop`.
+        // SAFETY: the mapping is this ring's, has this size, and stays until `drop`.
         let page =
             unsafe { MmapRegion::build_raw(page.cast(), PAGE, protection, libc::MAP_SHARED) }?;
         let collecting = AtomicBool::new(false);
         Ok(Self { vm, address, collecting, page, taking: Mutex::new(()) })
     }
 
-    /// Whether KVM collects: then someone has to look every now and then.
+    /// Whether KVM collects, so that a thread has to poll.
     pub fn is_collecting(&self) -> bool {
         self.collecting.load(Ordering::Relaxed)
     }
 
-    /// Has KVM collect, or leave the kernel for each write again. What is in the ring stays there.
+    /// Has KVM collect writes, or exit for each again. Writes in the ring stay there.
     pub fn collect(&self, on: bool) {
         let done = match on {
             true => self.vm.register_coalesced_mmio(self.address, 1),
@@ -93,19 +92,20 @@ impl CoalescedWrites {
         }
     }
 
-    /// Carries out all writes that are there, in order.
-    pub fn drain(&self, carry_out: impl FnMut(&Write)) {
+    /// Takes out all writes and calls `execute` with each, in order.
+    pub fn drain(&self, execute: impl FnMut(&Write)) {
         if !self.is_empty() {
             let taking = lock(&self.taking);
-            self.take_out(&taking, carry_out);
+            self.take_out(&taking, execute);
         }
     }
 
-    /// The same, for a thread that may not wait for another: `None` if one is at it. Else whether there were any.
-    pub fn try_drain(&self, carry_out: impl FnMut(&Write)) -> Option<bool> {
+    /// [`Self::drain`] for a thread that may not wait for another: `None` if one is draining. Otherwise, whether there
+    /// were writes.
+    pub fn try_drain(&self, execute: impl FnMut(&Write)) -> Option<bool> {
         let taking = self.taking.try_lock().ok()?;
         let any = !self.is_empty();
-        self.take_out(&taking, carry_out);
+        self.take_out(&taking, execute);
         Some(any)
     }
 
@@ -114,16 +114,16 @@ impl CoalescedWrites {
         index(&ring, FIRST) == index(&ring, NEXT)
     }
 
-    fn take_out(&self, _taking: &MutexGuard<()>, mut carry_out: impl FnMut(&Write)) {
+    fn take_out(&self, _taking: &MutexGuard<()>, mut execute: impl FnMut(&Write)) {
         let ring = self.page.as_volatile_slice();
-        // What the kernel adds meanwhile is for the next time: this has to end.
+        // Entries that the kernel adds meanwhile are left for the next time, so that this ends.
         let (mut first, next) = (index(&ring, FIRST), index(&ring, NEXT));
         while first != next && first < ENTRIES {
             if let Some(write) = entry(&ring, first) {
-                carry_out(&write);
+                execute(&write);
             }
             first = (first + 1) % ENTRIES;
-            // Cannot fail: it is in the page, and aligned.
+            // Cannot fail: the offset is within the page, and aligned.
             let _ = ring.store(first, FIRST, Ordering::Release);
         }
     }
@@ -131,12 +131,12 @@ impl CoalescedWrites {
 
 impl Drop for CoalescedWrites {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, to which nothing refers any more. It would keep the machine alive.
+        // SAFETY: the mapping is this ring's and has no references any more. It would keep the VM alive.
         let _ = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), PAGE) };
     }
 }
 
-/// One of the ring's two indices. The kernel fills an entry in before it moves its own.
+/// One of the ring's two indices. The kernel fills in an entry before it moves its index.
 fn index(ring: &VolatileSlice, offset: usize) -> u32 {
     ring.load(offset, Ordering::Acquire).unwrap_or(0)
 }

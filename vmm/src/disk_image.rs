@@ -20,26 +20,26 @@ use crate::sync;
 /// The unit of virtio-blk's addresses, in bytes.
 pub const SECTOR: u64 = 512;
 
-/// An open disk image. Its format is raw: contents are never looked at.
+/// An open disk image. Its format is raw: contents are never interpreted.
 pub struct DiskImage {
     file: File,
     path: PathBuf,
     len: u64,
     readonly: bool,
     direct: bool,
-    /// Bytes that O_DIRECT transfers whole; a sector without it.
+    /// The unit of O_DIRECT in bytes; without O_DIRECT a sector.
     unit: u64,
-    /// Takes the writes, if the file is only read.
+    /// The layer that takes the writes, if there is one.
     layer: Option<Layer>,
-    /// A flush failed: the host tells it once, and what it could not write is gone (fsync(2)).
+    /// A flush has failed: the host reports that once, and the data is lost (fsync(2)).
     flush_failed: Arc<AtomicBool>,
-    /// Kinds of errors that were logged, in all lives of the machine.
+    /// Kinds of errors that were logged, in all boots of the machine.
     logged: Arc<Mutex<Vec<io::ErrorKind>>>,
 }
 
 impl DiskImage {
     /// Locks `file`, a file or block device that is open as `config` says: for one writer, or for any number of
-    /// readers. The writes of a disk with an overlay go to `layer`.
+    /// readers.
     pub fn new(file: File, config: &DiskConfig) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
@@ -47,13 +47,13 @@ impl DiskImage {
         Self::of_file(file, config)
     }
 
-    /// Has `layer` take the writes.
+    /// Adds a layer that takes the writes.
     pub fn set_layer(&mut self, layer: impl FnOnce(&File, u64) -> Result<Layer>) -> Result<()> {
         self.layer = Some(layer(&self.file, self.len)?);
         Ok(())
     }
 
-    /// `file` is locked.
+    /// Makes an image of `file`, which is locked.
     fn of_file(mut file: File, config: &DiskConfig) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         let len = file.seek(SeekFrom::End(0)).context("cannot tell its size")?;
@@ -64,7 +64,7 @@ impl DiskImage {
         };
         let unit = u64::from(unit);
         ensure!(
-            unit <= pieces::MOST as u64,
+            unit <= pieces::MAX_PIECE as u64,
             "direct I/O of its file system has a unit of {unit} bytes: leave ,direct out"
         );
         ensure!(len > 0, "empty: give it a size, as in truncate -s 1G");
@@ -78,20 +78,19 @@ impl DiskImage {
         Ok(Self { file, path, len, readonly, direct, unit, layer: None, flush_failed, logged })
     }
 
-    /// An image of `file`, open as `config` says, to take the place of this one. It may be the same file: then its size
-    /// is looked at again.
+    /// An image of `file`, open as `config` says, that takes the place of this one. If it is the same file, its size is
+    /// read again.
     pub fn replacement(&self, file: File, config: &DiskConfig) -> Result<Self> {
         ensure!(self.layer.is_none(), "it has an overlay, which belongs to its file");
         let (old, new) = (self.file.metadata()?, file.metadata()?);
         if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
-            // The lock is that of the file as it was opened first.
+            // The lock belongs to the first descriptor of the file.
             return Self::of_file(self.file.try_clone()?, config);
         }
         Self::new(file, config)
     }
 
-    /// The same image for another life of the machine, after the last one has let go of it; the lock is held by
-    /// all of them together.
+    /// The same image for the next boot of the machine, after the last one has ended; all clones share the lock.
     pub fn try_clone(&self) -> Result<Self> {
         let clone = || -> Result<Self> {
             let layer = self.layer.as_ref().map(Layer::try_clone).transpose()?;
@@ -107,22 +106,22 @@ impl DiskImage {
         self.len
     }
 
-    /// What is read and written whole, in bytes: a guest's smaller writes cost a read.
+    /// The unit of reads and writes, in bytes: smaller writes of a guest cost a read.
     pub fn unit(&self) -> u64 {
         self.unit
     }
 
-    /// Whether writes have to be refused.
+    /// Whether writes are refused.
     pub fn readonly(&self) -> bool {
         self.readonly
     }
 
-    /// Where it is, for messages.
+    /// The path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Logs the first error of its kind: the guest sees all of them, and a guest that meets one in each of its lives
+    /// Logs the first error of its kind: the guest sees all of them, and a guest that causes one in each of its boots
     /// must not fill the host's logs.
     pub fn log(&self, name: &str, error: &io::Error) {
         let mut logged = sync::lock(&self.logged);
@@ -162,7 +161,8 @@ impl DiskImage {
         }
     }
 
-    /// O_DIRECT refuses with EINVAL what is not aligned (open(2)): guest buffers, or sectors within its unit.
+    /// Whether a transfer needs an aligned copy: O_DIRECT fails with EINVAL for unaligned buffers or parts of a unit
+    /// (open(2)).
     fn wants_bounce(&self, error: &io::Error) -> bool {
         self.direct && error.raw_os_error() == Some(libc::EINVAL)
     }
@@ -182,8 +182,8 @@ impl DiskImage {
         result
     }
 
-    /// Does what `how` says to `len` bytes at `offset`. To discard is advice (virtio 1.2, 5.2.6.2): where nothing can
-    /// be given back, the bytes stay.
+    /// Zeroes or discards `len` bytes at `offset`. Discard is a hint (virtio 1.2, 5.2.6.2): where the file system
+    /// cannot free space, the bytes stay.
     pub fn zero(&mut self, offset: u64, len: u64, how: Zero) -> io::Result<()> {
         if len == 0 {
             return Ok(());
@@ -200,7 +200,7 @@ impl DiskImage {
     }
 }
 
-/// Opens what `config` names.
+/// Opens the disk that `config` describes.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub fn open(config: &DiskConfig) -> Result<DiskImage> {
@@ -211,10 +211,10 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
     DiskImage::new(options.open(&config.path)?, config)
 }
 
-/// The unit of O_DIRECT on a file, as far as its file system tells (since Linux 6.1).
+/// The unit of O_DIRECT on a file, if its file system reports one (since Linux 6.1).
 fn direct_unit(file: &File) -> u32 {
-    let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
-    let unit = told.map_or(0, |told| told.stx_dio_offset_align);
+    let status = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let unit = status.map_or(0, |status| status.stx_dio_offset_align);
     if unit >= SECTOR as u32 { unit } else { pieces::ALIGN as u32 }
 }
 
@@ -299,7 +299,7 @@ mod tests {
         let image = DiskImage::new(file.as_file().try_clone().unwrap(), &config).unwrap();
         let mut first = image.try_clone().unwrap();
         first.sync().unwrap();
-        first.flush_failed.store(true, Ordering::SeqCst); // as a disk that breaks would
+        first.flush_failed.store(true, Ordering::SeqCst); // as after a failed disk
         first.sync().unwrap_err();
         image.try_clone().unwrap().sync().unwrap_err();
     }

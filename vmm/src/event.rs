@@ -1,4 +1,4 @@
-//! What a machine reports to its owner, from any of its threads.
+//! The events that a machine reports to its owner, from any of its threads.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,20 +11,20 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::worker::borrow;
 
-/// How a guest came to its end.
+/// The end of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Halt {
-    /// It powered off.
+    /// The guest powered off.
     PowerOff,
-    /// It asked for the end with this exit status.
+    /// The guest wrote this exit status.
     Exited(u8),
-    /// It asked for a reset.
+    /// The guest requested a reset.
     Reset,
-    /// A vCPU gave up: triple fault.
+    /// A triple fault of a vCPU.
     TripleFault,
-    /// Its kernel panicked.
+    /// The guest's kernel panicked.
     Panic,
-    /// Something that should not happen, in words.
+    /// An internal error, with its message.
     Internal(String),
 }
 
@@ -41,16 +41,16 @@ impl fmt::Display for Halt {
     }
 }
 
-/// What the owner of a machine acts on.
+/// An event for the owner of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The guest is at its end: the owner stops the machine.
+    /// The guest has ended: the owner stops the machine.
     Halt(Halt),
     /// The guest's init has reported that it runs. Sent once a boot.
     InitRuns,
 }
 
-/// The receiving end, which the owner has.
+/// The receiving end, for the owner.
 pub struct Events {
     receiver: mpsc::Receiver<Event>,
     sender: EventSender,
@@ -64,7 +64,7 @@ pub struct EventSender {
 }
 
 impl EventSender {
-    /// Sends `event`; the machine's owner may be gone already.
+    /// Sends `event`; the owner may be gone.
     pub fn send(&self, event: Event) {
         let _ = self.sender.send(event);
         let _ = self.wake.write(1);
@@ -84,17 +84,17 @@ impl Events {
         self.sender.clone()
     }
 
-    /// Written by whoever has something for the owner, in this channel or elsewhere: [`Self::wait`] returns then.
+    /// Written to when the owner has something to do, in this channel or elsewhere: [`Self::wait`] returns then.
     pub fn wake(&self) -> &Arc<EventFd> {
         &self.sender.wake
     }
 
-    /// Forgets what the guest that has just stopped has reported.
+    /// Drops the events of the guest that has just stopped.
     pub fn forget(&self) {
         self.receiver.try_iter().for_each(drop);
     }
 
-    /// An event that is there already.
+    /// The next event, if there is one.
     pub fn try_next(&self) -> Option<Event> {
         self.receiver.try_recv().ok()
     }
@@ -112,11 +112,11 @@ impl Events {
         }
     }
 
-    /// Waits until someone has written to [`Self::wake`], a signal came, or `deadline` has passed.
+    /// Waits for a write to [`Self::wake`], a signal, or `deadline`.
     pub fn wait(&self, deadline: Option<Instant>) {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        // An error is EINTR: the caller looks again in any case.
+        // An error is EINTR: the caller checks again in any case.
         let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], timeout.as_ref());
         let _ = self.sender.wake.read();
     }

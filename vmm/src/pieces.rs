@@ -1,4 +1,4 @@
-//! Ranges of a disk's file, a piece at a time, in memory and units that O_DIRECT takes (open(2)).
+//! Access to a range of a disk's file in pieces, with the alignment and units of O_DIRECT (open(2)).
 
 use std::fs::File;
 use std::io;
@@ -8,23 +8,23 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
-/// Alignment of memory, and unit of a file, that every device's O_DIRECT takes.
+/// Alignment of memory, and unit of a file, that O_DIRECT accepts on every device.
 pub const ALIGN: usize = 4096;
 /// Most bytes in a piece, and the largest unit.
-pub const MOST: usize = 128 << 10;
+pub const MAX_PIECE: usize = 128 << 10;
 
-/// What becomes of a range that the guest does not need any more.
+/// What to do with a range that the guest does not need any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zero {
-    /// It reads as zeroes and keeps its space.
+    /// Writes zeroes; the range keeps its space.
     Keep,
-    /// It reads as zeroes and takes no space, where the file system can do that.
+    /// Makes the range read as zeroes, without space where the file system supports holes.
     Unmap,
-    /// It takes no space. Where the file system cannot do that, nothing happens and the error is `Unsupported`.
+    /// Frees the space. Where the file system cannot, nothing happens and the error is `Unsupported`.
     Discard,
 }
 
-/// Does what `how` says to `range` of `file`; writes zeroes where the file system cannot do without.
+/// Zeroes or discards `range` of `file`; writes zeroes where the file system has no other way.
 pub fn zero(file: &File, unit: u64, range: Range<u64>, how: Zero) -> io::Result<()> {
     let ways: &[_] = match how {
         Zero::Keep => &[FallocateFlags::ZERO_RANGE],
@@ -34,7 +34,7 @@ pub fn zero(file: &File, unit: u64, range: Range<u64>, how: Zero) -> io::Result<
     for way in ways {
         let flags = *way | FallocateFlags::KEEP_SIZE;
         match retry_on_intr(|| fallocate(file, flags, range.start, range.end - range.start)) {
-            // EINVAL: a part of a block device's sector.
+            // EINVAL: the range is a part of a block device's sector.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
             done => return Ok(done?),
         }
@@ -45,7 +45,7 @@ pub fn zero(file: &File, unit: u64, range: Range<u64>, how: Zero) -> io::Result<
     }
 }
 
-/// Writes `range` of `file` in whole units of `unit` bytes: `fill` gets its parts, in their order.
+/// Writes `range` of `file` in whole units of `unit` bytes: `fill` is called with the parts, in order.
 pub fn write(
     file: &File,
     unit: u64,
@@ -54,14 +54,14 @@ pub fn write(
 ) -> io::Result<()> {
     each(unit, range, |at, piece, part| {
         if part.len() < piece.len() {
-            file.read_exact_at(piece, at)?; // the rest of its units stays as it is
+            file.read_exact_at(piece, at)?; // the rest of its units keeps its contents
         }
         fill(&mut piece[part]);
         file.write_all_at(piece, at)
     })
 }
 
-/// Reads `range` of `file` in whole units of `unit` bytes: `take` gets its parts, in their order.
+/// Reads `range` of `file` in whole units of `unit` bytes: `take` is called with the parts, in order.
 pub fn read(
     file: &File,
     unit: u64,
@@ -75,19 +75,20 @@ pub fn read(
     })
 }
 
-/// Calls `io` with the place of a piece in the file, aligned memory for all of it, and what of it is in `range`.
+/// Calls `io` with the offset of a piece in the file, aligned memory for the piece, and the part of it that is in
+/// `range`.
 fn each(
     unit: u64,
     range: Range<u64>,
     mut io: impl FnMut(u64, &mut [u8], Range<usize>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let most = MOST as u64 / unit * unit;
-    let mut space = vec![0; MOST + ALIGN];
+    let max = MAX_PIECE as u64 / unit * unit;
+    let mut space = vec![0; MAX_PIECE + ALIGN];
     let start = space.as_ptr().align_offset(ALIGN);
     let mut at = range.start;
     while at < range.end {
         let first = at - at % unit;
-        let end = range.end.min(first + most);
+        let end = range.end.min(first + max);
         let len = (end.next_multiple_of(unit) - first) as usize;
         let part = (at - first) as usize..(end - first) as usize;
         io(first, &mut space[start..start + len], part)?;
@@ -103,9 +104,9 @@ mod tests {
 
     #[test]
     fn any_range_is_read_and_written_in_whole_units() {
-        let contents: Vec<u8> = (0..3 * MOST).map(|at| (at % 251) as u8).collect();
+        let contents: Vec<u8> = (0..3 * MAX_PIECE).map(|at| (at % 251) as u8).collect();
         let len = contents.len() as u64;
-        for unit in [1, 512, 4096, 3 * 512, MOST as u64] {
+        for unit in [1, 512, 4096, 3 * 512, MAX_PIECE as u64] {
             let file = TempFile::new().unwrap();
             for range in [0..len, 0..1, 511..4097, 5000..5001, len - 1..len, 7..len - 7, 9..9] {
                 std::fs::write(file.as_path(), &contents).unwrap();

@@ -1,11 +1,11 @@
-//! What a machine shows to whoever measures it: nothing, unless someone wants to know.
+//! The marks and exits that a machine reports to an observer, if there is one.
 
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use serde::Serialize;
 
-/// What a boot passes on its way, in this order.
+/// A mark of a boot, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mark {
@@ -17,21 +17,21 @@ pub enum Mark {
     VmCreated,
     /// Guest memory is mapped.
     MemoryReady,
-    /// Kernel and initrd are in it.
+    /// Kernel and initrd are in guest memory.
     KernelLoaded,
     /// CPU 0 is about to run.
     CpuEntered,
     /// The guest sends its first byte to the serial port.
     FirstOutput,
-    /// The kernel says that it starts init; a kernel with `quiet` does not say so.
+    /// The kernel prints that it starts init; with `quiet` it does not.
     InitStarted,
-    /// Init says so itself, through [`crate::devices::guest_report`].
+    /// Init reports that it runs, through [`crate::devices::guest_report`].
     InitMark,
     /// The machine's end, or its first reset.
     End,
 }
 
-/// What a guest did at an address that made a CPU exit to us.
+/// An access of a guest that made a vCPU exit to the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Access {
     /// IN from this port.
@@ -44,27 +44,27 @@ pub enum Access {
     Write(u64),
 }
 
-/// Who measures a machine. Called on any of its threads, which go on when the call returns.
+/// An observer of a machine. Called on any of the machine's threads, which continue when the call returns.
 pub trait Observer: Send + Sync {
-    /// The boot is at `mark`, and not always for the first time.
+    /// The boot has reached `mark`, which may not be the first time.
     fn reached(&self, mark: Mark);
-    /// This CPU was made. It has not run yet.
+    /// This vCPU was made. It has not run yet.
     fn made_cpu(&self, cpu: &VcpuFd);
-    /// A CPU has exited for this.
+    /// A vCPU has exited for this access.
     fn exited(&self, access: Access);
 }
 
-/// The way to an observer, if there is one; by `default` there is none. Clones lead to the same.
+/// Access to the observer; by `default` there is none. Clones share it.
 #[derive(Clone, Default)]
 pub struct Timeline(Option<Arc<dyn Observer>>);
 
 impl Timeline {
-    /// The way to `observer`.
+    /// Access to `observer`.
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         Self(Some(observer))
     }
 
-    /// The boot is at `mark` now.
+    /// Reports that the boot has reached `mark`.
     pub fn reach(&self, mark: Mark) {
         self.0.iter().for_each(|observer| observer.reached(mark));
     }

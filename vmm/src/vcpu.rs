@@ -1,4 +1,4 @@
-//! The run loop: a CPU runs until it exits, and the exit goes to a bus.
+//! The run loop of a vCPU: it runs until an exit, which goes to a bus.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ pub struct Buses {
     pub ports: Arc<Bus>,
     /// Memory-mapped registers.
     pub mmio: Arc<Bus>,
-    /// Writes that are still to be carried out, where KVM can collect them.
+    /// The writes that KVM collects, where it can.
     pub coalesced: Option<Arc<CoalescedWrites>>,
 }
 
 impl Buses {
-    /// Carries out what KVM has collected.
+    /// Executes the writes that KVM has collected.
     pub fn flush_coalesced_writes(&self) {
         if let Some(coalesced) = &self.coalesced {
             coalesced.drain(|write| {
@@ -35,19 +35,19 @@ impl Buses {
     }
 }
 
-/// A virtual CPU.
+/// A vCPU.
 pub struct Vcpu {
     /// Its file descriptor.
     pub fd: VcpuFd,
     /// 0 is the boot CPU.
     pub index: u32,
-    /// Where its exits go.
+    /// The devices for its exits.
     pub buses: Buses,
-    /// Whom to tell that the machine is at its end.
+    /// Gets the guest's end.
     pub events: EventSender,
-    /// Whom to show what it exits for.
+    /// Gets the vCPU's exits.
     pub timeline: Timeline,
-    /// Processor time that its threads have used, but for the one that runs.
+    /// Processor time of the vCPU's threads, without the present one.
     pub cpu_time: Duration,
 }
 
@@ -74,7 +74,7 @@ impl Work for Vcpu {
 }
 
 impl Vcpu {
-    /// Runs until the next exit. Returns the machine's end, if that was it.
+    /// Runs until the next exit. Returns the guest's end, if the exit was one.
     fn run_once(&mut self) -> Option<Halt> {
         let internal = |what: String| Some(Halt::Internal(what));
         let exit = self.fd.run();
@@ -126,7 +126,7 @@ impl Vcpu {
     }
 }
 
-/// Bytes in each access of the port exit that `run` tells of.
+/// Bytes of each access of a port exit.
 fn access_size(run: &kvm_run) -> usize {
     // SAFETY: KVM filled in this member of the union: the exit was one of port I/O.
     let io = unsafe { run.__bindgen_anon_1.io };

@@ -1,4 +1,4 @@
-//! What runs is a thread; what is stopped is a value.
+//! Threads: what runs is a thread; what is stopped is a value.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::thread::JoinHandleExt;
@@ -13,12 +13,12 @@ use rustix::time::{ClockId, clock_gettime};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
-/// What a thread does. The program decides what a thread of a kind may do: [`on_thread_start`].
+/// The kind of a thread. The program limits the rights of each kind: [`on_thread_start`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
-    /// Starts the others, once threads may not do that themselves.
+    /// Starts the others, once these may not start threads themselves.
     Starter,
-    /// Runs a vCPU; makes port and MMIO accesses of the guest.
+    /// Runs a vCPU, and the port and MMIO accesses of the guest.
     Vcpu,
     /// Serves a virtio device.
     Device,
@@ -26,7 +26,7 @@ pub enum ThreadKind {
     Memory,
     /// Serves the console.
     Console,
-    /// Serves something of the program's, with this name.
+    /// Serves a part of the program, with this name.
     Program(&'static str),
 }
 
@@ -34,7 +34,7 @@ type Hook = fn(ThreadKind);
 
 static ON_START: OnceLock<Hook> = OnceLock::new();
 
-/// Has each worker's thread call `hook` first of all, from now on. Only the first call counts.
+/// Has each worker's thread call `hook` first, from now on. Only the first call counts.
 pub fn on_thread_start(hook: Hook) {
     ON_START.get_or_init(|| hook);
 }
@@ -45,22 +45,21 @@ fn thread_starts(kind: ThreadKind) {
     }
 }
 
-/// Something that runs on a thread of its own until it is asked to stop, or is done.
+/// Work for a thread of its own, which runs until it is asked to stop, or is done.
 pub trait Work: Send + 'static {
     /// The thread's name, at most 15 bytes.
     fn name(&self) -> String;
-    /// Returns soon after `stop` is set: it is readable then, and system calls that wait
-    /// return EINTR.
+    /// Returns soon after `stop` is set: `stop` is readable then, and blocking system calls return EINTR.
     fn run(&mut self, stop: &StopFlag);
-    /// What it does on its thread.
+    /// The kind of its thread.
     fn kind(&self) -> ThreadKind;
-    /// Where it keeps the processor time that its threads have used, until the next one runs.
+    /// Where it stores the processor time of its earlier threads.
     fn cpu_time(&mut self) -> Option<&mut Duration> {
         None
     }
 }
 
-/// Tells a worker to stop. Can be polled.
+/// Asks a worker to stop. Can be polled.
 #[derive(Clone)]
 pub struct StopFlag(Arc<(AtomicBool, EventFd)>);
 
@@ -69,14 +68,14 @@ impl StopFlag {
         Ok(Self(Arc::new((AtomicBool::new(false), EventFd::new(EFD_NONBLOCK)?))))
     }
 
-    /// True once the worker has to stop.
+    /// Whether the worker has to stop.
     pub fn is_set(&self) -> bool {
         self.0.0.load(Ordering::Acquire)
     }
 
     fn set(&self) {
         self.0.0.store(true, Ordering::Release);
-        // Cannot fail: the counter is far from its limit.
+        // Cannot fail: the counter is far below its limit.
         let _ = self.0.1.write(1);
     }
 }
@@ -87,15 +86,15 @@ impl AsFd for StopFlag {
     }
 }
 
-/// `event` as something to poll.
+/// The descriptor of `event`, to be polled.
 pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
     use std::os::fd::AsRawFd;
     // SAFETY: the descriptor is open for as long as the `EventFd` that is borrowed.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
-/// Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. The same for
-/// SIGXFSZ: a write past the host's `ulimit -f` is to fail, not to kill.
+/// Without SA_RESTART: the signal's one effect is that KVM_RUN or a write returns. Also for SIGXFSZ: a write past the
+/// host's `ulimit -f` has to fail, not to kill.
 fn handle_signals() {
     static SIGNALS: Once = Once::new();
     extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
@@ -108,7 +107,7 @@ fn handle_signals() {
     });
 }
 
-/// Bytes of a thread's stack: too few for the host to make one huge page of it.
+/// Bytes of a thread's stack: too few for a huge page of the host's.
 const STACK: usize = 1 << 20;
 
 /// A running `W`. Dropping it stops it.
@@ -116,7 +115,7 @@ pub struct Worker<W> {
     /// `None` only after `stop`.
     thread: Option<JoinHandle<W>>,
     stop: StopFlag,
-    /// Processor time of the threads before this one.
+    /// Processor time of earlier threads.
     before: Duration,
 }
 
@@ -131,7 +130,7 @@ impl<W: Work> Worker<W> {
             let stop = StopFlag::new()?;
             let flag = stop.clone();
             let thread = builder.spawn(move || {
-                // Whoever started us may have it blocked: then nothing would stop this thread.
+                // The parent process may have blocked it: then nothing would stop this thread.
                 let _ = unblock_signal(SIGRTMIN());
                 thread_starts(kind);
                 work.run(&flag);
@@ -143,22 +142,22 @@ impl<W: Work> Worker<W> {
             })?;
             Ok((thread, stop))
         };
-        let started = aside(start).and_then(|started| started);
+        let started = on_starter(start).and_then(|started| started);
         let (thread, stop) = started.with_context(|| format!("cannot start thread {name}"))?;
         Ok(Self { thread: Some(thread), stop, before })
     }
 
-    /// Sets the flag; does not wait. Asking several workers first makes them stop together.
+    /// Sets the stop flag without waiting. Setting several workers' flags first stops them together.
     pub fn ask_to_stop(&self) {
         self.stop.set();
     }
 
-    /// Processor time that it has used, with the threads that had the same work before.
+    /// Processor time of this thread, and of earlier ones with the same work.
     pub fn cpu_time(&self) -> Duration {
         self.before + self.thread.as_ref().and_then(cpu_time_of).unwrap_or_default()
     }
 
-    /// Stops the thread and gives the work back; `None` if it panicked.
+    /// Stops the thread and returns the work; `None` if it panicked.
     pub fn stop(mut self) -> Option<W> {
         self.join()
     }
@@ -168,7 +167,7 @@ impl<W> Worker<W> {
     fn join(&mut self) -> Option<W> {
         let thread = self.thread.take()?;
         self.stop.set();
-        // One signal is not enough: it may arrive just before the thread starts to wait.
+        // One signal is not enough: it may arrive just before the thread blocks.
         let mut patience = Duration::from_micros(10);
         while !thread.is_finished() {
             let _ = thread.kill(SIGRTMIN());
@@ -185,15 +184,15 @@ impl<W> Drop for Worker<W> {
     }
 }
 
-/// Processor time that `thread` has used; `None` at its end.
+/// Processor time of `thread`; `None` at its end.
 fn cpu_time_of<W>(thread: &JoinHandle<W>) -> Option<Duration> {
     let mut clock = 0;
-    // SAFETY: the thread is not joined, for that takes the handle; only `clock` is written to.
+    // SAFETY: the thread is not joined, as that takes the handle; only `clock` is written to.
     let found = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: only `time` is written to. A clock that is no more is an error.
-    let told = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    let known = found == 0 && told == 0;
+    // SAFETY: only `time` is written to. A clock of an ended thread is an error.
+    let read = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    let known = found == 0 && read == 0;
     known.then(|| Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32))
 }
 
@@ -202,7 +201,7 @@ type Start = Box<dyn FnOnce() + Send>;
 /// Set once threads may not start others themselves.
 static STARTER: OnceLock<mpsc::Sender<Start>> = OnceLock::new();
 
-/// From now on workers are started by a thread that does nothing else: a CPU, whose guest gets a device going, has no right to.
+/// From now on a thread of its own starts workers: a vCPU's thread, whose guest activates a device, has no right to.
 pub fn spawn_starter_thread() -> Result<()> {
     let (sender, receiver) = mpsc::channel::<Start>();
     let (ready, is_ready) = mpsc::sync_channel(1);
@@ -216,8 +215,8 @@ pub fn spawn_starter_thread() -> Result<()> {
     Ok(())
 }
 
-/// Does `start` where threads may be started.
-fn aside<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+/// Calls `start` on the thread that may start threads.
+fn on_starter<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let Some(starter) = STARTER.get() else { return Ok(start()) };
     let (give, take) = mpsc::sync_channel(1);
     let send = move || {
@@ -227,13 +226,13 @@ fn aside<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> Resul
     take.recv().context("the thread that starts others is gone")
 }
 
-/// How many CPUs of the host this thread may run on.
+/// The number of the host's CPUs that this thread may run on.
 fn cpus() -> u32 {
-    // Not std's available_parallelism, which reads files.
+    // std's available_parallelism reads files.
     sched_getaffinity(None).map_or(1, |cpus| cpus.count())
 }
 
-/// Does `work` with each of `items` on a thread or two; returns when all is done, or one has failed.
+/// Calls `work` with each of `items` on a thread or two; returns when all are done, or one has failed.
 pub fn parallel_for_each<T: Sync>(
     items: &[T],
     work: impl Fn(&T) -> Result<()> + Sync,
@@ -254,9 +253,9 @@ pub fn parallel_for_each<T: Sync>(
     join_concurrently(run, run).map(|_| ())
 }
 
-/// Does `aside` on a thread of its own and `here` at the same time.
+/// Runs `on_thread` on a thread of its own and `here` at the same time.
 pub fn join_concurrently<A: Send, B>(
-    aside: impl FnOnce() -> Result<A> + Send,
+    on_thread: impl FnOnce() -> Result<A> + Send,
     here: impl FnOnce() -> Result<B>,
 ) -> Result<(A, B)> {
     handle_signals();
@@ -264,10 +263,10 @@ pub fn join_concurrently<A: Send, B>(
         let thread = thread::Builder::new()
             .stack_size(STACK)
             .name("loader".into())
-            .spawn_scoped(scope, aside);
+            .spawn_scoped(scope, on_thread);
         let here = here();
-        let aside = thread.context("cannot start a thread")?.join();
+        let on_thread = thread.context("cannot start a thread")?.join();
         let here = here?;
-        Ok((aside.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))?, here))
+        Ok((on_thread.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))?, here))
     })
 }

@@ -17,7 +17,7 @@ use vmm_sys_util::signal::{block_signal, register_signal_handler, unblock_signal
 
 use crate::inbox::Waker;
 
-use tinyvmm::devices::console::{Input, Keyboard};
+use tinyvmm::devices::console::{KeyAction, Keyboard};
 use tinyvmm::sync::lock;
 use tinyvmm::worker::borrow;
 
@@ -107,15 +107,15 @@ impl Keyboard for Terminal {
         })
     }
 
-    fn input(&mut self, byte: u8) -> Input {
+    fn input(&mut self, byte: u8) -> KeyAction {
         match self.keys.feed(byte) {
-            Some(Key::Guest(byte)) => Input::Guest(byte),
-            Some(Key::Help) => Input::Show(HELP),
+            Some(Key::Guest(byte)) => KeyAction::Guest(byte),
+            Some(Key::Help) => KeyAction::Show(HELP),
             Some(Key::Quit) => {
                 self.waker.quit();
-                Input::Taken
+                KeyAction::Ignore
             }
-            None => Input::Taken,
+            None => KeyAction::Ignore,
         }
     }
 }

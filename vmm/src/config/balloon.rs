@@ -1,4 +1,4 @@
-//! The balloon, as the command line describes it.
+//! The configuration of the balloon.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Size;
 
-/// What a balloon offers to the guest.
+/// The features that a balloon offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonFeatures {
-    /// The guest may take memory out before it runs out of it.
+    /// VIRTIO_BALLOON_F_DEFLATE_ON_OOM: the guest may deflate the balloon before it runs out of memory.
     pub deflate_on_oom: bool,
-    /// The guest may tell statistics.
+    /// VIRTIO_BALLOON_F_STATS_VQ: the guest reports statistics.
     pub statistics: bool,
-    /// The guest may tell what it has freed.
+    /// VIRTIO_BALLOON_F_REPORTING: the guest reports free pages.
     pub reporting: bool,
 }
 
@@ -25,17 +25,17 @@ impl Default for BalloonFeatures {
     }
 }
 
-/// Whether there is a balloon device, and how much memory it is to take at first.
+/// Whether there is a balloon device, and its first target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonConfig {
-    /// There is none.
+    /// No balloon device.
     Off,
-    /// There is one. Zero takes nothing.
+    /// A balloon device with this target, which may be 0.
     Target(Size),
 }
 
 impl BalloonConfig {
-    /// Checks it for a machine with so much memory.
+    /// Checks the configuration for a machine with `mem` of memory.
     pub(super) fn validate(&self, mem: Size, hugepages: bool) -> Result<()> {
         let Self::Target(size) = self else { return Ok(()) };
         ensure!(*size < mem, "--balloon {size}: the machine has --mem {mem}, take less of it");

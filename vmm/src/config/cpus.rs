@@ -1,4 +1,4 @@
-//! How many processors, and how they are arranged.
+//! The number of processors, and their topology.
 
 use std::fmt;
 use std::str::FromStr;

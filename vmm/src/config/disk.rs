@@ -1,4 +1,4 @@
-//! A disk, as the command line describes it.
+//! The configuration of a disk.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,24 +16,24 @@ use super::{RateLimit, is_default};
 pub struct DiskConfig {
     /// The image file or block device.
     pub path: PathBuf,
-    /// Refuse the guest's writes.
+    /// The guest may not write.
     pub readonly: bool,
-    /// Go around the host's page cache.
+    /// Uses O_DIRECT, without the host's page cache.
     pub direct: bool,
     /// Serial number that the guest sees, at most [`DiskConfig::MAX_ID`] bytes.
     pub id: Option<String>,
-    /// The file is only read; this takes the guest's writes.
+    /// The layer that takes the guest's writes; the disk's file is only read then.
     pub overlay: Option<Overlay>,
-    /// How fast it may be; only the API says so.
+    /// Limits of bandwidth and requests; only the API sets them.
     pub limit: RateLimit,
 }
 
-/// Where the guest's writes go instead of into the disk's file.
+/// The layer that takes the guest's writes instead of the disk's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Overlay {
-    /// Into a file without a name, lost when tinyvmm ends.
+    /// A file without a name, lost when tinyvmm ends.
     Temporary,
-    /// Into this file.
+    /// This file.
     Kept(PathBuf),
 }
 
@@ -47,7 +47,7 @@ impl DiskConfig {
         Self { path, readonly, direct, id: None, overlay: None, limit }
     }
 
-    /// Refuses a file that two of `disks` would write to, or that one writes and another reads.
+    /// Refuses a file to which two of `disks` would write, or that one writes and another reads.
     pub fn ensure_apart(disks: &[Self]) -> Result<()> {
         for (index, disk) in disks.iter().enumerate() {
             let Self { path, overlay, .. } = disk;
@@ -66,13 +66,13 @@ impl DiskConfig {
         Ok(())
     }
 
-    /// Whether other machines may have its file open at the same time.
+    /// Whether other machines may have the disk's file open at the same time.
     pub fn is_shared(&self) -> bool {
         self.readonly || self.overlay.is_some()
     }
 }
 
-/// A disk as it is serialized: as its flag has it, with what only clients of the API say beside that.
+/// A serialized disk: as its flag's value, with fields beside that for what only the API sets.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Form {
@@ -139,7 +139,7 @@ impl FromStr for DiskConfig {
     }
 }
 
-/// What to say instead of an option that there is not.
+/// The remedy for an unknown option.
 fn remedy(part: &str) -> &'static str {
     match part.split('=').next().unwrap_or_default() {
         "readonly" | "ro" | "read-only" | "read_only" => "say readonly",

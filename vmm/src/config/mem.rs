@@ -1,4 +1,4 @@
-//! Memory, as the command line describes it.
+//! The configuration of memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,34 +9,34 @@ use anyhow::{Result, ensure};
 use super::Size;
 use crate::layout;
 
-/// How much memory a machine has, and how much more can be plugged into it.
+/// The memory of a machine at its start, and what can be plugged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mem {
-    /// What it starts with.
+    /// Memory at the start.
     pub boot: Size,
-    /// What can be plugged while it runs. Zero: no such device.
+    /// Memory that can be plugged while the machine runs. 0: there is no virtio-mem device.
     pub more: Size,
-    /// Bytes of a block that is plugged or not; `None` is as small as can be.
+    /// Size of a block, in bytes; `None`: the smallest possible one.
     pub block: Option<u64>,
 }
 
 impl Mem {
-    /// Least size of a block, and what all are a power of two of: one huge page.
+    /// Smallest block, one huge page, in bytes; a block is this times a power of two.
     pub const MIN_BLOCK: u64 = 2 * layout::MIB;
-    /// Most that can be plugged; more than any host addresses.
+    /// Most memory that can be plugged, in bytes; more than any host addresses.
     const MAX_MORE: u64 = 1 << 46;
 
-    /// A machine with `boot` bytes that stays as it is.
+    /// A machine with `boot` bytes, to which nothing can be plugged.
     pub const fn fixed(boot: Size) -> Self {
         Self { boot, more: Size::new(0), block: None }
     }
 
-    /// What it starts with, in bytes.
+    /// Memory at the start, in bytes.
     pub const fn bytes(&self) -> u64 {
         self.boot.bytes()
     }
 
-    /// Bytes of a block: so many that KVM has a slot for each block.
+    /// Size of a block in bytes: large enough for KVM to have a slot for each block.
     pub fn block(&self) -> u64 {
         let smallest = || {
             let least = self.more.bytes().div_ceil(layout::MAX_BLOCKS);
@@ -45,12 +45,12 @@ impl Mem {
         self.block.unwrap_or_else(smallest)
     }
 
-    /// Where memory can be plugged, if it can.
+    /// The guest addresses at which memory can be plugged, if it can.
     pub fn room(&self) -> Option<Range<u64>> {
         (self.more.bytes() > 0).then(|| layout::room(self.bytes(), self.more.bytes()))
     }
 
-    /// Checks what can be checked without looking at the host.
+    /// Checks the pluggable memory, as far as that does not depend on the host.
     pub(super) fn validate_room(&self, hugepages: bool) -> Result<()> {
         let more = self.more.bytes();
         if more == 0 {

@@ -1,5 +1,4 @@
-//! What a guest has: the description of a machine, whoever writes it. Serialized, it is the part of a configuration
-//! file that is about the machine.
+//! The description of a machine. Serialized, it is the machine's part of a configuration file.
 
 mod balloon;
 mod cpus;
@@ -24,7 +23,7 @@ pub use size::Size;
 
 use crate::layout;
 
-/// A machine: its processors, memory, kernel and devices. Paths are names here: nothing is opened by them.
+/// A machine: its processors, memory, kernel and devices. Paths are only named here: nothing opens them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct MachineConfig {
@@ -36,15 +35,15 @@ pub struct MachineConfig {
     pub mem: Mem,
     /// Whether memory comes from the host's hugetlb pool, in pages of 2 MiB.
     pub hugepages: bool,
-    /// Memory that the guest is to do without at first; or that there is no balloon device.
+    /// The balloon's target at the start; or that there is no balloon device.
     #[serde(with = "text")]
     pub balloon: BalloonConfig,
-    /// What the balloon offers.
+    /// The features that the balloon offers.
     #[serde(skip_serializing_if = "is_default")]
     pub balloon_features: BalloonFeatures,
-    /// A bzImage or an ELF.
+    /// The kernel: a bzImage or an ELF.
     pub kernel: Option<PathBuf>,
-    /// Who unpacks a bzImage.
+    /// What unpacks a bzImage.
     pub kernel_entry: KernelEntry,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
@@ -54,10 +53,10 @@ pub struct MachineConfig {
     pub cmdline_only: bool,
     /// Disks: the first is /dev/vda.
     pub disk: Vec<DiskConfig>,
-    /// How fast random numbers come.
+    /// Limits of the random number generator's bytes and requests.
     #[serde(skip_serializing_if = "is_default")]
     pub entropy_limit: RateLimit,
-    /// Where the serial port's registers are.
+    /// The location of the serial port's registers.
     pub uart: Uart,
     /// Whether the machine has Firecracker's boot timer.
     #[serde(skip_serializing_if = "is_default")]
@@ -66,7 +65,7 @@ pub struct MachineConfig {
     pub uuid: Option<Uuid>,
 }
 
-/// Whether `value` need not be said.
+/// Whether `value` is left out of a serialized machine.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -94,10 +93,10 @@ impl Default for MachineConfig {
 }
 
 impl MachineConfig {
-    /// Least guest memory, in bytes: below it no Linux starts.
+    /// Least guest memory, in bytes: no Linux starts with less.
     pub const MIN_MEM: u64 = 16 * layout::MIB;
 
-    /// Checks what can be checked without looking at the host. An error names what is wrong by its key.
+    /// Checks the configuration, as far as that does not depend on the host. An error begins with the key.
     pub fn validate(&self) -> Result<()> {
         ensure!(
             self.cmdline.is_some() || !self.cmdline_only,
@@ -130,7 +129,7 @@ impl MachineConfig {
         Ok(())
     }
 
-    /// How large the balloon is to be at first, in bytes; `None` for a machine without one.
+    /// The balloon's target at the start, in bytes; `None` for a machine without a balloon.
     pub fn balloon_target(&self) -> Option<u64> {
         match self.balloon {
             BalloonConfig::Target(size) if !self.hugepages => Some(size.bytes()),
@@ -139,17 +138,17 @@ impl MachineConfig {
     }
 }
 
-/// Where the serial port's registers are.
+/// The location of the serial port's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Uart {
     /// I/O ports, as on a PC.
     Ports,
-    /// Memory.
+    /// Guest memory.
     Memory,
 }
 
-/// Who unpacks a bzImage.
+/// What unpacks a bzImage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KernelEntry {

@@ -24,7 +24,7 @@ impl Size {
 impl FromStr for Size {
     type Err = String;
 
-    /// `512M`, `512Mi`, `512MiB`, `512MB`, `4.5G` and plain bytes; units are powers of 1024.
+    /// Parses `512M`, `512Mi`, `512MiB`, `512MB`, `4.5G` and plain bytes; units are powers of 1024.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if text.starts_with('-') {
@@ -48,7 +48,7 @@ impl FromStr for Size {
     }
 }
 
-/// What the unit of a number stands for, as a power of two.
+/// The power of two that a unit stands for.
 fn shift_of(unit: &str) -> Result<u32, String> {
     let upper = unit.to_ascii_uppercase();
     if upper.is_empty() || upper == "B" {
@@ -63,7 +63,7 @@ fn shift_of(unit: &str) -> Result<u32, String> {
 }
 
 impl fmt::Display for Size {
-    /// In the largest unit that leaves no remainder.
+    /// Formats the size in the largest unit that leaves no remainder.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let exact = |shift: u32| self.0 != 0 && self.0.trailing_zeros() >= shift;
         match UNITS.iter().find(|(_, shift)| exact(*shift)) {

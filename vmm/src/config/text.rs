@@ -1,4 +1,4 @@
-//! Values as people write them: serialized as text, and read from it.
+//! Values that are serialized as text.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ pub(super) fn counted(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Refuses an option that is there twice, whatever its values.
+/// Refuses an option that is given twice, whatever its values.
 pub fn ensure_once<'a>(options: impl Iterator<Item = &'a str>) -> Result<(), String> {
     let mut names: Vec<_> = options.map(|option| option.split('=').next()).collect();
     names.sort_unstable();

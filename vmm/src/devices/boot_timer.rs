@@ -1,5 +1,5 @@
-//! Firecracker's boot timer: a byte in memory. A guest that writes 123 there has booted, and the log tells how
-//! long that took (its src/vmm/src/devices/pseudo/boot_timer.rs).
+//! Firecracker's boot timer: a byte in memory. When a guest writes 123 there, it has booted, and the time that this
+//! took is logged (Firecracker's src/vmm/src/devices/pseudo/boot_timer.rs).
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +7,22 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::bus::BusDevice;
 
-/// What the guest writes.
+/// The value that reports a boot.
 const BOOTED: u8 = 123;
 
 /// The device.
 pub struct BootTimer {
     start: Instant,
-    /// Processor time of the process at that time.
+    /// Processor time of the process at `start`.
     cpu_start: Duration,
-    /// It has been told: a guest must not fill the host's logs.
-    told: bool,
+    /// Already logged: a guest must not fill the host's logs.
+    logged: bool,
 }
 
 impl BootTimer {
-    /// One that counts from now on.
+    /// A timer that starts now.
     pub fn start() -> Self {
-        Self { start: Instant::now(), cpu_start: cpu_time(), told: false }
+        Self { start: Instant::now(), cpu_start: cpu_time(), logged: false }
     }
 }
 
@@ -36,12 +36,12 @@ impl BusDevice for BootTimer {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if (offset, data) != (0, &[BOOTED]) || std::mem::replace(&mut self.told, true) {
+        if (offset, data) != (0, &[BOOTED]) || std::mem::replace(&mut self.logged, true) {
             return;
         }
         let us = self.start.elapsed().as_micros();
         let cpu_us = cpu_time().saturating_sub(self.cpu_start).as_micros();
-        // As those who read it expect it, to the space.
+        // Firecracker's format, to the space, which programs parse.
         log::info!(
             "Guest-boot-time = {us:>6} us {} ms, {cpu_us:>6} CPU us {} CPU ms",
             us / 1000,

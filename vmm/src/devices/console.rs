@@ -1,4 +1,4 @@
-//! The console's far side: what the guest prints goes out in batches, what the user types in.
+//! The host's side of the console: output is written in batches, input is passed to the guest.
 //!
 //! vCPUs put bytes into a bounded buffer; one thread writes it out and feeds input.
 
@@ -20,69 +20,69 @@ use crate::coalesced::{self, CoalescedWrites};
 use crate::vcpu::Buses;
 use crate::worker::{StopFlag, ThreadKind, Work, borrow};
 
-/// Most bytes a write: what a pipe that polls writable takes without blocking (pipe(7)).
+/// Most bytes of a write: a pipe that polls writable takes this many without blocking (pipe(7)).
 const CHUNK: usize = 4096;
-/// How long the first byte waits for others, so that a line is one write.
+/// How long the first byte waits for more, so that a line is one write.
 const GATHER: Duration = Duration::from_millis(1);
-/// How late may be what the guest sends, if it does not exit.
+/// The longest delay of output while KVM collects it and the guest does not exit.
 const LATEST: Duration = Duration::from_millis(20);
-/// From so many bytes at once on, KVM collects what the guest sends,
+/// KVM collects output once this many bytes come at a time,
 const MANY: usize = 16;
-/// until it has sent nothing for this long.
+/// and until there is none for this long.
 const SILENCE: Duration = Duration::from_millis(100);
-/// How soon to look again whether the guest's FIFO has room.
+/// The interval of checks for room in the guest's FIFO.
 const SOON: Duration = Duration::from_millis(5);
-/// How long output that is left may take at the machine's end.
+/// Time to write remaining output at the machine's end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What becomes of a byte of input.
+/// What to do with a byte of input.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Input {
-    /// The guest gets this byte.
+pub enum KeyAction {
+    /// Pass this byte to the guest.
     Guest(u8),
-    /// The console shows this text, which is not the guest's.
+    /// Show this text on the console; the guest does not get it.
     Show(&'static str),
-    /// Nothing: it was for somebody else.
-    Taken,
+    /// Nothing: the byte was the program's.
+    Ignore,
 }
 
-/// Input that the program looks after: a terminal, which may be others' for a time, and some of whose keys are the
-/// program's. The console's thread calls all of it.
+/// Input under the program's control: a terminal, which may be in the background for a time, and some of whose keys are
+/// the program's. All methods are called on the console's thread.
 pub trait Keyboard: Send {
-    /// Whether what is typed comes to us now. Else nothing is read.
+    /// Whether the process is in the foreground. Otherwise nothing is read.
     fn is_ours(&self) -> bool;
-    /// Readable when that may have changed.
+    /// A descriptor that is readable when that may have changed.
     fn changed(&self) -> BorrowedFd<'_>;
-    /// How long to wait at most before [`Self::check`] is called.
+    /// The longest time before the next call of [`Self::check`].
     fn patience(&self) -> Option<Duration>;
-    /// Looks whether what is typed comes to us; `changed` was readable or not.
+    /// Checks whether the process is in the foreground; `changed` says whether the descriptor was readable.
     fn check(&mut self, changed: bool);
-    /// Reads what was typed from `source`, the terminal.
+    /// Reads input from `source`, the terminal.
     fn read(&mut self, source: &File, bytes: &mut [u8]) -> io::Result<usize>;
-    /// What becomes of a byte that was read.
-    fn input(&mut self, byte: u8) -> Input;
+    /// What to do with a byte that was read.
+    fn input(&mut self, byte: u8) -> KeyAction;
 }
 
-/// What a console is connected to; outlives resets of the machine.
+/// The connections of a console; outlives resets of the machine.
 pub struct Console {
     output: Output,
-    /// Where output goes; `None` once that place is gone.
+    /// The destination of output; `None` once it is gone.
     sink: Option<File>,
-    /// Where input comes from; `None` at its end.
+    /// The source of input; `None` at its end.
     source: Option<File>,
-    /// With one, input is read also while the guest has no room for it.
+    /// With a keyboard, input is read even while the guest's FIFO is full.
     keyboard: Option<Box<dyn Keyboard>>,
-    /// Input that the guest's FIFO has no room for yet.
+    /// Input that waits for room in the guest's FIFO.
     typed: Vec<u8>,
-    /// Input is for a command: it waits until init runs, and its end is a Ctrl-D.
+    /// Input is for a command: it waits until init runs, and its end is passed on as Ctrl-D.
     for_command: bool,
 }
 
-/// What ends input that a terminal takes line by line, at the start of a line.
+/// Ctrl-D, which ends the input of a terminal in line mode at the start of a line.
 const END_OF_INPUT: u8 = 4;
 
 impl Console {
-    /// A console that is not connected yet. With `discard` it never will be: what the guest prints is dropped.
+    /// A console that is not connected yet. With `discard` it never is: output is dropped.
     pub fn new(discard: bool) -> Result<Self> {
         Ok(Self {
             output: Output::new(discard)?,
@@ -94,33 +94,33 @@ impl Console {
         })
     }
 
-    /// Connects it: output goes to `sink`, input comes from `source`, if that is there.
+    /// Connects the console: output goes to `sink`, input comes from `source`, if there is one.
     pub fn connect(&mut self, sink: File, source: Option<File>) {
         self.sink = Some(sink);
         self.source = source;
     }
 
-    /// Has `keyboard` look after the input.
+    /// Puts the input under the control of `keyboard`.
     pub fn set_keyboard(&mut self, keyboard: Box<dyn Keyboard>) {
         self.keyboard = Some(keyboard);
     }
 
-    /// Has input wait until the guest's init runs; its end is a Ctrl-D.
+    /// Has input wait until the guest's init runs, and its end passed on as Ctrl-D.
     pub fn feed_command(&mut self) {
         self.for_command = true;
     }
 
-    /// The guest's end.
+    /// The guest's side of the output.
     pub fn output(&self) -> Output {
         self.output.clone()
     }
 
-    /// Writes what is there, at most `CHUNK` bytes.
+    /// Writes waiting output, at most `CHUNK` bytes.
     fn write_out(&mut self) {
         let Some(sink) = &mut self.sink else { return };
         match sink.write(&self.output.front(CHUNK)) {
             Ok(count) => self.output.written(count),
-            Err(error) if again(&error) => {}
+            Err(error) if is_retryable(&error) => {}
             Err(error) => {
                 log::warn!("console: {error}: its output is dropped from now on");
                 self.sink = None;
@@ -133,7 +133,7 @@ impl Console {
         self.sink.is_some() && !self.output.is_empty()
     }
 
-    /// Reads input.
+    /// Reads input into `typed`.
     fn read_in(&mut self) {
         let mut bytes = [0; 64];
         let Some(source) = &mut self.source else { return };
@@ -152,7 +152,8 @@ impl Console {
             _ => {
                 self.source = None;
                 if self.for_command {
-                    // At the start of a line one ends it; elsewhere the first hands over what is there.
+                    // At the start of a line one Ctrl-D ends input; elsewhere a first one passes the incomplete line
+                    // on.
                     self.typed.extend([END_OF_INPUT; 2]);
                 }
                 return;
@@ -164,19 +165,19 @@ impl Console {
         };
         for byte in bytes {
             match keyboard.input(*byte) {
-                Input::Guest(byte) if self.typed.len() < CHUNK => self.typed.push(byte),
-                Input::Guest(_) | Input::Taken => {} // the guest does not read: typed in vain
-                Input::Show(text) => text.bytes().for_each(|byte| self.output.push(byte)),
+                KeyAction::Guest(byte) if self.typed.len() < CHUNK => self.typed.push(byte),
+                KeyAction::Guest(_) | KeyAction::Ignore => {} // the guest does not read: dropped
+                KeyAction::Show(text) => text.bytes().for_each(|byte| self.output.push(byte)),
             }
         }
     }
 
-    /// Gives the guest as much input as its FIFO takes; true if there is nothing left.
+    /// Passes as much input to the guest as its FIFO takes; true if nothing is left.
     fn feed(&mut self, serial: &Mutex<SerialPort>, init_runs: &InitRuns) -> bool {
         if self.for_command && !init_runs.get() {
             return self.typed.is_empty();
         }
-        // A vCPU may hold the port while it waits for us to write output: never wait for it.
+        // A vCPU may hold the port while it waits for this thread to write output, so never wait for the port.
         if !self.typed.is_empty()
             && let Ok(mut port) = serial.try_lock()
         {
@@ -189,17 +190,17 @@ impl Console {
 
 /// The thread that serves a console while a machine runs.
 pub struct ConsoleWork {
-    /// What it is connected to.
+    /// The connections of the console.
     pub console: Console,
     /// The guest's serial port.
     serial: Arc<Mutex<SerialPort>>,
-    /// Where writes to it may still wait.
+    /// Writes to the port may be collected there.
     buses: Buses,
-    /// Told by the guest.
+    /// Set when the guest reports that init runs.
     init_runs: InitRuns,
-    /// When the guest last sent something.
+    /// When the guest last sent output.
     sent: Instant,
-    /// That its threads have used, but for the one that runs.
+    /// Processor time of this work's threads, without the present one.
     pub cpu_time: Duration,
 }
 
@@ -221,7 +222,7 @@ impl Work for ConsoleWork {
             let fed = self.console.feed(&self.serial, &self.init_runs);
             self.wait(stop, fed);
         }
-        // The guest's last words; a reader that does not read cannot hold up the end for ever.
+        // The remaining output; a reader that does not read cannot hold up the end for ever.
         let deadline = Instant::now() + FAREWELL;
         while self.console.pending() && Instant::now() < deadline {
             if writable(self.console.sink.as_ref(), Duration::from_millis(50)) {
@@ -232,7 +233,7 @@ impl Work for ConsoleWork {
 }
 
 impl ConsoleWork {
-    /// Connects `console` with `serial`; writes to it may wait in `buses`.
+    /// Connects `console` with `serial`, whose writes may be collected in `buses`.
     pub fn new(
         console: Console,
         serial: Arc<Mutex<SerialPort>>,
@@ -243,10 +244,10 @@ impl ConsoleWork {
         Self { console, serial, buses, init_runs, sent: Instant::now(), cpu_time }
     }
 
-    /// Carries out writes that wait, and has KVM collect them while there are many.
+    /// Executes collected writes, and has KVM collect while there are many.
     fn collect(&mut self, more: bool) {
         let Some(coalesced) = self.buses.coalesced.clone() else { return };
-        let waited = self.carry_out(&coalesced);
+        let waited = self.execute_collected(&coalesced);
         if more || waited != Some(false) {
             self.sent = Instant::now();
         }
@@ -254,29 +255,29 @@ impl ConsoleWork {
             coalesced.collect(true);
         } else if coalesced.is_collecting() && self.sent.elapsed() > SILENCE {
             coalesced.collect(false);
-            // What came in the meantime must not stay there: nobody looks again.
-            if self.carry_out(&coalesced).is_none() {
+            // Writes that came meanwhile must not stay in the ring: nothing polls it from now on.
+            if self.execute_collected(&coalesced).is_none() {
                 coalesced.collect(true);
             }
         }
     }
 
-    /// Carries out writes to the serial port that wait, and tells whether there were any. `None` if that would be to
-    /// wait: a vCPU that holds the port, or its turn, may itself wait for us to write output.
-    fn carry_out(&self, coalesced: &CoalescedWrites) -> Option<bool> {
+    /// Executes collected writes to the serial port; returns whether there were any. `None` instead of waiting: a vCPU
+    /// that holds the port, or drains the ring, may itself wait for this thread to write output.
+    fn execute_collected(&self, coalesced: &CoalescedWrites) -> Option<bool> {
         let mut port = self.serial.try_lock().ok()?;
-        // Nobody else pushes while we hold the port.
-        let room = self.console.output.has_room_for(coalesced::MOST_BYTES);
+        // Only this thread pushes while it holds the port.
+        let room = self.console.output.has_room_for(coalesced::RING_BYTES);
         room.then(|| coalesced.try_drain(|write| port.write(0, write.data()))).flatten()
     }
 
-    /// Waits until something can be done, and does it.
+    /// Waits until there is something to do, and does it.
     fn wait(&mut self, stop: &StopFlag, fed: bool) {
         let console = &self.console;
         let (pending, output) = (console.pending(), console.output.clone());
         let nothing = stop.as_fd();
         let sink = console.sink.as_ref().filter(|_| pending).map(File::as_fd);
-        // A pipe waits until the guest has room; a terminal is read always, for the keys that are ours.
+        // Input from a pipe waits until the guest has room; a terminal is always read, for the program's keys.
         let keyboard = console.keyboard.as_deref();
         let listen = keyboard.map_or(fed, Keyboard::is_ours);
         let source = console.source.as_ref().filter(|_| listen).map(File::as_fd);
@@ -296,7 +297,7 @@ impl ConsoleWork {
         let timeout = if fed { tick } else { Some(SOON) };
         let timeout = timeout.or(keyboard.and_then(Keyboard::patience));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        // An error is EINTR: the caller looks at `stop` and comes again.
+        // An error is EINTR: the caller checks `stop` and polls again.
         let _ = poll(&mut fds, timeout.as_ref());
         let ready = fds.map(|fd| !fd.revents().is_empty());
         if ready[1] {
@@ -316,8 +317,8 @@ impl ConsoleWork {
     }
 }
 
-/// Whether `error` only means that it has to be tried again.
-fn again(error: &io::Error) -> bool {
+/// Whether the call that failed with `error` is to be tried again.
+fn is_retryable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 

@@ -15,7 +15,7 @@ use crate::timeline::{Mark, Timeline};
 pub struct InitRuns(Arc<AtomicBool>);
 
 impl InitRuns {
-    /// Whether it has.
+    /// Whether init has reported.
     pub fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -23,11 +23,11 @@ impl InitRuns {
 
 /// The two ports.
 pub struct GuestReport {
-    /// Set by the first report.
+    /// Set by the first report of init.
     pub init_runs: InitRuns,
-    /// Where the time of that report is noted.
+    /// Gets the time of that report.
     pub timeline: Timeline,
-    /// Where reports go.
+    /// Gets the reports.
     pub events: EventSender,
 }
 

@@ -1,4 +1,4 @@
-//! Devices that are not virtio: what a PC has on its I/O ports.
+//! Devices that are not virtio: those on a PC's I/O ports.
 
 pub mod boot_timer;
 pub mod console;

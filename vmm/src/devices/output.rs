@@ -1,4 +1,4 @@
-//! What the guest prints and nobody has written out yet: a bounded buffer between vCPUs and console.
+//! Output of the guest that is not written yet: a bounded buffer between vCPUs and the console's thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,107 +8,107 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::sync::lock;
 
-/// Most bytes that wait to be written out.
+/// Most bytes in the buffer.
 const CAPACITY: usize = 64 << 10;
-/// How long a full buffer may hold up the guest before bytes are dropped.
+/// How long a full buffer may block the guest before bytes are dropped.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The guest's end of the console.
+/// The guest's side of the console.
 #[derive(Clone)]
 pub struct Output(Arc<Shared>);
 
 struct Shared {
-    buffer: Mutex<Buffer>,
-    /// Told when there is room again.
+    buffer: Mutex<OutputBuffer>,
+    /// Notified when the buffer has room again.
     drained: Condvar,
-    /// Written when the buffer stops being empty.
+    /// Written when the buffer is no longer empty.
     filled: EventFd,
 }
 
 #[derive(Default)]
-struct Buffer {
+struct OutputBuffer {
     bytes: Vec<u8>,
-    /// The reader does not read: drop at once instead of waiting, until it does.
+    /// The reader does not read: bytes are dropped at once, until it does.
     stalled: bool,
-    /// The user has been told of that, once.
-    stall_told: bool,
-    /// Nobody reads, ever.
+    /// The stall was logged, once.
+    stall_logged: bool,
+    /// There never is a reader.
     discard: bool,
 }
 
 impl Output {
-    /// An empty buffer; with `discard` it stays empty, since nobody reads.
+    /// An empty buffer; with `discard` it stays empty, as there is no reader.
     pub fn new(discard: bool) -> Result<Self> {
-        let buffer = Mutex::new(Buffer { discard, ..Default::default() });
+        let buffer = Mutex::new(OutputBuffer { discard, ..Default::default() });
         let filled = EventFd::new(EFD_NONBLOCK)?;
         Ok(Self(Arc::new(Shared { buffer, drained: Condvar::new(), filled })))
     }
 
-    /// An output that nobody reads.
+    /// An output without a reader.
     #[cfg(test)]
     pub fn discard() -> Self {
         Self::new(true).unwrap()
     }
 
-    /// Takes a byte that the guest sends. Blocks for `PATIENCE` at most, and then drops.
+    /// Takes a byte from the guest. Blocks for at most `PATIENCE`, then drops it.
     pub fn push(&self, byte: u8) {
         let mut buffer = lock(&self.0.buffer);
         if buffer.discard {
             return;
         }
         if buffer.bytes.len() >= CAPACITY && !buffer.stalled {
-            let full = |b: &mut Buffer| b.bytes.len() >= CAPACITY;
+            let full = |b: &mut OutputBuffer| b.bytes.len() >= CAPACITY;
             let waited = self.0.drained.wait_timeout_while(buffer, PATIENCE, full);
             buffer = waited.unwrap_or_else(PoisonError::into_inner).0;
             buffer.stalled = full(&mut buffer);
-            if buffer.stalled && !std::mem::replace(&mut buffer.stall_told, true) {
+            if buffer.stalled && !std::mem::replace(&mut buffer.stall_logged, true) {
                 log::warn!("nobody reads the console: its output is dropped until someone does");
             }
         }
         if buffer.bytes.len() < CAPACITY {
             buffer.bytes.push(byte);
             if buffer.bytes.len() == 1 {
-                // Cannot fail: the counter is far from its limit.
+                // Cannot fail: the counter is far below its limit.
                 let _ = self.0.filled.write(1);
             }
         }
     }
 
-    /// Readable when the buffer has stopped being empty; to be read before it is looked at.
+    /// Readable when the buffer is no longer empty; to be read before the buffer is.
     pub fn filled(&self) -> &EventFd {
         &self.0.filled
     }
 
-    /// Whether nothing waits.
+    /// Whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         lock(&self.0.buffer).bytes.is_empty()
     }
 
-    /// Whether `bytes` more can be pushed without a wait.
+    /// Whether `bytes` more can be pushed without blocking.
     pub fn has_room_for(&self, bytes: usize) -> bool {
         let buffer = lock(&self.0.buffer);
         buffer.discard || buffer.stalled || buffer.bytes.len() + bytes <= CAPACITY
     }
 
-    /// A copy of the first bytes that wait, `most` of them at most.
-    pub fn front(&self, most: usize) -> Vec<u8> {
-        lock(&self.0.buffer).bytes.iter().take(most).copied().collect()
+    /// A copy of the first bytes, at most `max`.
+    pub fn front(&self, max: usize) -> Vec<u8> {
+        lock(&self.0.buffer).bytes.iter().take(max).copied().collect()
     }
 
-    /// The first `count` bytes have been written out.
+    /// Removes the first `count` bytes, which have been written.
     pub fn written(&self, count: usize) {
         let mut buffer = lock(&self.0.buffer);
         buffer.bytes.drain(..count);
         if buffer.bytes.is_empty() {
-            buffer.bytes = Vec::new(); // a flood's memory goes back
+            buffer.bytes = Vec::new(); // frees the memory of a flood
         }
         buffer.stalled = false;
         self.0.drained.notify_all();
     }
 
-    /// Nobody will read any more.
+    /// There is no reader any more.
     pub fn close(&self) {
-        *lock(&self.0.buffer) = Buffer { discard: true, ..Default::default() };
+        *lock(&self.0.buffer) = OutputBuffer { discard: true, ..Default::default() };
         self.0.drained.notify_all();
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn a_flood_that_nobody_reads_is_bounded_in_memory_and_time() {
         let output = Output::new(false).unwrap();
-        // One wait: to wait for each byte would take a day.
+        // Blocks once: to block for each byte would take a day.
         for _ in 0..4 * CAPACITY {
             output.push(b'x');
         }

@@ -1,4 +1,4 @@
-//! How a guest ends itself: ACPI sleep and reset registers, the i8042 reset line, pvpanic.
+//! The devices by which a guest ends the machine: ACPI sleep and reset registers, the i8042 reset line, pvpanic.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::bus::BusDevice;
 use crate::event::{Event, EventSender, Halt};
 
-/// SLP_TYP of S5, as the DSDT's `_S5_` tells it.
+/// SLP_TYP of S5, as in the DSDT's `_S5_`.
 pub const SLEEP_TYPE_S5: u8 = 5;
-/// What the FADT tells to write to the reset register.
+/// The value for the reset register, as in the FADT.
 pub const RESET_VALUE: u8 = 1;
 /// SLP_EN of the sleep control register (ACPI 6.5, 4.8.3.7); SLP_TYP is below it.
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -22,12 +22,12 @@ const PVPANIC_EVENTS: u8 = 0b11;
 pub struct PanicFlag(Arc<AtomicBool>);
 
 impl PanicFlag {
-    /// The kernel has panicked, or it has not after all.
+    /// Sets whether the kernel has panicked.
     pub fn set(&self, panicked: bool) {
         self.0.store(panicked, Ordering::Relaxed);
     }
 
-    /// What `halt` really was: a kernel that has panicked resets the machine.
+    /// The cause of `halt`: a reset after a panic is the panic's.
     pub fn explain(&self, halt: Halt) -> Halt {
         let panicked = self.0.load(Ordering::Relaxed);
         if panicked && [Halt::Reset, Halt::TripleFault].contains(&halt) {
@@ -39,7 +39,7 @@ impl PanicFlag {
 
 /// ACPI sleep control (offset 0), sleep status (1) and reset (2) registers.
 pub struct Power {
-    /// Whom to tell.
+    /// Gets the guest's end.
     pub events: EventSender,
 }
 
@@ -58,14 +58,14 @@ impl BusDevice for Power {
     }
 }
 
-/// Port 0x64 of a keyboard controller that only knows how to reset the machine.
+/// Port 0x64 of a keyboard controller that can only reset the machine.
 pub struct I8042 {
-    /// Whom to tell.
+    /// Gets the guest's end.
     pub events: EventSender,
 }
 
 impl BusDevice for I8042 {
-    /// Input buffer empty: the guest's reboot code waits for that.
+    /// The input buffer is always empty: the guest's reboot code waits for that.
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
@@ -79,9 +79,9 @@ impl BusDevice for I8042 {
 
 /// The port to which a guest's pvpanic driver reports a panic.
 pub struct Pvpanic {
-    /// It has done so. Once is enough: a guest may do it for ever.
+    /// A panic was reported. Further ones are ignored: a guest may report them for ever.
     pub reported: bool,
-    /// Whom to tell.
+    /// Gets the panic.
     pub events: EventSender,
 }
 

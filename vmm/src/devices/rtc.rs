@@ -9,7 +9,7 @@ const STATUS_B: u8 = 0x0b;
 const STATUS_D: u8 = 0x0d;
 const CENTURY: u8 = 0x32;
 
-/// Divider on, slowest rate; no update is ever in progress.
+/// Divider on, slowest rate; no update is in progress.
 const A_RUNNING: u8 = 0x26;
 /// 24-hour mode; numbers are BCD.
 const B_24_HOURS: u8 = 1 << 1;
@@ -30,7 +30,7 @@ impl BusDevice for Rtc {
         }
     }
 
-    /// Setting the time is ignored: the host's clock is not the guest's to set.
+    /// Writes to the time are ignored: the guest cannot set the host's clock.
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let (0, [index]) = (offset, data) {
             self.index = index & 0x7f; // bit 7 masks NMIs
@@ -59,7 +59,7 @@ fn register(index: u8, seconds: u64) -> u8 {
 }
 
 /// Year, month and day of the Gregorian calendar for a number of days since 1970-01-01: Hinnant's civil_from_days. Its
-/// years start in March, so that a leap day is their last, and its eras of 400 years in the year 0.
+/// years start in March, so that the leap day is the last of a year, and its eras of 400 years in the year 0.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     const ERA: u64 = 146_097;
     let days = days + 719_468; // since 0000-03-01

@@ -14,29 +14,29 @@ use super::power::PanicFlag;
 use crate::bus::BusDevice;
 use crate::timeline::{Mark, Timeline};
 
-/// How the kernel starts its last message (kernel/panic.c).
+/// The start of the kernel's panic message (kernel/panic.c).
 const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
-/// How it ends the one before it starts init (`run_init_process`, init/main.c).
+/// The end of the kernel's last message before init (`run_init_process`, init/main.c).
 const INIT_MESSAGE: &[u8] = b"as init process";
 
 /// Most bytes that a kernel prints between its panic and the reset: all of its tasks, with `panic_print`.
 const LAST_WORDS: u64 = 256 << 10;
 
-/// The register that tells which interrupt it was.
+/// The interrupt identification register.
 const IIR: u8 = 2;
-/// Bits of the registers that are shown on a page: of IER and, the first, of LSR; of LCR; of IIR.
+/// Bits of the registers on the page: of IER and, the first, of LSR; of LCR; of IIR.
 const RECEIVED: u8 = 1;
 const TRANSMITTER_EMPTY: u8 = 1 << 1;
 const DIVISOR_LATCH: u8 = 1 << 7;
 const FIFOS_ENABLED: u8 = 0b1100_0000;
 
-/// The interrupt line: raised once all registers show why.
-struct Line {
+/// The interrupt line: raised once all registers show the cause.
+struct InterruptLine {
     event: EventFd,
     wanted: Cell<bool>,
 }
 
-impl Trigger for Line {
+impl Trigger for InterruptLine {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
@@ -45,21 +45,21 @@ impl Trigger for Line {
     }
 }
 
-/// Listens for a phrase whose first letter occurs in it once.
-struct Ear {
+/// Detects a phrase whose first letter occurs in it once.
+struct PhraseDetector {
     phrase: &'static [u8],
-    /// How much of it the last bytes were.
+    /// The number of the phrase's bytes that the last bytes match.
     matched: usize,
 }
 
-impl Ear {
+impl PhraseDetector {
     fn new(phrase: &'static [u8]) -> Self {
         Self { phrase, matched: 0 }
     }
 
-    /// True if `byte` ends the phrase.
-    fn hears(&mut self, byte: u8) -> bool {
-        // The first letter is nowhere else, so a mismatch can only start the phrase again.
+    /// True if `byte` completes the phrase.
+    fn completes(&mut self, byte: u8) -> bool {
+        // The first letter occurs only once, so a mismatch can only be a new start.
         self.matched = match self.phrase.get(self.matched) {
             Some(expected) if *expected == byte => self.matched + 1,
             _ => usize::from(self.phrase.first() == Some(&byte)),
@@ -68,16 +68,16 @@ impl Ear {
     }
 }
 
-/// Passes what the guest sends on to the console, and listens to it.
+/// Passes sent bytes to the console, and detects the kernel's messages in them.
 struct Transmitter {
     output: Output,
     panicked: PanicFlag,
-    panic: Ear,
-    /// How many bytes there were when it was heard of.
+    panic: PhraseDetector,
+    /// Bytes sent when the panic message was detected.
     panicked_at: Option<u64>,
-    init: Ear,
+    init: PhraseDetector,
     timeline: Timeline,
-    /// Bytes so far.
+    /// Bytes sent so far.
     sent: u64,
 }
 
@@ -97,7 +97,7 @@ impl Write for Transmitter {
 
 impl Transmitter {
     fn new(output: Output, panicked: PanicFlag, timeline: Timeline) -> Self {
-        let (panic, init) = (Ear::new(PANIC_MESSAGE), Ear::new(INIT_MESSAGE));
+        let (panic, init) = (PhraseDetector::new(PANIC_MESSAGE), PhraseDetector::new(INIT_MESSAGE));
         Self { output, panicked, panic, panicked_at: None, init, timeline, sent: 0 }
     }
 
@@ -106,28 +106,29 @@ impl Transmitter {
             self.timeline.reach(Mark::FirstOutput);
         }
         self.sent += 1;
-        if self.init.hears(byte) {
+        if self.init.completes(byte) {
             self.timeline.reach(Mark::InitStarted);
         }
-        if self.panic.hears(byte) {
+        if self.panic.completes(byte) {
             self.panicked_at = Some(self.sent);
             self.panicked.set(true);
         } else if self.panicked_at.is_some_and(|at| self.sent - at == LAST_WORDS) {
-            self.panicked.set(false); // it went on: someone only printed these words
+            self.panicked.set(false); // the guest continued: it only printed these words
         }
     }
 }
 
-type Uart = Serial<Line, NoEvents, Transmitter>;
+type Uart16550 = Serial<InterruptLine, NoEvents, Transmitter>;
 
 /// The serial port.
 pub struct SerialPort {
-    uart: Uart,
+    uart: Uart16550,
     page: Option<RegisterPage>,
 }
 
 impl SerialPort {
-    /// A port that raises `interrupt` and sends to `output`. The guest reads its registers from `page`, if there is one.
+    /// A port that raises `interrupt` and sends to `output`. The guest reads its registers from `page`, if there is
+    /// one.
     pub fn new(
         interrupt: EventFd,
         output: Output,
@@ -137,30 +138,30 @@ impl SerialPort {
     ) -> Self {
         let transmitter = Transmitter::new(output, panicked, timeline);
         let page = page.map(|page| RegisterPage { page, enabled: 0, iir: 0 });
-        let line = Line { event: interrupt, wanted: Cell::new(false) };
+        let line = InterruptLine { event: interrupt, wanted: Cell::new(false) };
         let mut port = Self { uart: Serial::new(line, transmitter), page };
         port.show();
         port
     }
 
-    /// Gives input to the guest, and returns how many bytes it had room for.
+    /// Passes input to the guest; returns the number of bytes that the FIFO took.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let taken = self.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
         self.show();
         taken
     }
 
-    /// How many bytes the guest has sent.
+    /// Bytes sent so far.
     pub fn sent(&self) -> u64 {
         self.uart.writer().sent
     }
 
-    /// Whether its driver waits for the interrupt that lets it send more.
+    /// Whether the driver has the transmitter's interrupt enabled, to send more.
     pub fn has_more(&self) -> bool {
         self.uart.state().interrupt_enable & TRANSMITTER_EMPTY != 0
     }
 
-    /// Shows the guest what has become of an access, or of input.
+    /// Updates the page after an access, or after input.
     fn show(&mut self) {
         if let Some(page) = &mut self.page {
             page.show(&mut self.uart);
@@ -174,20 +175,21 @@ impl SerialPort {
     }
 }
 
-/// A page that starts with all registers but the first, for a guest that reads them without asking us. What it sends
-/// is gone at once, so that their state changes only when we are asked, or have input for it.
+/// A page that starts with all registers but the first, for a guest that reads them without exits. Sent bytes leave at
+/// once, so the registers change only at the guest's writes and with input.
 struct RegisterPage {
     page: MmapRegion,
-    /// Interrupts that the driver wants, as it said last.
+    /// The interrupts that the driver has enabled.
     enabled: u8,
     iir: u8,
 }
 
 impl RegisterPage {
-    /// Puts what `uart`'s registers say there. (Their names are those of the 16550D's data sheet, table II.)
-    fn show(&mut self, uart: &mut Uart) {
-        // A driver that reads IIR acknowledges what it says, but nobody sees that here. So it is done for it, at once,
-        // and IIR says what there is to do until that is done: to take input; to send, or to want no more.
+    /// Copies `uart`'s registers to the page. (Their names are those of the 16550D's data sheet, table II.)
+    fn show(&mut self, uart: &mut Uart16550) {
+        // A read of IIR acknowledges an interrupt, but here such reads are not seen. So the interrupt is acknowledged
+        // at once, and IIR keeps showing what the driver has to do: to read input; to send, or to disable the
+        // interrupt.
         let [ier, _, lcr, mcr, lsr, msr, scr] =
             [1, 2, 3, 4, 5, 6, 7].map(|register| uart.read(register));
         if lcr & DIVISOR_LATCH == 0 {
@@ -205,7 +207,7 @@ impl RegisterPage {
 
 impl BusDevice for SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // Registers are a byte each; a wider access reads the ones that follow.
+        // Registers have a byte each; a wider access reads the following ones as well.
         for (register, byte) in (offset as u8..).zip(data) {
             *byte = match &self.page {
                 Some(page) if register == IIR => page.iir,

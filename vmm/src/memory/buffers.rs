@@ -6,8 +6,7 @@ use std::os::fd::AsRawFd;
 
 use vm_memory::VolatileSlice;
 
-/// Consecutive bytes of a request, wherever they are in guest RAM. Taking from the front
-/// shortens it.
+/// Consecutive bytes of a request, wherever they are in guest RAM. Taking from the front shortens it.
 #[derive(Clone, Default)]
 pub struct Buffers<'a> {
     slices: Vec<VolatileSlice<'a>>,
@@ -22,7 +21,7 @@ impl<'a> Buffers<'a> {
         self.slices.push(slice);
     }
 
-    /// Its pieces, in their order.
+    /// The pieces, in order.
     pub fn slices(&self) -> impl Iterator<Item = &VolatileSlice<'a>> {
         self.slices.iter()
     }
@@ -32,7 +31,7 @@ impl<'a> Buffers<'a> {
         self.slices.iter().map(|slice| slice.len()).sum()
     }
 
-    /// Whether there is nothing left.
+    /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -55,7 +54,7 @@ impl<'a> Buffers<'a> {
         taken
     }
 
-    /// Takes the last byte, where a request's status goes.
+    /// Takes the last byte, which is a request's status.
     pub fn take_last_byte(&mut self) -> Option<VolatileSlice<'a>> {
         let last = self.slices.last_mut()?;
         let front = last.len().checked_sub(1)?;
@@ -80,7 +79,7 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Copies `bytes` to the start of `self`, as far as there is room; returns how many.
+    /// Copies `bytes` to the start of `self`; returns the number of bytes copied, at most the length of `self`.
     pub fn copy_from(&self, bytes: &[u8]) -> usize {
         let mut at = 0;
         for slice in &self.slices {
@@ -103,7 +102,7 @@ impl<'a> Buffers<'a> {
         if rest.is_empty() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
-    /// Repeats `call` until all is done or it transfers nothing; returns what is left.
+    /// Repeats `call` until all is transferred or it transfers nothing; returns the rest.
     fn transfer(mut self, file: &File, mut offset: u64, call: Transfer) -> io::Result<Buffers<'a>> {
         while !self.is_empty() {
             let guards: Vec<_> =
@@ -112,8 +111,8 @@ impl<'a> Buffers<'a> {
                 .iter()
                 .map(|(g, len)| libc::iovec { iov_base: g.as_ptr().cast(), iov_len: *len })
                 .collect();
-            // SAFETY: the pieces are guest RAM, which stays mapped and which nobody holds
-            // references to; only the kernel touches it in the call.
+            // SAFETY: the pieces are guest RAM, which stays mapped and has no references; only the kernel touches it in
+            // the call.
             let done = unsafe {
                 call(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32, offset as i64)
             };

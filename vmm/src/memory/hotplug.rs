@@ -1,8 +1,8 @@
 //! RAM that is plugged and unplugged while the guest runs, block by block.
 //!
-//! All of it is memory of ours at all times, so that what we touch of it is there; what a guest sees of it is a
-//! slot of KVM's for each block that is plugged. A CPU that touches another block finds nothing there, as anywhere
-//! where no device answers; a device finds that its request leaves RAM.
+//! All of it is mapped in this process at all times, so that an access of a device never faults; the guest sees a KVM
+//! memory slot for each plugged block. A CPU's access to another block is an exit to no device; a device's request to
+//! one leaves RAM.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{Blocks, GuestRam, RamRegion, give_back};
 
-/// What makes a block visible to the guest's CPUs.
+/// Makes blocks visible to the guest's CPUs.
 pub trait Slots: Send {
-    /// Shows block `index` of `region`, or takes it away: no CPU touches it any more when this returns.
+    /// Shows block `index` of `region` or hides it: no CPU accesses a hidden block after this returns.
     fn set(&self, region: &RamRegion, index: usize, is_there: bool) -> Result<()>;
 }
 
-/// The part of a machine's RAM that comes in blocks.
+/// The blocks of a machine's RAM.
 pub struct Hotplug {
     ram: GuestRam,
     blocks: Arc<Blocks>,
@@ -25,13 +25,13 @@ pub struct Hotplug {
 }
 
 impl Hotplug {
-    /// That of `ram`, if it has one.
+    /// The blocks of `ram`, if it has any.
     pub fn new(ram: &GuestRam, slots: impl Slots + 'static) -> Option<Self> {
         let blocks = ram.iter().find_map(RamRegion::blocks)?.clone();
         Some(Self { ram: ram.clone(), blocks, slots: Box::new(slots) })
     }
 
-    /// Where they are, and which of them are plugged.
+    /// The blocks' addresses, and which of them are plugged.
     pub fn blocks(&self) -> &Arc<Blocks> {
         &self.blocks
     }
@@ -40,16 +40,16 @@ impl Hotplug {
         self.ram.find_region(GuestAddress(self.blocks.start())).context("no RAM there")
     }
 
-    /// Plugs block `index`, which is not. It reads as zero.
+    /// Plugs block `index`, which is unplugged. It reads as zero.
     pub fn plug(&self, index: usize) -> Result<()> {
-        // A transfer that was under way when it was unplugged may have left something.
+        // A transfer that was in progress when the block was unplugged may have written to it.
         self.discard(index)?;
         self.slots.set(self.region()?, index, true)?;
         self.blocks.set(index, true);
         Ok(())
     }
 
-    /// Unplugs block `index`, which is plugged, and gives its memory back.
+    /// Unplugs block `index`, which is plugged, and returns its memory to the host.
     pub fn unplug(&self, index: usize) -> Result<()> {
         self.blocks.set(index, false);
         if let Err(error) = self.slots.set(self.region()?, index, false) {

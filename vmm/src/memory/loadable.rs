@@ -7,16 +7,16 @@ use anyhow::{Result, ensure};
 
 /// An open regular file.
 pub struct Loadable {
-    /// The file, wherever its position is.
+    /// The file, at any position.
     pub file: File,
     /// Its length in bytes.
     pub len: u64,
-    /// Its name in messages.
+    /// The path in messages.
     pub path: PathBuf,
 }
 
 impl Loadable {
-    /// Takes an open file, whose name is `path` in messages. Fails if it is no regular file.
+    /// Takes an open file; `path` is for messages. Fails if it is no regular file.
     pub fn new(file: File, path: PathBuf) -> Result<Self> {
         let metadata = file.metadata()?;
         ensure!(metadata.is_file(), "not a regular file: name one");

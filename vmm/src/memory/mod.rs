@@ -1,4 +1,4 @@
-//! Guest RAM: anonymous host memory, mapped into the guest and given back.
+//! Guest RAM: anonymous host memory that is mapped into the guest.
 
 pub mod buffers;
 pub mod hotplug;
@@ -27,7 +27,7 @@ const PAGE: usize = 4096;
 /// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
 /// With `hugepages` they come from the hugetlb pool and are reserved at once.
 ///
-/// It is given back with the last clone; a machine that resets uses it again.
+/// It is unmapped with the last clone; a machine that resets uses it again.
 pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
     let mut regions = Vec::new();
     for range in layout::ram_ranges(size) {
@@ -38,7 +38,7 @@ pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
     Ok(GuestRam::from_regions(regions)?)
 }
 
-/// `ram`, and at `range` above it room for more that comes in blocks of `block` bytes, none of which is there yet.
+/// Adds a region at `range` to `ram`, of blocks of `block` bytes, all of which are unplugged.
 pub fn with_hotplug_region(ram: &GuestRam, range: Range<u64>, block: u64) -> Result<GuestRam> {
     let len = range.end - range.start;
     let (mapping, reserved) = reserve(len, false)
@@ -47,7 +47,7 @@ pub fn with_hotplug_region(ram: &GuestRam, range: Range<u64>, block: u64) -> Res
     Ok(ram.insert_region(Arc::new(region))?)
 }
 
-/// Addresses that were mapped for a region of RAM, which keeps this.
+/// The mapping of a region, which keeps this.
 #[derive(Debug)]
 struct Reserved {
     start: usize,
@@ -57,14 +57,14 @@ struct Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let start = ptr::with_exposed_provenance_mut(self.start);
-        // SAFETY: the mapping is ours alone, and its region, through which alone it is reached, is gone.
+        // SAFETY: only its region has used the mapping, and that is gone.
         if let Err(error) = unsafe { rustix::mm::munmap(start, self.len) } {
             log::error!("guest RAM: munmap: {error}");
         }
     }
 }
 
-/// RAM at these addresses, with these lengths, that is unmapped once nobody has it.
+/// RAM at these addresses, with these lengths, which is unmapped with the last clone.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
@@ -75,7 +75,7 @@ pub fn of_ranges(ranges: &[(u64, u64)]) -> GuestRam {
     GuestRam::from_regions(ranges.iter().map(region).collect()).unwrap()
 }
 
-/// `ram` and `len` bytes at `start` that come in blocks, unmapped as above.
+/// Adds a region of `len` bytes at `start` to `ram`, of blocks, which is unmapped in the same way.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
@@ -93,11 +93,11 @@ fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
         // small is an error here and not a SIGBUS later; each is zeroed when it is touched.
         (MapFlags::HUGETLB | MapFlags::HUGE_2MB, len.next_multiple_of(HUGE_PAGE))
     } else {
-        // The slack lets us choose an aligned start; untouched, it costs nothing.
+        // The slack allows for an aligned start; untouched, it costs nothing.
         (MapFlags::NORESERVE, len + HUGE_PAGE)
     };
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, flags | MapFlags::PRIVATE);
-    // SAFETY: a new anonymous mapping wherever the kernel likes.
+    // SAFETY: a new anonymous mapping at an address that the kernel chooses.
     let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), room, prot, flags) }?;
     let reserved = Reserved { start: host.expose_provenance(), len: room };
     let aligned = host.map_addr(|addr| addr.next_multiple_of(HUGE_PAGE));
@@ -117,8 +117,8 @@ fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
     Ok((region?, reserved))
 }
 
-/// Changes the `T` at each of `offsets` into `slice`; an offset that is not within it is an error.
-/// For hundreds of thousands of them: a few instructions each.
+/// Replaces the `T` at each of `offsets` in `slice`; an offset outside is an error. For hundreds of thousands of
+/// offsets: a few instructions each.
 pub fn change_each<T: ByteValued>(
     slice: VolatileSlice,
     offsets: impl Iterator<Item = usize>,
@@ -138,8 +138,8 @@ pub fn change_each<T: ByteValued>(
     Ok(())
 }
 
-/// Makes RAM that no guest uses any more as it was at first: it reads as zero, and blocks are unplugged. Pages go back
-/// to the host, except `hugepages`, which others could then take from the pool.
+/// Resets RAM that no guest uses any more: it reads as zero, and blocks are unplugged. Pages go back to the host,
+/// except `hugepages`, which others could then take from the pool.
 pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     for region in ram.iter() {
         if hugepages {
@@ -181,7 +181,7 @@ pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
         .context("cannot give guest RAM back")
 }
 
-/// How much of `ram` has host pages behind it, in KiB, as `maps` (/proc/PID/smaps, proc(5)) tells.
+/// The part of `ram` that has host pages, in KiB, by `maps` (/proc/PID/smaps, proc(5)).
 pub fn resident_kib(ram: &GuestRam, maps: &str) -> u64 {
     let regions: Vec<_> = ram.iter().map(|r| r.host() as u64..r.host() as u64 + r.len()).collect();
     let mut of_guest = false;
@@ -189,7 +189,7 @@ pub fn resident_kib(ram: &GuestRam, maps: &str) -> u64 {
     for line in maps.lines() {
         let mut words = line.split_ascii_whitespace();
         let (first, second) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
-        // A mapping starts with its addresses, `7f00-7fff`, and goes on with fields, `Rss: 4 kB`.
+        // A mapping starts with its addresses, `7f00-7fff`, and continues with fields, `Rss: 4 kB`.
         if let Some(start) =
             first.split_once('-').and_then(|(s, _)| u64::from_str_radix(s, 16).ok())
         {

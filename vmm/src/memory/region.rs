@@ -1,4 +1,4 @@
-//! Guest RAM as devices and loaders see it: what is not there cannot be reached.
+//! Guest RAM for devices and loaders: unplugged memory cannot be reached.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use vm_memory::{
 
 use super::Reserved;
 
-/// All RAM of a guest. Cloning shares it. It is touched through volatile accessors only.
+/// All RAM of a guest. Clones share it. Only volatile accessors touch it.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
-/// Consecutive RAM: all of it there, or in blocks that come and go.
+/// Consecutive RAM, either all of it plugged, or in blocks that are plugged and unplugged.
 #[derive(Debug)]
 pub struct RamRegion {
     mapping: GuestRegionMmap<()>,
     blocks: Option<Arc<Blocks>>,
-    /// Dropped with it.
+    /// Dropped with the region.
     _reserved: Option<Reserved>,
 }
 
 impl RamRegion {
-    /// RAM at guest address `start`. With a size of blocks all of it is unplugged at first.
+    /// RAM at guest address `start`. With a `block` size all of it is unplugged at first.
     pub(super) fn new(mapping: MmapRegion, start: u64, block: Option<u64>) -> Result<Self> {
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(start))
             .context("RAM does not fit the guest's address space")?;
@@ -34,22 +34,22 @@ impl RamRegion {
         Ok(Self { mapping, blocks, _reserved: None })
     }
 
-    /// The same, with what keeps it mapped.
+    /// Adds the owner of the mapping.
     pub(super) fn that_owns(self, reserved: Reserved) -> Self {
         Self { _reserved: Some(reserved), ..self }
     }
 
-    /// Where it is in our own memory.
+    /// The host address.
     pub(super) fn host(&self) -> *mut u8 {
         self.mapping.as_ptr()
     }
 
-    /// What of it is plugged, if it comes in blocks.
+    /// The blocks, if the region has any.
     pub fn blocks(&self) -> Option<&Arc<Blocks>> {
         self.blocks.as_ref()
     }
 
-    /// The part of it at `bytes`, plugged or not.
+    /// The slice at `bytes`, plugged or not.
     pub(super) fn any_slice(&self, bytes: Range<u64>) -> Result<VolatileSlice<'_, ()>> {
         let (offset, len) = (MemoryRegionAddress(bytes.start), bytes.end - bytes.start);
         Ok(self.mapping.get_slice(offset, usize::try_from(len)?)?)
@@ -69,8 +69,8 @@ impl GuestMemoryRegion for RamRegion {
 
     fn bitmap(&self) {}
 
-    /// The one way from a guest's address to memory. Who has a slice already when a block of it is unplugged may
-    /// still use it: that is memory of ours at any time, which no guest sees any more.
+    /// The only way from a guest's address to memory. A slice may outlive the unplugging of its block: the memory stays
+    /// mapped in this process, and the guest does not see it any more.
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,
@@ -85,7 +85,7 @@ impl GuestMemoryRegion for RamRegion {
 
 impl GuestMemoryRegionBytes for RamRegion {}
 
-/// Which blocks of a region are plugged. One thread changes it, all may look.
+/// The plugged blocks of a region. One thread changes them, all may read them.
 #[derive(Debug)]
 pub struct Blocks {
     start: u64,
@@ -102,38 +102,38 @@ impl Blocks {
         Self { start, size, count, bits, plugged: AtomicUsize::new(0) }
     }
 
-    /// Guest address of the first one.
+    /// Guest address of the first block.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// Bytes of a block.
+    /// Size of a block, in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// How many there can be.
+    /// The number of blocks.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Bytes that are plugged.
+    /// Plugged memory, in bytes.
     pub fn plugged_bytes(&self) -> u64 {
         self.plugged.load(Ordering::SeqCst) as u64 * self.size
     }
 
-    /// Whether block `index` is.
+    /// Whether block `index` is plugged.
     pub fn is_plugged(&self, index: usize) -> bool {
         let word = self.bits.get(index / 64);
         word.is_some_and(|word| word.load(Ordering::SeqCst) & 1 << (index % 64) != 0)
     }
 
-    /// Where block `index` is in its region.
+    /// The bytes of block `index` in its region.
     pub(super) fn bytes(&self, index: usize) -> Range<u64> {
         index as u64 * self.size..(index as u64 + 1) * self.size
     }
 
-    /// Whether all of `len` bytes from `offset` are.
+    /// Whether all of `len` bytes from `offset` are plugged.
     fn are_plugged(&self, offset: u64, len: u64) -> bool {
         let Some(last) = offset.checked_add(len.saturating_sub(1)) else { return false };
         (offset / self.size..=last / self.size).all(|index| self.is_plugged(index as usize))
@@ -155,7 +155,7 @@ impl Blocks {
         }
     }
 
-    /// As after power-on.
+    /// Unplugs all, as after power-on.
     pub(super) fn forget(&self) {
         (0..self.count).filter(|index| self.is_plugged(*index)).for_each(|i| self.set(i, false));
     }

@@ -1,4 +1,4 @@
-//! Which blocks a layer has: a bit for each, in sectors as they are in the file.
+//! The blocks of a layer: a bit for each, in the sectors of its file.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,13 +15,13 @@ const BITS: u64 = sector::ROOM as u64 * 8;
 
 /// A bit for each block of a disk. Bits are only ever set.
 pub struct Bitmap {
-    /// As in the file, but for the CRCs of dirty sectors.
+    /// The contents of the file, but for the CRCs of dirty sectors.
     bytes: Vec<u8>,
     dirty: BTreeSet<usize>,
 }
 
 impl Bitmap {
-    /// Bytes that the bits of `blocks` blocks take in the file.
+    /// Bytes of the bitmap of `blocks` blocks in the file.
     pub fn len_for(blocks: u64) -> u64 {
         blocks.div_ceil(BITS) * sector::SIZE as u64
     }
@@ -31,7 +31,7 @@ impl Bitmap {
         let mut bytes = vec![0; usize::try_from(Self::len_for(blocks))?];
         file.read_exact_at(&mut bytes, offset).context("cannot read its bitmap")?;
         for (index, sector) in bytes.chunks_exact(sector::SIZE).enumerate() {
-            // What was never written is a hole.
+            // A hole was never written.
             let sound = sector.iter().all(|byte| *byte == 0) || sector::is_sound(sector);
             ensure!(
                 sound,
@@ -47,7 +47,7 @@ impl Bitmap {
         self.bytes[byte] & bit != 0
     }
 
-    /// The layer has `blocks` from now on.
+    /// Marks `blocks` as in the layer.
     pub fn insert(&mut self, blocks: Range<u64>) {
         for block in blocks {
             let (byte, bit) = place(block);
@@ -58,12 +58,12 @@ impl Bitmap {
         }
     }
 
-    /// Whether anything was set since it was last written.
+    /// Whether bits were set since the last write.
     pub fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
     }
 
-    /// Writes what was set to where it was loaded from. What fails is written the next time.
+    /// Writes dirty sectors to `offset` of `file`. Sectors that fail stay dirty.
     pub fn write(&mut self, file: &File, offset: u64) -> io::Result<()> {
         while let Some(index) = self.dirty.first().copied() {
             let at = index * sector::SIZE;

@@ -1,4 +1,4 @@
-//! The first sector of a layer: what it is, and of which disk.
+//! The first sector of a layer: its format and its disk.
 
 use std::fs::File;
 use std::io;
@@ -11,28 +11,28 @@ use super::sector;
 
 const MAGIC: [u8; 8] = *b"TVMMLAYR";
 const VERSION: u32 = 1;
-/// Where the bitmap starts in the file.
+/// Offset of the bitmap in the file.
 pub const BITMAP: u64 = 4096;
-/// Smallest block: what file systems write.
+/// Smallest block: file systems write no less.
 const MIN_BLOCK: u64 = 4096;
 /// Largest block.
 const MAX_BLOCK: u64 = 1 << 20;
-/// More blocks are not wanted: their bits are held in memory, 4 MiB.
+/// Most blocks of a disk; their bits take 4 MiB of memory.
 const MAX_BLOCKS: u64 = 1 << 25;
-/// Bytes of the disk's start that are looked at: partition table, superblocks.
+/// Bytes at the disk's start that the fingerprint covers: partition table, superblocks.
 const START: u64 = 64 << 10;
-/// Places after that, and bytes at each.
+/// Number of further samples of the fingerprint, and bytes of each.
 const PLACES: u64 = 64;
 const SAMPLE: u64 = 4096;
 
-/// What a layer's header says.
+/// The contents of a layer's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Bytes of a block: a power of two.
     pub block: u64,
-    /// Bytes of the disk that the layer is for.
+    /// Bytes of the layer's disk.
     pub len: u64,
-    /// CRC-32 of parts of that disk.
+    /// CRC-32 of parts of the disk.
     pub fingerprint: u32,
 }
 
@@ -52,12 +52,12 @@ impl Header {
         Ok(Self { block, len, fingerprint })
     }
 
-    /// How many blocks the disk has; the last one may be cut short.
+    /// The number of the disk's blocks; the last one may be partial.
     pub fn blocks(&self) -> u64 {
         self.len.div_ceil(self.block)
     }
 
-    /// Where the disk's first byte is in the file.
+    /// Offset of the disk's first byte in the file.
     pub fn data(&self) -> u64 {
         (BITMAP + Bitmap::len_for(self.blocks())).next_multiple_of(self.block)
     }
@@ -67,7 +67,7 @@ impl Header {
         self.data() + self.len
     }
 
-    /// As it is in the file.
+    /// The header's bytes in the file.
     pub fn to_bytes(self) -> [u8; sector::SIZE] {
         let mut bytes = [0; sector::SIZE];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -79,7 +79,7 @@ impl Header {
         bytes
     }
 
-    /// Checks that `file` starts with this header and is whole.
+    /// Checks that `file` starts with this header and has the right length.
     pub fn check(&self, file: &File) -> Result<()> {
         let mut bytes = [0; sector::SIZE];
         let read = file.read_exact_at(&mut bytes, 0);
@@ -110,12 +110,13 @@ impl Header {
     }
 }
 
-/// Tells disks apart without reading all of them: their start, and some places spread over the rest.
+/// CRC-32 of the disk's start and of samples spread over the rest, which distinguishes disks without reading all of
+/// them.
 fn fingerprint(base: &File, len: u64) -> io::Result<u32> {
     let mut crc = crc32fast::Hasher::new();
     let mut bytes = vec![0; START as usize];
-    let mut look = |offset: u64, most: u64| {
-        let part = &mut bytes[..most.min(len - offset) as usize];
+    let mut look = |offset: u64, max: u64| {
+        let part = &mut bytes[..max.min(len - offset) as usize];
         base.read_exact_at(part, offset)?;
         crc.update(part);
         io::Result::Ok(())

@@ -1,5 +1,5 @@
-//! A layer over a disk: takes the guest's writes, so that many machines can share the disk. The format of its
-//! file is told in docs/overlay.md.
+//! A layer over a disk: takes the guest's writes, so that many machines can share the disk. docs/overlay.md describes
+//! the format of its file.
 
 mod bitmap;
 mod header;
@@ -23,21 +23,22 @@ use crate::flock;
 use crate::memory::buffers::Buffers;
 use crate::pieces::{self, Zero};
 
-/// What the guest wrote to a disk. It belongs to a base, a file that is only read.
+/// The blocks that the guest has written, over a base file that is only read.
 pub struct Layer {
     file: File,
     header: Header,
     bitmap: Bitmap,
-    /// FLUSH has to make it survive a crash of the host.
+    /// FLUSH has to make the layer survive a crash of the host.
     kept: bool,
-    /// What was written may be lost: no bit may be set in the file any more.
+    /// A write to the file may be lost: no bit may be set in the file any more.
     failed: Arc<AtomicBool>,
-    /// A loss was logged, in one of the machine's lives.
+    /// The loss was logged, in one of the machine's boots.
     loss_logged: Arc<AtomicBool>,
 }
 
 impl Layer {
-    /// The layer in `file`, made if that is empty, over `base`, which has `len` bytes. Locks the file.
+    /// Opens the layer in `file` over `base`, which has `len` bytes; makes the layer if the file is empty. Locks the
+    /// file.
     pub fn kept(file: File, base: &File, len: u64) -> Result<Self> {
         let (ours, theirs) = (file.metadata()?, base.metadata()?);
         ensure!(ours.is_file(), "not a regular file");
@@ -49,13 +50,13 @@ impl Layer {
         Self::of_file(file, base, len, true)
     }
 
-    /// A layer in `file`, which is empty and without a name, over `base`, which has `len` bytes. It is lost with its last
-    /// clone.
+    /// A layer in `file`, which is empty and without a name, over `base`, which has `len` bytes. It is lost with its
+    /// last clone.
     pub fn temporary(file: File, base: &File, len: u64) -> Result<Self> {
         Self::of_file(file, base, len, false)
     }
 
-    /// The layer as it is in its file: complete once all that wrote to it are gone.
+    /// The layer of the file, complete once all writers are dropped.
     pub fn try_clone(&self) -> Result<Self> {
         let file = self.file.try_clone()?;
         let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
@@ -101,14 +102,14 @@ impl Layer {
         self.change(base, range, |file| data.write_to_file(file, at))
     }
 
-    /// Does what `how` says to `range` of the disk; no zeroes take space where the file system can do without.
+    /// Zeroes or discards `range` of the disk; zeroes take no space where the file system supports holes.
     pub fn zero(&mut self, base: &File, range: Range<u64>, how: Zero) -> io::Result<()> {
         let at = self.header.data() + range.start..self.header.data() + range.end;
         let how = if how == Zero::Keep { Zero::Unmap } else { how };
         self.change(base, range, |file| pieces::zero(file, 1, at, how))
     }
 
-    /// Makes what was written survive a crash of the host, if the layer is kept at all.
+    /// Makes writes survive a crash of the host, if the layer is kept.
     pub fn sync(&mut self) -> io::Result<()> {
         if !self.kept {
             return Ok(());
@@ -121,7 +122,7 @@ impl Layer {
         result
     }
 
-    /// Bits go to the file after the blocks that they stand for are there.
+    /// Writes bits to the file, once their blocks are there.
     fn commit(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         if self.bitmap.is_dirty() {
@@ -131,7 +132,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Does `change` to `range` of the disk; then all its blocks are the layer's.
+    /// Calls `change` with `range` of the disk, and marks its blocks as the layer's.
     fn change(
         &mut self,
         base: &File,
@@ -143,7 +144,7 @@ impl Layer {
         }
         let block = self.header.block;
         let blocks = range.start / block..range.end.div_ceil(block);
-        // Blocks of which only a part changes get the rest from the base.
+        // Blocks that change in part get the rest from the base.
         let first_is_cut = !range.start.is_multiple_of(block);
         let last_is_cut = !range.end.is_multiple_of(block) && range.end != self.header.len;
         if first_is_cut || last_is_cut && blocks.end - blocks.start == 1 {
@@ -157,7 +158,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Copies a block that is not the layer's from `base`.
+    /// Copies a block from `base` that is not in the layer.
     fn copy_up(&self, base: &File, block: u64) -> io::Result<()> {
         if self.bitmap.has(block) {
             return Ok(());
@@ -168,7 +169,7 @@ impl Layer {
         self.file.write_all_at(&bytes, self.header.data() + offset)
     }
 
-    /// Whether the start of `range` is in the layer, and where in `range` that changes.
+    /// Whether the start of `range` is in the layer, and up to where in `range`.
     fn run(&self, range: Range<u64>) -> (bool, u64) {
         let mut block = range.start / self.header.block;
         let ours = self.bitmap.has(block);
@@ -180,7 +181,7 @@ impl Layer {
 }
 
 impl Drop for Layer {
-    /// As a disk does when its machine is turned off or reset in good order.
+    /// Flushes, as a disk does when its machine is turned off or reset in good order.
     fn drop(&mut self) {
         let result = match self.kept {
             true => self.sync(),

@@ -1,4 +1,4 @@
-//! A disk with a layer behaves like an array of bytes, whatever happens to it in between.
+//! A disk with a layer behaves like an array of bytes, whatever happens in between.
 
 mod damage;
 mod model;
@@ -15,7 +15,7 @@ use crate::pieces::Zero;
 use crate::virtio::test_log;
 
 const BLOCK: usize = 4096;
-/// The tests' disk: its last block is cut short.
+/// The size of the tests' disk, whose last block is partial.
 const LEN: usize = 10 * BLOCK + 3 * 512;
 
 /// A base, the file of a layer over it, and RAM to read to and write from.
@@ -75,7 +75,7 @@ impl Files {
     }
 }
 
-/// Ends as if the process had been killed: what was not flushed is not known to the file.
+/// Ends as if the process had been killed: unflushed writes are not in the file.
 fn crash(layer: Layer) {
     layer.failed.store(true, std::sync::atomic::Ordering::SeqCst);
     layer.loss_logged.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -143,7 +143,7 @@ fn a_loss_in_each_of_a_machines_lives_is_logged_once() {
         for _ in 0..3 {
             let mut life = first.try_clone().unwrap();
             files.write(&mut life, 700, b"new");
-            // As a file that cannot be written any more.
+            // A file that cannot be written any more.
             life.file = File::open("/proc/self/status").unwrap();
         }
         assert_eq!(lost() - before, 1);

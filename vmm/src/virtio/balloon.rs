@@ -1,7 +1,7 @@
 //! virtio-balloon: memory that the guest gives back (virtio 1.2, 5.5).
 //!
-//! What the guest reports as free goes back to the host at once, and comes again as zeroes when it is used
-//! again. What it puts into the balloon, because the target says so, is not used until the target shrinks.
+//! Pages that the guest reports as free go back to the host at once, and are zero when the guest uses them again. Pages
+//! that the guest puts into the balloon to reach the target are unused until the target shrinks.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use anyhow::Result;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::balloon_handle::{BalloonHandle, State};
+use super::balloon_handle::{BalloonHandle, BalloonState};
 use super::queue::{Chain, Virtqueue};
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::BalloonFeatures;
@@ -20,16 +20,16 @@ const STATS_VQ: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 const PAGE_POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
-/// Entries of each queue. Linux wants 32 of them to report free pages.
+/// Entries of each queue. Linux needs 32 to report free pages.
 const QUEUE_SIZE: u16 = 64;
 /// The unit of the balloon, whatever the guest's pages are (5.5.6).
 pub(super) const PAGE: u64 = 4096;
-/// Most pages that one request puts into the balloon; Linux sends 256. More are not given back.
+/// Most pages of one inflate request; Linux sends 256. Further pages are not given back.
 const MAX_PAGES: usize = 4096;
 
-/// What a queue is for.
+/// The purpose of a queue.
 #[derive(Clone, Copy)]
-enum Role {
+enum QueueRole {
     Inflate,
     Deflate,
     Statistics,
@@ -38,43 +38,43 @@ enum Role {
 
 /// The device.
 pub struct Balloon {
-    state: Arc<State>,
-    /// By the index of the queue.
-    roles: Vec<Role>,
+    state: Arc<BalloonState>,
+    /// The roles of the queues, by index.
+    roles: Vec<QueueRole>,
     offered: BalloonFeatures,
 }
 
 impl Balloon {
-    /// A balloon for a machine with `ram` bytes of memory, that is to become `target` bytes large.
+    /// A balloon of `target` bytes, for a machine with `ram` bytes of memory.
     pub fn new(ram: u64, target: u64, offered: BalloonFeatures) -> Result<Self> {
-        let balloon = Self { state: Arc::new(State::new(ram)), roles: Vec::new(), offered };
+        let balloon = Self { state: Arc::new(BalloonState::new(ram)), roles: Vec::new(), offered };
         balloon.handle().set_target(target)?;
         Ok(balloon)
     }
 
-    /// What its owner sets the target with.
+    /// The owner's handle.
     pub fn handle(&self) -> BalloonHandle {
         BalloonHandle::new(self.state.clone())
     }
 
-    /// Gives back the pages whose numbers are in `chain`.
+    /// Gives the pages back whose numbers are in `chain`.
     fn inflate(ram: &GuestRam, chain: &mut Chain) {
         let mut numbers = vec![0; chain.readable.len().min(MAX_PAGES * 4)];
         chain.readable.copy_to(&mut numbers);
         let number = |bytes: &[u8; 4]| u64::from(u32::from_le_bytes(*bytes));
         let mut pages: Vec<u64> = numbers.as_chunks().0.iter().map(number).collect();
         pages.sort_unstable();
-        // Neighbours together: whole huge pages stay whole until they are gone.
+        // Neighbours together: huge pages stay whole until they are freed.
         for run in pages.chunk_by(|one, next| next - one <= 1) {
             let (first, last) = (run[0], run[run.len() - 1]);
             let len = (last - first + 1) * PAGE;
-            // It ends at the first page that is not RAM.
+            // The run ends at the first page that is not RAM.
             let slices = ram.get_slices(GuestAddress(first * PAGE), len as usize);
             slices.map_while(Result::ok).for_each(|slice| give_back(ram, &slice));
         }
     }
 
-    /// Gives back what is free, unless the guest relies on what is in it.
+    /// Gives reported free pages back, unless the guest relies on their contents (page poison).
     fn take_report(&self, ram: &GuestRam, chain: &Chain) {
         if self.state.pages_may_become_zero() {
             chain.writable.slices().for_each(|slice| give_back(ram, slice));
@@ -114,16 +114,16 @@ impl VirtioDevice for Balloon {
         self.state.clone()
     }
 
-    /// Queues that are not negotiated are left out, and later ones move up, as Linux does.
+    /// Queues that are not negotiated are left out, and later ones move up: Linux numbers them like that.
     fn activate(&mut self, driver: &Driver) {
-        let mut roles = vec![Role::Inflate, Role::Deflate];
+        let mut roles = vec![QueueRole::Inflate, QueueRole::Deflate];
         let mut kick = None;
         if driver.features & STATS_VQ != 0 {
             kick = driver.kicks.get(roles.len()).cloned();
-            roles.push(Role::Statistics);
+            roles.push(QueueRole::Statistics);
         }
         if driver.features & REPORTING != 0 {
-            roles.push(Role::Reporting);
+            roles.push(QueueRole::Reporting);
         }
         self.roles = roles;
         let poisons = driver.features & PAGE_POISON != 0;
@@ -138,18 +138,18 @@ impl VirtioDevice for Balloon {
         let queue = &mut queues[index];
         let ram = queue.ram().clone();
         match self.roles.get(index) {
-            Some(Role::Inflate) => queue.serve_each(|chain| {
+            Some(QueueRole::Inflate) => queue.serve_each(|chain| {
                 Self::inflate(&ram, chain);
                 Ok(0)
             }),
-            Some(Role::Reporting) => queue.serve_each(|chain| {
+            Some(QueueRole::Reporting) => queue.serve_each(|chain| {
                 self.take_report(&ram, chain);
                 Ok(0)
             }),
-            // What the guest takes out of the balloon is there when it is touched.
-            Some(Role::Deflate) => queue.serve_each(|_| Ok(0)),
-            // The driver's one buffer stays with us until newer statistics are wanted (5.5.6.3).
-            Some(Role::Statistics) => queue.serve_some(|chain| {
+            // Deflated pages are populated when the guest touches them.
+            Some(QueueRole::Deflate) => queue.serve_each(|_| Ok(0)),
+            // The device keeps the driver's one buffer until newer statistics are requested (5.5.6.3).
+            Some(QueueRole::Statistics) => queue.serve_some(|chain| {
                 let answer = self.state.take_statistics(&mut chain.readable);
                 Ok(answer.then_some(0))
             }),

@@ -1,4 +1,4 @@
-//! What the balloon and its owner, on another thread, have in common.
+//! The state that the balloon shares with its owner, on another thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -12,57 +12,57 @@ use super::queue::Interrupt;
 use crate::memory::buffers::Buffers;
 use crate::sync::lock;
 
-/// How many kinds of statistics are known (5.5.6.4; from 10 on include/uapi/linux/virtio_balloon.h).
+/// The number of known statistics (5.5.6.4; from 10 on include/uapi/linux/virtio_balloon.h).
 const KINDS: usize = 16;
-/// Most entries that are looked at in the guest's list.
+/// Most entries of the guest's list that are read.
 const MAX_ENTRIES: usize = 64;
 /// Offsets in `struct virtio_balloon_config`.
 const ACTUAL: usize = 4;
 const POISON: usize = 12;
 
-/// What a guest tells of its memory. Its word, nothing that was checked.
+/// A guest's memory statistics. Reported by the guest; unverified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     values: [Option<u64>; KINDS],
-    /// How often the guest has told since its driver started.
+    /// Reports since the driver started.
     pub updates: u64,
 }
 
 impl Statistics {
-    /// Those that the guest told, by their tags: memory in bytes, all else counts.
+    /// The reported statistics, by tag: memory in bytes, all others are counts.
     pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
         self.values.into_iter().enumerate().filter_map(|(tag, value)| Some((tag, value?)))
     }
 }
 
-/// The configuration space, and what belongs to it.
+/// The configuration space and related state.
 #[derive(Default)]
-pub(super) struct State {
-    /// Pages that the machine has.
+pub(super) struct BalloonState {
+    /// The machine's memory, in pages.
     ram: u32,
-    /// Pages that the balloon is to have, and has.
+    /// The balloon's target and actual size, in pages.
     target: AtomicU32,
     actual: AtomicU32,
-    /// What the guest fills free pages with, and whether it relies on it.
+    /// The pattern that the guest fills free pages with, if it relies on that.
     poison: AtomicU32,
     poisons: AtomicBool,
     statistics: Mutex<Option<Statistics>>,
-    /// Newer statistics are wanted.
+    /// Newer statistics are requested.
     wanted: AtomicBool,
-    /// Those that the driver has sent were counted.
+    /// The driver's last statistics were counted.
     counted: AtomicBool,
-    driver: Mutex<Option<Driver>>,
+    driver: Mutex<Option<ConnectedDriver>>,
 }
 
-/// How a driver that is ready is reached.
-struct Driver {
-    /// Its registers show this state: it is theirs to keep.
+/// The driver, while it is ready.
+struct ConnectedDriver {
+    /// Keeps the registers of the configuration space; they keep this state.
     interrupt: Weak<Interrupt>,
-    /// Of the queue for statistics.
+    /// The kick of the statistics queue.
     kick: Option<Arc<EventFd>>,
 }
 
-impl State {
+impl BalloonState {
     pub(super) fn new(ram: u64) -> Self {
         Self { ram: u32::try_from(ram / PAGE).unwrap_or(u32::MAX), ..Self::default() }
     }
@@ -74,10 +74,10 @@ impl State {
         poisons: bool,
     ) {
         self.poisons.store(poisons, Ordering::SeqCst);
-        *lock(&self.driver) = Some(Driver { interrupt: Arc::downgrade(interrupt), kick });
+        *lock(&self.driver) = Some(ConnectedDriver { interrupt: Arc::downgrade(interrupt), kick });
     }
 
-    /// The driver has gone, and with it what it told.
+    /// The driver is gone, and with it its statistics.
     pub(super) fn disconnect(&self) {
         *lock(&self.driver) = None;
         *lock(&self.statistics) = None;
@@ -91,7 +91,7 @@ impl State {
         !self.poisons.load(Ordering::SeqCst) || self.poison.load(Ordering::SeqCst) == 0
     }
 
-    /// Keeps what the driver tells; returns whether it is to tell again.
+    /// Stores the driver's statistics; returns whether newer ones are requested.
     pub(super) fn take_statistics(&self, list: &mut Buffers) -> bool {
         let mut statistics = lock(&self.statistics);
         let statistics = statistics.get_or_insert_default();
@@ -103,16 +103,16 @@ impl State {
             }
         }
         let again = self.wanted.swap(false, Ordering::SeqCst);
-        // It may be looked at more than once before it is answered.
+        // The same statistics may be read more than once before the buffer is returned.
         let counted = self.counted.swap(!again, Ordering::SeqCst);
         statistics.updates += u64::from(!again && !counted);
         again
     }
 }
 
-impl ConfigSpace for State {
+impl ConfigSpace for BalloonState {
     fn read(&self) -> Vec<u8> {
-        // The one between is for hints of free pages, which are not offered.
+        // The third field is for free page hinting, which is not offered.
         let fields = [&self.target, &self.actual, &AtomicU32::new(0), &self.poison];
         fields.into_iter().flat_map(|field| field.load(Ordering::SeqCst).to_le_bytes()).collect()
     }
@@ -126,17 +126,17 @@ impl ConfigSpace for State {
     }
 }
 
-/// Sets the size of a machine's balloon and tells what the guest says, while the machine runs or not. From any
-/// thread; nothing waits for the guest.
+/// Sets the size of a machine's balloon, and returns what the guest reports, whether the machine runs or not. From any
+/// thread; no call waits for the guest.
 #[derive(Clone)]
-pub struct BalloonHandle(Arc<State>);
+pub struct BalloonHandle(Arc<BalloonState>);
 
 impl BalloonHandle {
-    pub(super) fn new(state: Arc<State>) -> Self {
+    pub(super) fn new(state: Arc<BalloonState>) -> Self {
         Self(state)
     }
 
-    /// Asks the guest to put `bytes` of its memory into the balloon, all in all. An error if it has less.
+    /// Sets the balloon's target, in bytes. An error if the machine has less memory.
     pub fn set_target(&self, bytes: u64) -> Result<()> {
         let ram = u64::from(self.0.ram) * PAGE;
         ensure!(
@@ -153,24 +153,24 @@ impl BalloonHandle {
         Ok(())
     }
 
-    /// Bytes that the balloon is to have.
+    /// The balloon's target, in bytes.
     pub fn target(&self) -> u64 {
         u64::from(self.0.target.load(Ordering::SeqCst)) * PAGE
     }
 
-    /// Bytes that the balloon has, as the guest says.
+    /// The balloon's actual size in bytes, as the guest reports it.
     pub fn actual(&self) -> u64 {
         u64::from(self.0.actual.load(Ordering::SeqCst)) * PAGE
     }
 
-    /// What the guest has told last; `None` if its driver does not tell.
+    /// The last statistics; `None` if the driver does not report any.
     pub fn statistics(&self) -> Option<Statistics> {
         lock(&self.0.statistics).clone()
     }
 
-    /// Asks the guest for newer statistics: [`Statistics::updates`] counts when they are there.
+    /// Requests newer statistics: [`Statistics::updates`] increases when they arrive.
     pub fn refresh_statistics(&self) {
-        if let Some(Driver { kick: Some(kick), .. }) = &*lock(&self.0.driver) {
+        if let Some(ConnectedDriver { kick: Some(kick), .. }) = &*lock(&self.0.driver) {
             self.0.wanted.store(true, Ordering::SeqCst);
             // Cannot fail: the device empties the counter.
             let _ = kick.write(1);

@@ -1,4 +1,4 @@
-//! What goes back to the host is what the guest named, within its RAM, and nothing else.
+//! The balloon gives back the guest's pages within RAM, and nothing else.
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
@@ -15,9 +15,9 @@ const REPORTING: usize = 3;
 const STATS_VQ: u64 = 1 << 1;
 const PAGE_POISON: u64 = 1 << 4;
 const PAGE: u64 = 4096;
-/// Requests are here, below the pages that the tests look at.
+/// The address of requests, below the pages that the tests check.
 const REQUEST: u64 = 0x4_0000;
-/// A list that is longer than any driver's.
+/// The address of a list that is longer than any driver's.
 const LIST: u64 = 0x2_0000;
 const TARGET: u32 = VIRTIO_MMIO_CONFIG;
 const ACTUAL: u32 = VIRTIO_MMIO_CONFIG + 4;
@@ -29,13 +29,13 @@ fn balloon(target: u64) -> (Driver, BalloonHandle) {
     (Driver::new(Box::new(balloon)), handle)
 }
 
-/// RAM from DATA on is dirty.
+/// Fills RAM from DATA on.
 fn dirty(driver: &Driver) {
     driver.write(DATA, &vec![0xaa; (RAM_SIZE - DATA) as usize]);
     driver.write(HIGH_RAM, &vec![0xaa; HIGH_RAM_SIZE as usize]);
 }
 
-/// Just these bytes of what `dirty` filled are zero.
+/// Checks that exactly these bytes of what `dirty` filled are zero.
 #[track_caller]
 fn assert_zero(driver: &Driver, is_zero: impl Fn(u64) -> bool) {
     for (start, end) in [(DATA, RAM_SIZE), (HIGH_RAM, HIGH_RAM + HIGH_RAM_SIZE)] {
@@ -54,7 +54,7 @@ fn answered(driver: &mut Driver, queue: usize, buffers: &[Buffer]) {
     assert_eq!(driver.wait_used(queue), (head, 0));
 }
 
-/// Puts `pages` into the balloon, in a request of a piece or two.
+/// Puts `pages` into the balloon, in a request of one or two pieces.
 fn inflate(driver: &mut Driver, pages: &[u32]) {
     let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
     driver.write(REQUEST, &bytes);
@@ -98,7 +98,7 @@ fn any_list_of_pages_gives_back_those_that_are_ram() {
         1 => any::<u32>(),
         1 => Just(u32::MAX),
     ];
-    // Not where the rings and the request are.
+    // Not the pages of the rings and the request.
     let page = page.prop_filter("in use", |page| *page >= number(DATA));
     let lists = proptest::collection::vec(proptest::collection::vec(page, 0..40), 1..4);
     let config = Config { cases: 60, failure_persistence: None, ..Config::default() };
@@ -107,7 +107,7 @@ fn any_list_of_pages_gives_back_those_that_are_ram() {
         driver.init();
         dirty(&driver);
         lists.iter().for_each(|pages| inflate(&mut driver, pages));
-        // Pages that follow one that is no RAM may stay.
+        // Pages after one that is not RAM may stay.
         let after_a_hole = |list: &[u32], page: u32| {
             let before = (0..page).rev().take_while(|before| list.contains(before)).last();
             before.is_some_and(|first| first < number(HIGH_RAM)) && page >= number(HIGH_RAM)
@@ -230,7 +230,7 @@ fn the_target_reaches_the_driver_and_its_answer_the_owner() {
     assert_eq!((driver.get(TARGET), handle.actual()), (5, 0));
 }
 
-/// What a driver sends as its statistics.
+/// A driver's list of statistics.
 fn statistics(entries: &[(u16, u64)]) -> Vec<u8> {
     let bytes = |(tag, value): &(u16, u64)| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
     entries.iter().flat_map(bytes).collect()
@@ -244,7 +244,7 @@ fn send(driver: &mut Driver, bytes: &[u8]) -> u16 {
 }
 
 fn wait_for_update(driver: &mut Driver, handle: &BalloonHandle, updates: u64) {
-    let is_there = |told: u64| told == updates;
+    let is_there = |seen: u64| seen == updates;
     driver.wait_until("statistics", |_| handle.statistics().is_some_and(|s| is_there(s.updates)));
 }
 
@@ -253,14 +253,14 @@ fn statistics_are_kept_and_asked_for_again() {
     let (mut driver, handle) = balloon(0);
     driver.init();
     assert_eq!(handle.statistics(), None);
-    // Asked before there are any: the first ones are returned for newer ones.
+    // Requested before there are any: the driver's first buffer is returned at once.
     handle.refresh_statistics();
     let head = send(&mut driver, &statistics(&[(4, 1)]));
     assert_eq!(driver.wait_used(STATISTICS), (head, 0));
     send(&mut driver, &statistics(&[(4, 2000), (5, 3000), (16, 7), (u16::MAX, 7), (15, 9)]));
     wait_for_update(&mut driver, &handle, 1);
-    let told: Vec<_> = handle.statistics().unwrap().iter().collect();
-    assert_eq!(told, [(4, 2000), (5, 3000), (15, 9)]);
+    let entries: Vec<_> = handle.statistics().unwrap().iter().collect();
+    assert_eq!(entries, [(4, 2000), (5, 3000), (15, 9)]);
     for round in 2..20 {
         driver.kick(STATISTICS);
         driver.paused(|_| {});

@@ -20,34 +20,34 @@ use crate::pieces::Zero;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 256;
-/// Data buffers of a request: what a queue holds, less header and status.
+/// Data buffers of a request: the queue's entries, less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Bytes in one data buffer. Larger than drivers use; it bounds how long a request takes, and
-/// with that how long a reset or a pause waits for one.
+/// Bytes in one data buffer. Larger than drivers use; it bounds the time of a request, and with that of a reset or a
+/// pause.
 const SIZE_MAX: u32 = 1 << 20;
-/// More queues than this gain nothing: one thread serves them all.
+/// Most queues: more gain nothing, as one thread serves them all.
 const MAX_QUEUES: u16 = 4;
 
-/// What a request that discards or zeroes ranges may have.
+/// Limits of a discard or write-zeroes request.
 struct Limits {
     ranges: u32,
-    /// Of each range.
+    /// Sectors of each range.
     sectors: u32,
 }
 
 const DISCARD: Limits = Limits { ranges: 16, sectors: 1 << 22 };
-/// Zeroes may have to be written: 128 MiB in a request at most, as long as other requests with data take.
+/// Zeroes may have to be written, so a request has at most 128 MiB, as other requests with data.
 const WRITE_ZEROES: Limits = Limits { ranges: 4, sectors: 1 << 16 };
 
-/// A request's answer if it is not OK.
-enum Refusal {
+/// The error of a request.
+enum RequestError {
     Io(io::Error),
-    /// What the driver asks for is not in the disk, or not allowed.
+    /// The request is outside the disk, or not allowed.
     Invalid,
     Unsupported,
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for RequestError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
@@ -59,15 +59,15 @@ pub struct Block {
     name: String,
     id: [u8; DiskConfig::MAX_ID],
     queues: u16,
-    /// The driver does not flush: each write has to be safe when it is answered.
+    /// The driver does not flush: each write has to be durable when it is completed.
     write_through: bool,
     counts: Arc<DiskCounts>,
-    /// What limits it, in requests and in bytes of their data.
+    /// The limits of requests and of bytes of their data.
     pub limiter: Option<Limiter>,
 }
 
 impl Block {
-    /// The `index`-th disk, backed by `image`, for a machine with `cpus` CPUs.
+    /// The disk with this index, backed by `image`, for a machine with `cpus` CPUs.
     pub fn new(image: DiskImage, index: usize, id: Option<&str>, cpus: u32) -> Self {
         let name = format!("disk{index}");
         let mut padded = [0; DiskConfig::MAX_ID];
@@ -78,29 +78,29 @@ impl Block {
         Self { image, name, id: padded, queues, write_through: true, counts, limiter: None }
     }
 
-    /// Puts another image into its place. The driver sees its size; the block size stays, and whether it can be written.
+    /// Replaces the image. The driver sees its size; the block size and whether it is read-only do not change.
     pub fn set_image(&mut self, image: DiskImage) {
-        // The driver's next flush reaches only the new one.
+        // The driver's next flush reaches only the new image.
         if let Err(error) = self.image.sync() {
             log::error!("{}: what was written last may be lost: {error}", self.name);
         }
         self.image = image;
     }
 
-    /// What backs it.
+    /// The backing image.
     pub fn image(&self) -> &DiskImage {
         &self.image
     }
 
-    /// What has gone through it.
+    /// The counters of requests.
     pub fn counts(&self) -> &Arc<DiskCounts> {
         &self.counts
     }
 
-    /// Whether the limit lets `chain` be served now.
+    /// Whether the limits let `chain` be served now.
     fn admit(&mut self, chain: &Chain) -> bool {
         let Some(limiter) = &mut self.limiter else { return true };
-        // One is header, the other status; a driver that sends neither pays for it.
+        // Header and status do not count as data.
         let bytes =
             chain.readable.len().saturating_sub(16) + chain.writable.len().saturating_sub(1);
         let admitted = limiter.admit(bytes as u64, Instant::now());
@@ -116,9 +116,9 @@ impl Block {
         let room = chain.writable.len();
         let (code, written) = match self.execute(chain) {
             Ok(()) => (blk::VIRTIO_BLK_S_OK, room - chain.writable.len()),
-            Err(Refusal::Unsupported) => (blk::VIRTIO_BLK_S_UNSUPP, 0),
-            Err(Refusal::Invalid) => (blk::VIRTIO_BLK_S_IOERR, 0),
-            Err(Refusal::Io(error)) => {
+            Err(RequestError::Unsupported) => (blk::VIRTIO_BLK_S_UNSUPP, 0),
+            Err(RequestError::Invalid) => (blk::VIRTIO_BLK_S_IOERR, 0),
+            Err(RequestError::Io(error)) => {
                 self.image.log(&self.name, &error);
                 (blk::VIRTIO_BLK_S_IOERR, 0)
             }
@@ -129,14 +129,15 @@ impl Block {
         if let Some(status) = status {
             status.copy_from(&[code as u8]);
         }
-        // What the driver may rely on: the bytes from the start on, without a gap (virtio 1.2, 2.7.8.2).
+        // The length that the driver may rely on: the written bytes from the start, without a gap (virtio 1.2,
+        // 2.7.8.2).
         let written = if written == room { written + 1 } else { written };
         Ok(u32::try_from(written)?)
     }
 
-    /// Does what `chain` asks for. What it takes of `chain.writable` it has filled.
-    fn execute(&mut self, chain: &mut Chain) -> Result<(), Refusal> {
-        let header: [u8; 16] = chain.readable.read_array().ok_or(Refusal::Invalid)?;
+    /// Executes the request in `chain`. Buffers that it takes from `chain.writable` are filled.
+    fn execute(&mut self, chain: &mut Chain) -> Result<(), RequestError> {
+        let header: [u8; 16] = chain.readable.read_array().ok_or(RequestError::Invalid)?;
         let (kind, sector) = (le32(&header, 0), le64(&header, 8));
         match kind {
             blk::VIRTIO_BLK_T_IN => {
@@ -175,46 +176,46 @@ impl Block {
                     _ => None,
                 })
             }
-            _ => Err(Refusal::Unsupported),
+            _ => Err(RequestError::Unsupported),
         }
     }
 
-    fn writable(&self) -> Result<(), Refusal> {
-        if self.image.readonly() { Err(Refusal::Invalid) } else { Ok(()) }
+    fn writable(&self) -> Result<(), RequestError> {
+        if self.image.readonly() { Err(RequestError::Invalid) } else { Ok(()) }
     }
 
     /// Offset in the image of a request's `data`.
-    fn data_offset(&self, sector: u64, data: &Buffers) -> Result<u64, Refusal> {
+    fn data_offset(&self, sector: u64, data: &Buffers) -> Result<u64, RequestError> {
         let fits = data.len() <= SEG_MAX as usize * SIZE_MAX as usize;
-        if fits { self.range(sector, data.len() as u64) } else { Err(Refusal::Invalid) }
+        if fits { self.range(sector, data.len() as u64) } else { Err(RequestError::Invalid) }
     }
 
     /// Offset in the image of `len` bytes at `sector`, if the disk has them.
-    fn range(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
-        let offset = sector.checked_mul(SECTOR).ok_or(Refusal::Invalid)?;
-        let end = offset.checked_add(len).ok_or(Refusal::Invalid)?;
+    fn range(&self, sector: u64, len: u64) -> Result<u64, RequestError> {
+        let offset = sector.checked_mul(SECTOR).ok_or(RequestError::Invalid)?;
+        let end = offset.checked_add(len).ok_or(RequestError::Invalid)?;
         let fits = len.is_multiple_of(SECTOR) && end <= self.image.size();
-        if fits { Ok(offset) } else { Err(Refusal::Invalid) }
+        if fits { Ok(offset) } else { Err(RequestError::Invalid) }
     }
 
-    /// Discards or zeroes `ranges`, as `how` says for the flags of each.
+    /// Discards or zeroes `ranges`; `how` maps the flags of each.
     fn zero(
         &mut self,
         ranges: &mut Buffers,
         limits: &Limits,
         how: impl Fn(u32) -> Option<Zero>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         self.writable()?;
         if ranges.len() > limits.ranges as usize * 16 {
-            return Err(Refusal::Invalid);
+            return Err(RequestError::Invalid);
         }
         self.counts.discards.inc();
         while !ranges.is_empty() {
-            let range: [u8; 16] = ranges.read_array().ok_or(Refusal::Invalid)?;
+            let range: [u8; 16] = ranges.read_array().ok_or(RequestError::Invalid)?;
             let (sector, count, flags) = (le64(&range, 0), le32(&range, 8), le32(&range, 12));
-            let how = how(flags).ok_or(Refusal::Unsupported)?;
+            let how = how(flags).ok_or(RequestError::Unsupported)?;
             if count > limits.sectors {
-                return Err(Refusal::Invalid);
+                return Err(RequestError::Invalid);
             }
             let len = u64::from(count) * SECTOR;
             let offset = self.range(sector, len)?;
@@ -223,7 +224,7 @@ impl Block {
         self.sync_if_write_through()
     }
 
-    fn sync_if_write_through(&mut self) -> Result<(), Refusal> {
+    fn sync_if_write_through(&mut self) -> Result<(), RequestError> {
         if self.write_through { Ok(self.image.sync()?) } else { Ok(()) }
     }
 }
@@ -273,7 +274,7 @@ impl VirtioDevice for Block {
         config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
-        // However its file is opened, or a partition table that was made for sectors of this size is not found.
+        // Always 512: a partition table that was made for this sector size would not be found otherwise.
         config.extend((SECTOR as u32).to_le_bytes());
         config.extend([unit.ilog2() as u8, 0, 0, 0, 0, 0, 0, 0]); // sectors in a physical block
         config.extend([0; 2]); // writeback: not offered

@@ -1,4 +1,4 @@
-//! What a disk answers, and what its file holds after that.
+//! A disk's responses, and the contents of its file after them.
 
 mod discard;
 mod limits;
@@ -18,7 +18,7 @@ use crate::disk_image;
 const SECTORS: u64 = 128;
 const LEN: usize = SECTORS as usize * 512;
 
-/// A disk whose driver is ready. Its file is dirty all over, and each sector is different.
+/// A disk whose driver is ready. Its file is full, and each sector is different.
 struct Disk {
     driver: Driver,
     file: TempFile,
@@ -37,7 +37,7 @@ impl Disk {
         Self::open(true, false).unwrap()
     }
 
-    /// A disk of `len` bytes that are a hole.
+    /// A disk of `len` bytes whose file is a hole.
     fn sparse(len: u64) -> Self {
         Self::open_file(TempFile::new().unwrap(), false, false, len).unwrap()
     }
@@ -75,12 +75,12 @@ impl Disk {
         std::fs::read(self.file.as_path()).unwrap()
     }
 
-    /// The status of a request and the `room` bytes that it may answer with.
+    /// Sends a request; returns its status and the `room` bytes for data.
     fn ask(&mut self, kind: u32, sector: u64, data: &[u8], room: usize) -> (u32, Vec<u8>) {
         self.ask_in_pieces(kind, sector, data, room, &[])
     }
 
-    /// As `ask`, with both parts of the request cut at `cuts`, at addresses of no alignment.
+    /// As `ask`, with both parts of the request cut at `cuts`, at unaligned addresses.
     fn ask_in_pieces(
         &mut self,
         kind: u32,
@@ -94,7 +94,7 @@ impl Disk {
         self.answer(&answers)
     }
 
-    /// Makes a request available, and returns where its answer will be.
+    /// Makes a request available; returns the buffers of its response.
     fn offer(
         &mut self,
         kind: u32,
@@ -118,7 +118,7 @@ impl Disk {
         answers
     }
 
-    /// Waits for an answer: its status and the rest of it.
+    /// Waits for a response; returns its status and data.
     fn answer(&mut self, answers: &[Buffer]) -> (u32, Vec<u8>) {
         let (_, written) = self.driver.wait_used(0);
         let room: usize = answers.iter().map(|(_, len, _)| *len as usize).sum();
@@ -145,7 +145,7 @@ fn header(kind: u32, sector: u64) -> [u8; 16] {
     header
 }
 
-/// Buffers of `len` bytes in all from `free` on, a few bytes apart, cut where `cuts` say.
+/// Buffers of `len` bytes in all from `free` on, with gaps of a few bytes, cut at `cuts`.
 fn cut(free: &mut u64, len: usize, cuts: &[usize], writable: bool) -> Vec<Buffer> {
     let mut ends: Vec<_> = cuts.iter().map(|at| at % len).chain([len]).collect();
     ends.sort_unstable();

@@ -31,23 +31,23 @@ use crate::disk_image;
 use crate::memory::hotplug::{Hotplug, Slots};
 use crate::memory::{self, GuestRam, RamRegion, of_ranges};
 
-/// A device and a request that it answers by writing `written` of `room` bytes.
-pub struct Subject {
+/// A device and a request to which it responds with `written` of `room` bytes.
+pub struct DeviceCase {
     pub name: &'static str,
     pub make: fn() -> Box<dyn VirtioDevice>,
     request: &'static [u8],
     room: usize,
     written: usize,
-    /// Queues that answer later, when they have to.
+    /// Queues whose requests are completed later, when there is a reason.
     late: &'static [usize],
 }
 
-/// All devices. A new one is a new line; it is tested and fuzzed with that.
-pub const SUBJECTS: [Subject; 6] = [
+/// All devices. A new device is a new line, which has it tested and fuzzed.
+pub const DEVICE_CASES: [DeviceCase; 6] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
-    Subject {
+    DeviceCase {
         name: "rng",
         make: || Box::new(Rng::default()),
         request: &[],
@@ -55,8 +55,8 @@ pub const SUBJECTS: [Subject; 6] = [
         written: 64,
         late: &[],
     },
-    // Puts the last page of RAM into the balloon, or reports the room to be free.
-    Subject {
+    // Puts the last page of RAM into the balloon, or reports the buffer as free.
+    DeviceCase {
         name: "balloon",
         make: || Box::new(Balloon::new(RAM_SIZE, 0, Default::default()).unwrap()),
         request: &[0xff, 0, 0, 0],
@@ -64,8 +64,8 @@ pub const SUBJECTS: [Subject; 6] = [
         written: 0,
         late: &[2],
     },
-    // Plugs the second block; once it is there, that is answered with an error.
-    Subject {
+    // Plugs the second block; a repetition gets an error.
+    DeviceCase {
         name: "mem",
         make: || Box::new(memory(&of_ranges(&[(0, 4096)]))),
         request: &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
@@ -75,17 +75,17 @@ pub const SUBJECTS: [Subject; 6] = [
     },
 ];
 
-/// Where blocks of memory can be plugged, how many there are, and their size.
-pub const ROOM: u64 = 0x1_0010_0000;
+/// Address, number and size of pluggable blocks.
+pub const HOTPLUG_START: u64 = 0x1_0010_0000;
 pub const BLOCKS: u64 = 70;
 pub const BLOCK: u64 = 1 << 17;
 
-/// A machine's RAM with that room.
-pub fn with_room(ram: &GuestRam) -> GuestRam {
-    memory::with_hotplug_region_in(ram, ROOM, BLOCKS * BLOCK, BLOCK)
+/// Adds that region to a machine's RAM.
+pub fn with_hotplug_region(ram: &GuestRam) -> GuestRam {
+    memory::with_hotplug_region_in(ram, HOTPLUG_START, BLOCKS * BLOCK, BLOCK)
 }
 
-/// The device that plugs them, all of which it is to plug, into a machine without CPUs.
+/// A virtio-mem device that requests all blocks, in a machine without CPUs.
 fn memory(ram: &GuestRam) -> Mem {
     struct NoCpus;
     impl Slots for NoCpus {
@@ -93,13 +93,13 @@ fn memory(ram: &GuestRam) -> Mem {
             Ok(())
         }
     }
-    let device = Mem::new(Hotplug::new(&with_room(ram), NoCpus).unwrap());
+    let device = Mem::new(Hotplug::new(&with_hotplug_region(ram), NoCpus).unwrap());
     device.handle().request(BLOCKS * BLOCK).unwrap();
     device
 }
 
-const fn disks(name: &'static str, make: fn() -> Box<dyn VirtioDevice>) -> Subject {
-    Subject { name, make, request: &[0; 16], room: 513, written: 513, late: &[] }
+const fn disks(name: &'static str, make: fn() -> Box<dyn VirtioDevice>) -> DeviceCase {
+    DeviceCase { name, make, request: &[0; 16], room: 513, written: 513, late: &[] }
 }
 
 fn disk(options: &str) -> Box<dyn VirtioDevice> {
@@ -110,8 +110,8 @@ fn disk(options: &str) -> Box<dyn VirtioDevice> {
     Box::new(Block::new(image.unwrap(), 0, None, 2))
 }
 
-impl Subject {
-    /// A request on each queue is answered.
+impl DeviceCase {
+    /// Checks that a request on each queue is completed.
     pub fn works(&self, driver: &mut Driver) {
         for queue in self.prompt(driver) {
             let (_, written) = driver.request(queue, self.request, self.room);
@@ -119,13 +119,13 @@ impl Subject {
         }
     }
 
-    /// The queues that answer at once.
+    /// The queues that complete requests at once.
     fn prompt(&self, driver: &Driver) -> impl Iterator<Item = usize> + use<> {
         let late = self.late;
         (0..driver.queue_count()).filter(move |queue| !late.contains(queue))
     }
 
-    /// Makes a good request available and does not wait for its answer.
+    /// Makes a valid request available without waiting for its response.
     pub fn add(&self, driver: &mut Driver, queue: usize) -> u16 {
         let len = self.request.len() as u32;
         let mut buffers = vec![(DATA, len, false), (DATA + 0x1000, self.room as u32, true)];
@@ -137,13 +137,13 @@ impl Subject {
 
 /// Runs `check` on each device after power-on; then the device has to work after a reset.
 #[cfg(test)]
-fn for_each_device(check: fn(&Subject, &mut Driver)) {
-    for subject in &SUBJECTS {
-        in_time(subject.name, move || {
-            let mut driver = Driver::new((subject.make)());
-            check(subject, &mut driver);
+fn for_each_device(check: fn(&DeviceCase, &mut Driver)) {
+    for case in &DEVICE_CASES {
+        in_time(case.name, move || {
+            let mut driver = Driver::new((case.make)());
+            check(case, &mut driver);
             driver.init();
-            subject.works(&mut driver);
+            case.works(&mut driver);
         });
     }
 }

@@ -1,8 +1,8 @@
-//! What has gone through a disk, for its owner, on another thread, to look at.
+//! Counters of a disk's requests, for its owner on another thread.
 
 use std::sync::atomic::AtomicU64;
 
-/// Requests that a disk has carried out since the guest's last reset, and their data in bytes.
+/// The requests of a disk since the guest's last reset, and their data in bytes.
 #[derive(Default)]
 #[allow(missing_docs, reason = "what they count is their names")]
 pub struct DiskCounts {
@@ -11,10 +11,10 @@ pub struct DiskCounts {
     pub writes: AtomicU64,
     pub write_bytes: AtomicU64,
     pub flushes: AtomicU64,
-    /// Also those that ask for zeroes.
+    /// Includes write-zeroes requests.
     pub discards: AtomicU64,
-    /// Requests that have failed.
+    /// Failed requests.
     pub errors: AtomicU64,
-    /// Times that a request had to wait for the disk's limit.
+    /// Waits for the disk's limit.
     pub throttled: AtomicU64,
 }

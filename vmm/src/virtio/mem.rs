@@ -1,4 +1,4 @@
-//! virtio-mem: memory that the guest plugs and unplugs, block by block, as its owner wants (virtio 1.2, 5.15).
+//! virtio-mem: memory that the guest plugs and unplugs, block by block, as the owner requests (virtio 1.2, 5.15).
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -8,15 +8,15 @@ use anyhow::Result;
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mem_handle::{MemHandle, State};
+use super::mem_handle::{MemHandle, MemState};
 use super::queue::{Chain, Virtqueue};
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::memory::buffers::Buffers;
 use crate::memory::hotplug::Hotplug;
 use crate::worker::ThreadKind;
 
-/// Feature bit (5.15.3): the driver keeps away from what is unplugged. One that does not know it may read there,
-/// by its CPUs, and finds ones.
+/// Feature bit (5.15.3): the driver does not access unplugged memory. A driver without this feature may read it with
+/// its CPUs, as all ones.
 const UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 /// Requests (5.15.6).
 const PLUG: u16 = 0;
@@ -24,28 +24,28 @@ const UNPLUG: u16 = 1;
 const UNPLUG_ALL: u16 = 2;
 const STATE: u16 = 3;
 const QUEUE_SIZE: u16 = 64;
-/// How long blocks are plugged before it is looked whether the device is to stop: a request can name 32,000 of them.
+/// How long blocks are plugged before the device checks whether it has to stop: a request can have 32,000 blocks.
 const TURN: Duration = Duration::from_millis(if cfg!(miri) { 10_000 } else { 10 });
 
-/// Answers (5.15.6).
+/// Response types (5.15.6).
 #[derive(Clone, Copy)]
-enum Answer {
+enum ResponseType {
     Ack = 0,
     Nack = 1,
     Busy = 2,
     Error = 3,
 }
 
-/// What the driver asks for: `struct virtio_mem_req`.
-struct Request {
+/// A driver's request: `struct virtio_mem_req`.
+struct MemRequest {
     kind: u16,
     address: u64,
-    /// Of blocks.
+    /// The number of blocks.
     count: u16,
 }
 
-impl Request {
-    /// `None` if there are not as many bytes.
+impl MemRequest {
+    /// `None` if there are too few bytes.
     fn read(from: &mut Buffers) -> Option<Self> {
         let kind = u16::from_le_bytes(from.read_array()?);
         from.read_array::<6>()?;
@@ -56,73 +56,78 @@ impl Request {
     }
 }
 
-/// What comes of a request.
-enum Step {
-    Answer(Answer),
-    /// An acknowledgement, with the state of the blocks.
+/// The result of starting a request.
+enum Begun {
+    ResponseType(ResponseType),
+    /// Acknowledged, with the state of the blocks.
     State(u16),
-    Work(Job),
+    Work(PlugJob),
 }
 
-/// Blocks that are still to be plugged or unplugged, before the request is answered.
-struct Job {
+/// Blocks that are still to be plugged or unplugged before the request is completed.
+struct PlugJob {
     plug: bool,
     all: Range<usize>,
     next: usize,
-    answer: Answer,
+    answer: ResponseType,
 }
 
 /// The device.
 pub struct Mem {
     hotplug: Hotplug,
-    state: Arc<State>,
+    state: Arc<MemState>,
     kick: Option<Arc<EventFd>>,
-    /// Of the request that is the next one in the queue.
-    unfinished: Option<Job>,
+    /// The unfinished request, which is the next in the queue.
+    unfinished: Option<PlugJob>,
 }
 
 impl Mem {
-    /// Lets the guest plug and unplug `hotplug`; nothing of it is requested yet.
+    /// A device for the blocks of `hotplug`, of which none is requested yet.
     pub fn new(hotplug: Hotplug) -> Self {
-        let state = Arc::new(State::new(hotplug.blocks().clone()));
+        let state = Arc::new(MemState::new(hotplug.blocks().clone()));
         Self { hotplug, state, kick: None, unfinished: None }
     }
 
-    /// What its owner requests more or less memory with.
+    /// The owner's handle.
     pub fn handle(&self) -> MemHandle {
         MemHandle::new(self.state.clone())
     }
 
-    /// What is to be done about `request`.
-    fn begin(&self, request: Request) -> Step {
+    /// Starts `request`.
+    fn begin(&self, request: MemRequest) -> Begun {
         let blocks = self.hotplug.blocks();
-        let Request { kind, address, count } = request;
+        let MemRequest { kind, address, count } = request;
         if kind == UNPLUG_ALL {
             let all = 0..blocks.count();
-            return Step::Work(Job { plug: false, next: 0, all, answer: Answer::Ack });
+            return Begun::Work(PlugJob { plug: false, next: 0, all, answer: ResponseType::Ack });
         }
         let Some(range) = self.blocks_at(address, count.into()) else {
-            return Step::Answer(Answer::Error);
+            return Begun::ResponseType(ResponseType::Error);
         };
         let plugged = range.clone().filter(|index| blocks.is_plugged(*index)).count();
         let bytes = u64::from(count) * blocks.size();
-        let work = |plug| Job { plug, next: range.start, all: range.clone(), answer: Answer::Ack };
+        let work = |plug| PlugJob {
+            plug,
+            next: range.start,
+            all: range.clone(),
+            answer: ResponseType::Ack,
+        };
         match kind {
-            PLUG if plugged > 0 => Step::Answer(Answer::Error),
+            PLUG if plugged > 0 => Begun::ResponseType(ResponseType::Error),
             PLUG if blocks.plugged_bytes() + bytes > self.state.requested() => {
-                Step::Answer(Answer::Nack)
+                Begun::ResponseType(ResponseType::Nack)
             }
-            PLUG => Step::Work(work(true)),
-            UNPLUG if plugged < range.len() => Step::Answer(Answer::Error),
-            UNPLUG => Step::Work(work(false)),
-            STATE if plugged == range.len() => Step::State(0),
-            STATE if plugged == 0 => Step::State(1),
-            STATE => Step::State(2),
-            _ => Step::Answer(Answer::Error),
+            PLUG => Begun::Work(work(true)),
+            UNPLUG if plugged < range.len() => Begun::ResponseType(ResponseType::Error),
+            UNPLUG => Begun::Work(work(false)),
+            STATE if plugged == range.len() => Begun::State(0),
+            STATE if plugged == 0 => Begun::State(1),
+            STATE => Begun::State(2),
+            _ => Begun::ResponseType(ResponseType::Error),
         }
     }
 
-    /// The blocks that a request names; `None` if it cannot name them.
+    /// The blocks of a request; `None` if its address or count is invalid.
     fn blocks_at(&self, address: u64, count: usize) -> Option<Range<usize>> {
         let blocks = self.hotplug.blocks();
         let offset = address.checked_sub(blocks.start())?;
@@ -132,8 +137,8 @@ impl Mem {
         (is_whole && range.end <= blocks.count()).then_some(range)
     }
 
-    /// Goes on with `job` until `end`, but by one block at least; its answer, once it is done.
-    fn work(&mut self, mut job: Job, end: Instant) -> Option<Answer> {
+    /// Continues with `job` until `end`, by at least one block; returns the response once it is done.
+    fn work(&mut self, mut job: PlugJob, end: Instant) -> Option<ResponseType> {
         while job.next < job.all.end {
             let index = job.next;
             job.next += 1;
@@ -144,11 +149,11 @@ impl Mem {
             if let Err(error) = done {
                 log::debug!("memory block {index}: {error:#}");
                 if !job.plug {
-                    return Some(Answer::Busy);
+                    return Some(ResponseType::Busy);
                 }
-                // All of it or nothing.
+                // All blocks or none.
                 let all = job.all.start..index;
-                job = Job { plug: false, next: all.start, all, answer: Answer::Busy };
+                job = PlugJob { plug: false, next: all.start, all, answer: ResponseType::Busy };
             }
             if Instant::now() >= end && job.next < job.all.end {
                 self.unfinished = Some(job);
@@ -158,19 +163,19 @@ impl Mem {
         Some(job.answer)
     }
 
-    /// Serves a request; `None` if there is more to do. Returns the bytes of the answer.
+    /// Serves a request; `None` if it is unfinished. Returns the bytes of the response.
     fn serve(&mut self, chain: &mut Chain, end: Instant) -> Option<u32> {
         let step = match self.unfinished.take() {
-            Some(job) => Step::Work(job),
-            None => match Request::read(&mut chain.readable) {
+            Some(job) => Begun::Work(job),
+            None => match MemRequest::read(&mut chain.readable) {
                 Some(request) => self.begin(request),
-                None => Step::Answer(Answer::Error),
+                None => Begun::ResponseType(ResponseType::Error),
             },
         };
         let (answer, state) = match step {
-            Step::Answer(answer) => (answer, 0),
-            Step::State(state) => (Answer::Ack, state),
-            Step::Work(job) => {
+            Begun::ResponseType(answer) => (answer, 0),
+            Begun::State(state) => (ResponseType::Ack, state),
+            Begun::Work(job) => {
                 let answer = self.work(job, end);
                 self.state.show();
                 (answer?, 0)
@@ -213,7 +218,7 @@ impl VirtioDevice for Mem {
         self.state.connect(Arc::downgrade(driver.interrupt));
     }
 
-    /// What is plugged stays so (5.15.5.2).
+    /// Plugged blocks stay plugged (5.15.5.2).
     fn reset(&mut self) {
         (self.kick, self.unfinished) = (None, None);
         self.state.connect(Weak::new());

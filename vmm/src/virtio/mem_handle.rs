@@ -1,4 +1,4 @@
-//! What virtio-mem and its owner, on another thread, have in common.
+//! The state that virtio-mem shares with its owner, on another thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -11,16 +11,16 @@ use crate::layout;
 use crate::memory::Blocks;
 use crate::sync::lock;
 
-/// The configuration space (virtio 1.2, 5.15.4), and how a driver that is ready is told that it changed.
-pub(super) struct State {
+/// The configuration space (virtio 1.2, 5.15.4), and the driver to interrupt when it changes.
+pub(super) struct MemState {
     blocks: Arc<Blocks>,
-    /// Bytes that the guest is to plug.
+    /// Memory that the guest is to plug, in bytes.
     requested: AtomicU64,
-    /// Its registers show this state: it is theirs to keep. Nobody's while no driver is ready.
+    /// The driver, while it is ready. Keeps the registers of the configuration space; they keep this state.
     driver: Mutex<Weak<Interrupt>>,
 }
 
-impl State {
+impl MemState {
     pub(super) fn new(blocks: Arc<Blocks>) -> Self {
         Self { blocks, requested: AtomicU64::new(0), driver: Mutex::default() }
     }
@@ -29,12 +29,13 @@ impl State {
         self.requested.load(Ordering::SeqCst)
     }
 
-    /// A driver is ready, or has gone.
+    /// Sets the driver, or that there is none.
     pub(super) fn connect(&self, driver: Weak<Interrupt>) {
         *lock(&self.driver) = driver;
     }
 
-    /// Blocks were plugged or unplugged: the driver knows, but can read it, too.
+    /// Updates the registers after blocks were plugged or unplugged. The driver gets no interrupt: it has requested
+    /// that.
     pub(super) fn show(&self) {
         if let Some(driver) = lock(&self.driver).upgrade() {
             driver.registers.show_config();
@@ -53,41 +54,42 @@ impl State {
     }
 }
 
-impl ConfigSpace for State {
+impl ConfigSpace for MemState {
     fn read(&self) -> Vec<u8> {
         let MemStatus { start, block, total, plugged, requested } = self.status();
-        // The second is for a node, which there is none of. All of the region can be used.
+        // The second field is for a NUMA node, which there is not. All of the region is usable.
         let fields = [block, 0, start, total, total, plugged, requested];
         fields.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 }
 
-/// How much memory can be plugged, and is: in bytes.
+/// The pluggable and the plugged memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemStatus {
     /// Guest address of the first block.
     pub start: u64,
-    /// Size of a block.
+    /// Size of a block, in bytes.
     pub block: u64,
-    /// All that can be plugged.
+    /// Pluggable memory, in bytes.
     pub total: u64,
-    /// What the guest was asked to plug.
+    /// Requested memory, in bytes.
     pub requested: u64,
-    /// What it has plugged.
+    /// Plugged memory, in bytes.
     pub plugged: u64,
 }
 
-/// Asks a machine's guest to plug more or less memory, while it runs or not. From any thread; nothing waits for the
+/// Requests a machine's guest to plug or unplug memory, whether it runs or not. From any thread; no call waits for the
 /// guest.
 #[derive(Clone)]
-pub struct MemHandle(Arc<State>);
+pub struct MemHandle(Arc<MemState>);
 
 impl MemHandle {
-    pub(super) fn new(state: Arc<State>) -> Self {
+    pub(super) fn new(state: Arc<MemState>) -> Self {
         Self(state)
     }
 
-    /// Asks the guest to have `bytes` plugged, all in all. An error if there are not as many, or no whole blocks.
+    /// Sets the total that the guest is to have plugged, in bytes. An error if there is less, or it is not whole
+    /// blocks.
     pub fn request(&self, bytes: u64) -> Result<()> {
         let MemStatus { block, total, .. } = self.0.status();
         let mib = |bytes| bytes / layout::MIB;
@@ -110,7 +112,7 @@ impl MemHandle {
         Ok(())
     }
 
-    /// What there is, and how much of it is plugged.
+    /// The pluggable, requested and plugged memory.
     pub fn status(&self) -> MemStatus {
         self.0.status()
     }

@@ -1,4 +1,4 @@
-//! What is plugged is what the guest asked for, within what its owner asked for; nothing else can be reached.
+//! The guest's requests are granted within the owner's request; nothing else can be reached.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use virtio_bindings::virtio_mmio::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::contract::{BLOCK, BLOCKS, ROOM, with_room};
+use super::contract::{BLOCK, BLOCKS, HOTPLUG_START, with_hotplug_region};
 use super::mem::Mem;
 use super::mem_handle::MemHandle;
 use super::rng::Rng;
@@ -29,11 +29,11 @@ const NACK: u16 = 1;
 const BUSY: u16 = 2;
 const ERROR: u16 = 3;
 
-/// What a guest's CPUs see.
+/// The memory that a guest's CPUs see.
 #[derive(Clone, Default)]
 struct Cpus {
     seen: Arc<Mutex<Vec<usize>>>,
-    /// From here on KVM has no slots.
+    /// KVM has no more slots.
     full: Arc<AtomicBool>,
     /// Each block takes longer than a turn.
     slow: Arc<AtomicBool>,
@@ -66,7 +66,7 @@ struct Guest {
 }
 
 fn guest(requested: u64) -> Guest {
-    let ram = with_room(&memory::of_ranges(&[(0, RAM_SIZE)]));
+    let ram = with_hotplug_region(&memory::of_ranges(&[(0, RAM_SIZE)]));
     let cpus = Cpus::default();
     let device = Mem::new(Hotplug::new(&ram, cpus.clone()).unwrap());
     let handle = device.handle();
@@ -77,9 +77,9 @@ fn guest(requested: u64) -> Guest {
 }
 
 impl Guest {
-    /// The answer to a request, and the state that it tells.
+    /// Sends a request; returns the type of the response and the state in it.
     fn asks(&mut self, kind: u16, address: u64, count: u16) -> (u16, u16) {
-        let mut request = vec![0xaa; 24]; // what is not looked at
+        let mut request = vec![0xaa; 24]; // unused bytes
         request[..2].copy_from_slice(&kind.to_le_bytes());
         request[8..16].copy_from_slice(&address.to_le_bytes());
         request[16..18].copy_from_slice(&count.to_le_bytes());
@@ -92,14 +92,14 @@ impl Guest {
     #[track_caller]
     fn gets(&mut self, kind: u16, block: u64, count: u16, answer: u16) -> &mut Self {
         assert_eq!(
-            self.asks(kind, ROOM + block * BLOCK, count).0,
+            self.asks(kind, HOTPLUG_START + block * BLOCK, count).0,
             answer,
             "{kind} {block} {count}"
         );
         self
     }
 
-    /// Just these blocks are plugged, for everyone.
+    /// Checks that exactly these blocks are plugged, for CPUs, devices and driver.
     #[track_caller]
     fn has(&mut self, blocks: &[usize]) {
         let mut seen = self.cpus.seen.lock().unwrap().clone();
@@ -108,14 +108,14 @@ impl Guest {
         assert_eq!(self.handle.status().plugged, blocks.len() as u64 * BLOCK);
         assert_eq!(self.field(5), blocks.len() as u64 * BLOCK, "plugged_size");
         for index in 0..BLOCKS {
-            let at = GuestAddress(ROOM + index * BLOCK);
+            let at = GuestAddress(HOTPLUG_START + index * BLOCK);
             let is_there = blocks.contains(&(index as usize));
             assert_eq!(self.ram.get_slice(at, BLOCK as usize).is_ok(), is_there, "{index}");
             assert_eq!(self.ram.read_obj::<u64>(at).is_ok(), is_there, "{index}");
         }
     }
 
-    /// The configuration space's words of 64 bits.
+    /// A word of 64 bits of the configuration space.
     fn field(&mut self, index: u32) -> u64 {
         let at = VIRTIO_MMIO_CONFIG + index * 8;
         u64::from(self.driver.get(at)) | u64::from(self.driver.get(at + 4)) << 32
@@ -127,14 +127,18 @@ fn blocks_come_and_go_as_the_guest_asks() {
     let mut guest = guest(BLOCKS);
     let fields: Vec<u64> = (0..7).map(|index| guest.field(index)).collect();
     let all = BLOCKS * BLOCK;
-    assert_eq!(fields, [BLOCK, 0, ROOM, all, all, 0, all]);
+    assert_eq!(fields, [BLOCK, 0, HOTPLUG_START, all, all, 0, all]);
     guest.gets(PLUG, 2, 3, ACK).has(&[2, 3, 4]);
     guest.gets(PLUG, 69, 1, ACK).gets(PLUG, 63, 2, ACK).has(&[2, 3, 4, 63, 64, 69]);
     guest.gets(UNPLUG, 3, 1, ACK).has(&[2, 4, 63, 64, 69]);
     for (block, count, state) in
         [(2, 1, 0), (63, 2, 0), (3, 1, 1), (5, 58, 1), (2, 2, 2), (0, 70, 2)]
     {
-        assert_eq!(guest.asks(STATE, ROOM + block * BLOCK, count), (ACK, state), "{block} {count}");
+        assert_eq!(
+            guest.asks(STATE, HOTPLUG_START + block * BLOCK, count),
+            (ACK, state),
+            "{block} {count}"
+        );
     }
     guest.gets(UNPLUG_ALL, 999, 0, ACK).has(&[]);
     guest.gets(UNPLUG_ALL, 0, 0, ACK).gets(PLUG, 0, 70, ACK).has(&(0..70).collect::<Vec<_>>());
@@ -147,8 +151,14 @@ fn what_cannot_be_is_an_error_and_changes_nothing() {
     for kind in [PLUG, UNPLUG, STATE] {
         guest.gets(kind, 12, 0, ERROR).gets(kind, 69, 2, ERROR).gets(kind, 70, 1, ERROR);
         guest.gets(kind, 12, u16::MAX, ERROR);
-        for address in [ROOM + 1, ROOM - BLOCK, ROOM + BLOCK / 2, 0, u64::MAX, u64::MAX - BLOCK + 1]
-        {
+        for address in [
+            HOTPLUG_START + 1,
+            HOTPLUG_START - BLOCK,
+            HOTPLUG_START + BLOCK / 2,
+            0,
+            u64::MAX,
+            u64::MAX - BLOCK + 1,
+        ] {
             assert_eq!(guest.asks(kind, address, 1).0, ERROR, "{kind} {address:#x}");
         }
     }
@@ -183,14 +193,14 @@ fn no_more_is_plugged_than_the_owner_asked_for() {
 fn a_reset_of_the_device_leaves_memory_as_it_is() {
     let mut guest = guest(BLOCKS);
     guest.gets(PLUG, 1, 2, ACK);
-    guest.ram.write_obj(7u64, GuestAddress(ROOM + BLOCK)).unwrap();
+    guest.ram.write_obj(7u64, GuestAddress(HOTPLUG_START + BLOCK)).unwrap();
     guest.driver.init();
     guest.has(&[1, 2]);
-    assert_eq!(guest.ram.read_obj::<u64>(GuestAddress(ROOM + BLOCK)).unwrap(), 7);
+    assert_eq!(guest.ram.read_obj::<u64>(GuestAddress(HOTPLUG_START + BLOCK)).unwrap(), 7);
     guest.driver.reset();
     guest.handle.request(0).unwrap();
     assert!(!guest.driver.take_interrupt(), "nobody is there");
-    // A machine's reset does not.
+    // A reset of the machine unplugs all.
     memory::discard(&guest.ram, false).unwrap();
     assert_eq!(guest.handle.status().plugged, 0);
 }
@@ -199,12 +209,12 @@ fn a_reset_of_the_device_leaves_memory_as_it_is() {
 fn what_was_in_a_block_is_gone_when_it_comes_again() {
     let mut guest = guest(BLOCKS);
     guest.gets(PLUG, 0, 3, ACK);
-    // A transfer that began before the block went has it still.
+    // A transfer that began before the block was unplugged still has its slice.
     let ram = guest.ram.clone();
-    let slice = ram.get_slice(GuestAddress(ROOM + BLOCK), BLOCK as usize).unwrap();
+    let slice = ram.get_slice(GuestAddress(HOTPLUG_START + BLOCK), BLOCK as usize).unwrap();
     slice.write_obj(7u64, 0).unwrap();
     for block in [0, 2] {
-        ram.write_obj(9u64, GuestAddress(ROOM + block * BLOCK)).unwrap();
+        ram.write_obj(9u64, GuestAddress(HOTPLUG_START + block * BLOCK)).unwrap();
     }
     guest.gets(UNPLUG, 1, 1, ACK);
     assert_eq!(slice.read_obj::<u64>(0).unwrap(), 0, "given back");
@@ -212,7 +222,7 @@ fn what_was_in_a_block_is_gone_when_it_comes_again() {
     guest.gets(PLUG, 1, 1, ACK);
     assert_eq!(slice.read_obj::<u64>(64).unwrap(), 0);
     for block in [0, 2] {
-        assert_eq!(ram.read_obj::<u64>(GuestAddress(ROOM + block * BLOCK)).unwrap(), 9);
+        assert_eq!(ram.read_obj::<u64>(GuestAddress(HOTPLUG_START + block * BLOCK)).unwrap(), 9);
     }
 }
 
@@ -233,7 +243,7 @@ fn a_long_request_is_carried_out_in_turns() {
     guest.driver.init();
     let plug = |guest: &mut Guest, block: u64, count: u8| {
         let mut request = [0; 24];
-        request[8..16].copy_from_slice(&(ROOM + block * BLOCK).to_le_bytes());
+        request[8..16].copy_from_slice(&(HOTPLUG_START + block * BLOCK).to_le_bytes());
         request[16] = count;
         guest.driver.write(DATA, &request);
         guest.driver.add(0, &[(DATA, 24, false), (DATA + 64, 10, true)]);
@@ -242,12 +252,12 @@ fn a_long_request_is_carried_out_in_turns() {
     plug(&mut guest, 8, 4);
     guest.has(&[8]);
     assert_eq!(guest.driver.used_index(0), 0, "there is more to do");
-    // What the driver writes there now changes nothing.
+    // The driver's later writes to the request have no effect.
     guest.driver.write(DATA, &[0xff; 24]);
     guest.driver.paused(|_| {});
     assert_eq!(guest.driver.wait_used(0), (0, 10));
     guest.has(&[8, 9, 10, 11]);
-    // A reset ends it; what is plugged by then is.
+    // A reset ends the request; blocks that are plugged by then stay.
     plug(&mut guest, 20, 4);
     guest.driver.init();
     guest.driver.kick(0);
@@ -271,7 +281,7 @@ fn no_device_reaches_a_block_that_is_not_plugged() {
         });
         seen.load(Ordering::SeqCst) > 0
     };
-    let block = |index: u64| ROOM + index * BLOCK;
+    let block = |index: u64| HOTPLUG_START + index * BLOCK;
     assert!(ask(block(1), 64));
     assert!(ask(block(2) - 32, 64), "both are plugged");
     for (address, len) in [
@@ -284,7 +294,7 @@ fn no_device_reaches_a_block_that_is_not_plugged() {
     ] {
         assert!(!ask(address, len), "{address:#x} {len}");
     }
-    // Nor are rings there.
+    // Rings there are invalid, too.
     assert!(owner.ram.check_range(GuestAddress(block(1)), 16));
     assert!(!owner.ram.check_range(GuestAddress(block(5)), 16));
 }
@@ -301,8 +311,8 @@ fn a_ring_that_is_unplugged_in_part_ends_in_a_reset_and_not_in_a_loop() {
     let all = driver.offered_features();
     assert!(driver.accept_features(all));
     driver.describe_queue(0);
-    // The index of what is available is in the first block, the ring in the second.
-    let available = ROOM + BLOCK - 4;
+    // The available index is in the first block, the ring in the second.
+    let available = HOTPLUG_START + BLOCK - 4;
     driver.set_address(VIRTIO_MMIO_QUEUE_AVAIL_LOW, available);
     driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
     driver.driver_ok();

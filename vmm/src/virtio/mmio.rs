@@ -1,4 +1,4 @@
-//! The virtio-mmio register map, version 2 (virtio 1.2, 4.2.2), and nothing else.
+//! The virtio-mmio register map, version 2 (virtio 1.2, 4.2.2).
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK};
 use virtio_bindings::virtio_mmio as reg;
@@ -7,7 +7,7 @@ use virtio_queue::QueueT;
 use super::transport::Transport;
 use crate::bus::BusDevice;
 
-/// Offset of QueueNotify, which KVM turns into kicks.
+/// Offset of QueueNotify, whose writes KVM signals to the kicks.
 pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -39,7 +39,7 @@ impl Mmio {
         mmio
     }
 
-    /// Shows the driver what depends on what it has selected.
+    /// Updates the registers that depend on the driver's selectors.
     fn show(&self) {
         let queue = self.transport.queues.get(self.queue_sel as usize);
         let features = match self.device_features_sel {
@@ -65,10 +65,10 @@ impl Mmio {
             }
             reg::VIRTIO_MMIO_STATUS => {
                 self.transport.set_status(value);
-                // It may have changed while there was no driver to tell.
+                // The configuration may have changed while there was no driver.
                 self.transport.registers().show_config();
             }
-            // KVM takes these writes itself; one that it does not know comes here.
+            // KVM handles these writes itself; those for unknown queues come here.
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => {
                 if let Some(kick) = self.transport.kicks().get(value as usize) {
                     let _ = kick.write(1);
@@ -78,7 +78,7 @@ impl Mmio {
         }
     }
 
-    /// Until FEATURES_OK; after that the choice is made.
+    /// Accepts features until FEATURES_OK.
     fn accept_features(&mut self, value: u32) {
         let status = self.transport.status();
         if !self.transport.in_setup(VIRTIO_CONFIG_S_DRIVER)
@@ -90,13 +90,13 @@ impl Mmio {
         match self.driver_features_sel {
             0 => *features = *features & !0xffff_ffff | u64::from(value),
             1 => *features = *features & 0xffff_ffff | u64::from(value) << 32,
-            // No feature there is offered.
+            // No feature of these words is offered.
             _ => self.transport.accepts_unknown |= value != 0,
         }
     }
 
-    /// Only between FEATURES_OK and DRIVER_OK, and only while the queue is not ready; but a driver
-    /// may stop using a queue at any time.
+    /// Only between FEATURES_OK and DRIVER_OK, and only while the queue is not ready; but a driver may take a queue
+    /// back at any time.
     fn write_queue_register(&mut self, offset: u32, value: u32) {
         if (offset, value) == (reg::VIRTIO_MMIO_QUEUE_READY, 0) {
             return self.transport.stop_queue(self.queue_sel as usize);
@@ -109,9 +109,9 @@ impl Mmio {
             return;
         }
         match offset {
-            // Values but zero and one have no meaning (4.2.2): they change nothing.
+            // Values other than zero and one are undefined (4.2.2): they change nothing.
             reg::VIRTIO_MMIO_QUEUE_READY if value == 1 => queue.set_ready(true),
-            // An unfit size (zero, no power of two, above the maximum) leaves the size as it was.
+            // An invalid size (zero, no power of two, above the maximum) changes nothing.
             reg::VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
             reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
             reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),

@@ -47,22 +47,22 @@ use queue::{Interrupt, Virtqueue};
 
 /// A virtio device.
 ///
-/// Until the driver is ready, and after its reset, the device is stopped: a vCPU's thread, or the machine's owner, calls
-/// it then. In between it is on a thread of its own, which calls [`VirtioDevice::handle`],
-/// [`VirtioDevice::descriptors`], [`VirtioDevice::descriptor_ready`] and [`VirtioDevice::resume_at`], and nobody else
-/// calls anything. A pause of the machine stops the thread between two of these calls.
+/// Before the driver is ready, and after its reset, the device is stopped: its methods are called on a vCPU's thread,
+/// or by the machine's owner. In between it is on a thread of its own, which alone calls [`VirtioDevice::handle`],
+/// [`VirtioDevice::descriptors`], [`VirtioDevice::descriptor_ready`] and [`VirtioDevice::resume_at`]. A pause of the
+/// machine stops the thread between two of these calls.
 pub trait VirtioDevice: Any + Send {
     /// Device ID (virtio 1.2, chapter 5).
     fn id(&self) -> u32;
-    /// A name for threads, at most 15 bytes, and messages.
+    /// The name for its thread, at most 15 bytes, and for messages.
     fn name(&self) -> &str;
-    /// The most entries that each queue can have: powers of two.
+    /// The maximum size of each queue: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
-    /// What its thread does: the program decides what a thread of this kind may do.
+    /// The kind of its thread, by which the program limits the thread's rights.
     fn thread_kind(&self) -> ThreadKind {
         ThreadKind::Device
     }
-    /// Device-specific feature bits that are offered.
+    /// The device-specific feature bits that are offered.
     fn features(&self) -> u64 {
         0
     }
@@ -70,48 +70,48 @@ pub trait VirtioDevice: Any + Send {
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(Vec::new())
     }
-    /// The driver is ready: the device goes to its thread next.
+    /// The driver is ready: the device moves to its thread next.
     fn activate(&mut self, _driver: &Driver) {}
-    /// The driver has reset the device, or the device's thread was stopped for that. No request is in flight.
+    /// The driver has reset the device, or its thread was stopped for a reset. No request is in flight.
     fn reset(&mut self) {}
-    /// Serves queue `index`, which has been kicked. May block for as long as one request takes. A request that is wrong
-    /// is answered; an error means that the queue itself cannot be followed, and sets DEVICE_NEEDS_RESET.
+    /// Serves queue `index`, which was kicked. May block for the time of one request. A wrong request is completed with
+    /// an error status; an error here means that the queue itself is invalid, and sets DEVICE_NEEDS_RESET.
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()>;
-    /// The descriptors that the thread waits for besides the queues (a tap, a socket), and for what. Asked before each
-    /// wait: one that has nothing to do now, for want of buffers, is left with empty flags.
+    /// The descriptors that the thread polls besides the queues (a tap, a socket), and their events. Called before each
+    /// wait; a descriptor without a use at present, for want of buffers, has empty flags.
     fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         Vec::new()
     }
-    /// Serves the descriptor with this index, which is ready, or has failed. An error as for [`VirtioDevice::handle`].
+    /// Serves the descriptor with this index, which is ready or has failed. An error as for [`VirtioDevice::handle`].
     fn descriptor_ready(&mut self, _index: usize, _queues: &mut [Virtqueue]) -> Result<()> {
         Ok(())
     }
-    /// When all queues are to be served again without a kick, for requests that were left in them. Asked after each
-    /// queue or descriptor that was served.
+    /// When to serve all queues again without a kick, for requests that were left in them. Called after each queue or
+    /// descriptor that was served.
     fn resume_at(&mut self) -> Option<Instant> {
         None
     }
 }
 
-/// A driver that is ready, as its device sees it.
+/// The properties of a driver that is ready.
 pub struct Driver<'a> {
     /// The features that the driver has accepted.
     pub features: u64,
-    /// Raised when the configuration space has changed.
+    /// To be raised when the configuration space has changed.
     pub interrupt: &'a Arc<Interrupt>,
-    /// One for each queue: written to, it makes the device serve it.
+    /// One for each queue: a write has the device serve the queue.
     pub kicks: &'a [Arc<EventFd>],
 }
 
-/// A device's configuration space. When it has changed, its driver's [`Registers`](registers::Registers) are to show it.
+/// A device's configuration space. After a change, the driver's [`Registers`](registers::Registers) have to be updated.
 pub trait ConfigSpace: Send + Sync {
-    /// All of it.
+    /// All bytes.
     fn read(&self) -> Vec<u8>;
     /// The driver writes a word at `offset`, a multiple of 4 that can be beyond the end.
     fn write(&self, _offset: usize, _value: u32) {}
 }
 
-/// One that never changes.
+/// A configuration space that never changes.
 impl ConfigSpace for Vec<u8> {
     fn read(&self) -> Vec<u8> {
         self.clone()

@@ -1,4 +1,4 @@
-//! A virtqueue as a device sees it: requests, one after another.
+//! A virtqueue as a device sees it: a sequence of requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -17,14 +17,14 @@ use crate::memory::buffers::Buffers;
 
 /// InterruptStatus bit: a buffer was used (virtio 1.2, 4.2.2).
 const USED_BUFFER: u32 = 1 << 0;
-/// InterruptStatus bit: the configuration, or the device's status, changed.
+/// InterruptStatus bit: the configuration or the device's status changed.
 const CONFIG_CHANGE: u32 = 1 << 1;
 
-/// How long a queue is served before it is the next one's turn. In time and not in requests,
-/// because the driver chooses how much a request is. Nothing is done in 10 ms under miri.
+/// How long a queue is served before the next one. A time and not a number, because the driver chooses how large
+/// requests are. Miri is too slow for 10 ms.
 const TURN: Duration = Duration::from_millis(if cfg!(miri) { 10_000 } else { 10 });
 
-/// A device's interrupt line, and the registers that tell the driver why it was raised.
+/// A device's interrupt line, and the registers that show its cause to the driver.
 pub struct Interrupt {
     pub(super) registers: Arc<Registers>,
     line: EventFd,
@@ -36,7 +36,7 @@ impl Interrupt {
         Self { registers, line }
     }
 
-    /// Tells the driver to look at the configuration space and at the device's status.
+    /// Interrupts the driver for a change of the configuration space or of the device's status.
     pub fn config_changed(&self) {
         self.registers.show_config();
         self.raise(CONFIG_CHANGE);
@@ -49,15 +49,15 @@ impl Interrupt {
     }
 }
 
-/// One request: what the driver wrote, and room for the answer.
+/// A request: the driver's data, and buffers for the response.
 pub struct Chain<'a> {
-    /// What the device may read.
+    /// Buffers that the device may read.
     pub readable: Buffers<'a>,
-    /// What the device may write.
+    /// Buffers that the device may write.
     pub writable: Buffers<'a>,
 }
 
-/// A queue of requests, with what it takes to answer them.
+/// A queue of requests, with the interrupt and the kick.
 pub struct Virtqueue {
     queue: Queue,
     ram: GuestRam,
@@ -71,22 +71,22 @@ impl Virtqueue {
         Self { queue, ram, interrupt, kick }
     }
 
-    /// The guest memory that the queue is in.
+    /// The guest memory of the queue.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
     }
 
-    /// Calls `serve` for each request; it answers how many bytes it wrote, which completes the
-    /// request. Fails when the driver made a ring or chain that cannot be followed.
+    /// Calls `serve` for each request, which is completed with the number of written bytes that it returns. Fails when
+    /// a ring or chain of the driver's is invalid.
     pub fn serve_each(&mut self, mut serve: impl FnMut(&mut Chain) -> Result<u32>) -> Result<()> {
         self.serve_some(|chain| serve(chain).map(Some))
     }
 
-    /// As [`Self::serve_each`]; but a request that `serve` answers with `None` stays in the queue,
-    /// with all after it, until the next kick.
+    /// As [`Self::serve_each`]; but a request for which `serve` returns `None` stays in the queue, with all after it,
+    /// until the next kick.
     ///
-    /// A driver that keeps adding requests keeps neither the device from being stopped nor its
-    /// other queues from being served: after its turn the queue kicks itself and returns.
+    /// A driver that keeps adding requests cannot keep the device from stopping, nor its other queues from being
+    /// served: after its turn the queue kicks itself and returns.
     pub fn serve_some(
         &mut self,
         mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>>,
@@ -96,7 +96,7 @@ impl Virtqueue {
         self.queue.disable_notification(&ram)?;
         while Instant::now() < end {
             let Some((head, mut chain)) = next_chain(&mut self.queue, &ram)? else {
-                // Something may have come before notifications were on again.
+                // A request may have come before notifications were enabled.
                 if !self.queue.enable_notification(&ram)? {
                     return Ok(());
                 }
@@ -116,12 +116,12 @@ impl Virtqueue {
     }
 }
 
-/// Whether the driver wants an interrupt for the request that was just answered.
+/// Whether the driver wants an interrupt for the request that was just completed.
 fn wants_interrupt(queue: &mut Queue, ram: &GuestRam) -> Result<bool> {
     if queue.event_idx_enabled() {
         return Ok(queue.needs_notification(ram)?);
     }
-    // The driver clears the flag before it looks at the used index for the last time (virtio 1.2, 2.7.7).
+    // The driver clears the flag before its last read of the used index (virtio 1.2, 2.7.7).
     fence(Ordering::SeqCst);
     let flags: u16 = ram.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)?;
     Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
@@ -132,7 +132,7 @@ fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, C
     let size = usize::from(queue.size());
     let mut next = queue.iter(ram).context("available ring")?.next();
     if next.is_none() && queue.avail_idx(ram, Ordering::Acquire)?.0 != queue.next_avail() {
-        // One that has just come; or the ring is in memory that has been unplugged.
+        // A request that has just come; or the ring is in memory that was unplugged.
         next = queue.iter(ram).context("available ring")?.next();
         ensure!(next.is_some(), "an available ring that leaves RAM");
     }
@@ -155,7 +155,7 @@ fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, C
         }
         ended = !descriptor.has_next();
     }
-    // The iterator stops silently at a descriptor that it cannot follow.
+    // The iterator stops silently at an invalid descriptor.
     ensure!(ended, "a descriptor chain without an end");
     Ok(Some((head, chain)))
 }

@@ -1,47 +1,47 @@
-//! Token buckets: how fast a device may serve its driver.
+//! Token buckets, which limit the rate of a device.
 
 use std::time::{Duration, Instant};
 
 use crate::config::{Bucket, RateLimit};
 
-/// A bucket that fills with time. Its contents are counted in tokens times nanoseconds of its refill time, so that
-/// nothing is lost by rounding.
+/// A token bucket. Its contents are counted in tokens times nanoseconds of its refill time, so that rounding loses
+/// nothing.
 struct TokenBucket {
-    /// When full.
+    /// Contents when full.
     size: i128,
-    /// Less than nothing after a request that was larger than the bucket.
+    /// Present contents; negative after a request that was larger than the bucket.
     filled: i128,
-    /// What is left of the one-time burst.
+    /// The rest of the one-time burst.
     burst: i128,
-    /// Nanoseconds from empty to full: what a token weighs.
+    /// Nanoseconds from empty to full, which is the weight of a token.
     refill: i128,
-    /// Tokens in a full bucket: what comes in each nanosecond.
+    /// Tokens in a full bucket, which is the gain in each nanosecond.
     rate: i128,
-    /// When `filled` was right.
+    /// The time of `filled`.
     at: Instant,
 }
 
 impl TokenBucket {
     fn new(bucket: &Bucket, now: Instant) -> Self {
         // Both below 2^63, so that their product, and twice that, is within an i128.
-        let most = i64::MAX as u128;
-        let refill = Duration::from_millis(bucket.refill_time).as_nanos().min(most) as i128;
-        let tokens = |count: u64| u128::from(count).min(most) as i128;
+        let max = i64::MAX as u128;
+        let refill = Duration::from_millis(bucket.refill_time).as_nanos().min(max) as i128;
+        let tokens = |count: u64| u128::from(count).min(max) as i128;
         let size = tokens(bucket.size) * refill;
         let burst = tokens(bucket.one_time_burst.unwrap_or(0)) * refill;
         Self { size, filled: size, burst, refill, rate: tokens(bucket.size), at: now }
     }
 
-    /// What `tokens` weigh.
+    /// The weight of `tokens`.
     fn weight(&self, tokens: u64) -> i128 {
         i128::from(tokens).saturating_mul(self.refill)
     }
 
-    /// How long from `now` until `tokens` can be taken. More than a full bucket are lent.
+    /// The time from `now` until `tokens` can be taken. More than a full bucket are lent.
     fn wait(&mut self, tokens: u64, now: Instant) -> Duration {
         let passed =
             now.saturating_duration_since(self.at).as_nanos().min(i64::MAX as u128) as i128;
-        // It fills only once the burst is used up.
+        // The bucket fills only once the burst is used up.
         if self.burst == 0 {
             self.filled = self.size.min(self.filled.saturating_add(passed * self.rate));
         }
@@ -59,16 +59,16 @@ impl TokenBucket {
     }
 }
 
-/// What limits a device: up to two buckets, both of which have to have enough.
+/// The limits of a device: up to two buckets, both of which need enough tokens.
 pub struct Limiter {
     ops: Option<TokenBucket>,
     bytes: Option<TokenBucket>,
-    /// When to go on, once a request had to wait.
+    /// When to serve again, after a request had to wait.
     resume_at: Option<Instant>,
 }
 
 impl Limiter {
-    /// With full buckets; `None` where `limit` is none.
+    /// Limits with full buckets; `None` if `limit` limits nothing.
     pub fn new(limit: &RateLimit, now: Instant) -> Option<Self> {
         let bucket = |bucket: Option<Bucket>| {
             bucket.filter(Bucket::is_limit).map(|bucket| TokenBucket::new(&bucket, now))
@@ -77,14 +77,14 @@ impl Limiter {
         limit.is_limit().then_some(Self { ops, bytes, resume_at: None })
     }
 
-    /// Whether a request of so many bytes can be served `now`, which is paid for then; else [`Self::resume_at`] says
-    /// when to try again.
+    /// Whether a request of `bytes` can be served `now`; its tokens are taken then. Otherwise [`Self::resume_at`] is
+    /// set.
     pub fn admit(&mut self, bytes: u64, now: Instant) -> bool {
         let of_ops = self.ops.as_mut().map_or(Duration::ZERO, |bucket| bucket.wait(1, now));
         let of_bytes = self.bytes.as_mut().map_or(Duration::ZERO, |bucket| bucket.wait(bytes, now));
         let wait = of_ops.max(of_bytes);
         if !wait.is_zero() {
-            // What is too far away to be said is looked at again in an hour.
+            // A time that cannot be represented is replaced by an hour.
             let at = now.checked_add(wait).or_else(|| now.checked_add(Duration::from_secs(3600)));
             self.resume_at = at;
             return false;
@@ -94,7 +94,7 @@ impl Limiter {
         true
     }
 
-    /// When requests that had to wait are to be tried again. Told once.
+    /// When to try waiting requests again. Returned once.
     pub fn resume_at(&mut self) -> Option<Instant> {
         self.resume_at.take()
     }
@@ -112,7 +112,7 @@ mod tests {
         RateLimit { ops: ops.map(bucket), bandwidth: bytes.map(bucket) }
     }
 
-    /// How many of these requests are served in each of some milliseconds.
+    /// The number of these requests that are served in each of some milliseconds.
     fn served(limit: &RateLimit, bytes: u64, at_ms: &[u64]) -> Vec<usize> {
         let start = Instant::now();
         let mut limiter = Limiter::new(limit, start).unwrap();
@@ -167,7 +167,8 @@ mod tests {
     }
 
     proptest! {
-        /// No more than a bucket, a burst and what has come since, whatever the numbers; and it does go on.
+        /// At most a bucket, a burst and the gain since are served, and requests never stop being served, whatever the
+        /// numbers.
         #[test]
         fn no_numbers_make_it_panic_or_stand_still(size: u64, burst: u64, refill: u64, bytes: u64, steps in prop::collection::vec(0u64..1 << 40, 1..20)) {
             let limit = limit(Some((size, burst, refill)), Some((size, burst, refill)));
@@ -191,8 +192,8 @@ mod tests {
                 count += (0..2000).take_while(|_| limiter.admit(1, now)).count() as u64;
                 now += Duration::from_nanos(gap);
             }
-            let most = size + (199 * gap * size).div_ceil(refill * 1_000_000);
-            prop_assert!(count <= most, "{} of {}", count, most);
+            let max = size + (199 * gap * size).div_ceil(refill * 1_000_000);
+            prop_assert!(count <= max, "{} of {}", count, max);
         }
     }
 }

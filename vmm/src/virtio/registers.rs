@@ -1,7 +1,7 @@
-//! What a driver reads of a device: its registers and configuration space, on a page that the guest sees.
+//! The registers and the configuration space that a driver reads, on a page in guest memory.
 //!
-//! A guest's reads are no exits, so that nobody is asked: all that can be read is on the page at any time. Whoever
-//! changes it, on whichever thread, changes it there.
+//! A guest's reads do not exit: all readable registers are on the page at any time. Each thread that changes one writes
+//! it there.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,19 +15,19 @@ use crate::layout::VIRTIO_MMIO_SIZE;
 use crate::sync::lock;
 
 const SIZE: usize = VIRTIO_MMIO_SIZE as usize;
-/// Words of the page that the configuration space can have.
+/// Words of the configuration space that fit into the page.
 const CONFIG_WORDS: usize = (SIZE - reg::VIRTIO_MMIO_CONFIG as usize) / 4;
 
 /// The page of a device. Registers are named by their offsets (virtio 1.2, 4.2.2).
 pub struct Registers {
-    /// It is one of these; the others are other devices'.
+    /// The pages of all devices.
     pages: Arc<MmapRegion>,
     start: usize,
     config: Mutex<Arc<dyn ConfigSpace>>,
 }
 
 impl Registers {
-    /// Those of a device with `config`, on the page with this index.
+    /// The registers of a device with `config`, on the page with this index.
     pub fn new(
         pages: Arc<MmapRegion>,
         index: usize,
@@ -41,37 +41,37 @@ impl Registers {
     }
 
     fn word(&self, register: u32) -> Option<&AtomicU32> {
-        // There always is one: a register is a word of the page.
+        // Always there: a register is a word of the page.
         self.pages.get_atomic_ref(self.start + register as usize).ok()
     }
 
-    /// What the driver reads there.
+    /// The value of a register.
     pub fn get(&self, register: u32) -> u32 {
         self.word(register).map_or(0, |word| word.load(Ordering::SeqCst))
     }
 
-    /// Has the driver read `value` there from now on.
+    /// Sets a register.
     pub fn set(&self, register: u32, value: u32) {
         if let Some(word) = self.word(register) {
             word.store(value, Ordering::SeqCst);
         }
     }
 
-    /// Sets bits, whatever others do to other bits meanwhile.
+    /// Sets bits atomically.
     pub fn set_bits(&self, register: u32, bits: u32) {
         if let Some(word) = self.word(register) {
             word.fetch_or(bits, Ordering::SeqCst);
         }
     }
 
-    /// Clears bits in the same way.
+    /// Clears bits atomically.
     pub fn clear_bits(&self, register: u32, bits: u32) {
         if let Some(word) = self.word(register) {
             word.fetch_and(!bits, Ordering::SeqCst);
         }
     }
 
-    /// What a driver reads whose reads are exits, or a test's.
+    /// A read by an exit, or by a test.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         // Cannot fail: an access does not leave the page.
         let _ = self.pages.as_volatile_slice().read_slice(data, self.start + offset as usize);
@@ -83,16 +83,16 @@ impl Registers {
         self.show_config();
     }
 
-    /// Has another configuration space from now on. Returns whether the driver reads something else there than before.
+    /// Replaces the configuration space. Returns whether its contents have changed.
     pub fn set_config(&self, config: Arc<dyn ConfigSpace>) -> bool {
         *lock(&self.config) = config;
         self.show_config()
     }
 
-    /// Shows the configuration space as it is now, and returns whether it has changed.
+    /// Copies the configuration space to the page; returns whether it has changed.
     ///
     /// A driver that reads meanwhile finds another generation after than before, and reads again (virtio 1.2, 2.5.3.1);
-    /// should all that it reads be from between two words, the interrupt that follows a change tells it.
+    /// if all its reads are between two words, the interrupt that follows a change has it read again.
     pub fn show_config(&self) -> bool {
         let config = lock(&self.config);
         let mut bytes = config.read();

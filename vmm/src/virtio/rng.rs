@@ -11,13 +11,13 @@ use super::VirtioDevice;
 use super::queue::Virtqueue;
 use super::rate::Limiter;
 
-/// Most bytes a request gets: a driver asks again, and none can keep us busy.
-const MOST: usize = 4096;
+/// Most bytes of a request: a driver repeats it, and no request takes long.
+const MAX_BYTES: usize = 4096;
 
 /// The device.
 #[derive(Default)]
 pub struct Rng {
-    /// What limits it, in bytes and requests.
+    /// The limits of bytes and requests.
     pub limiter: Option<Limiter>,
 }
 
@@ -36,8 +36,8 @@ impl VirtioDevice for Rng {
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
         queues[index].serve_some(|chain| {
-            let mut bytes = [0; MOST];
-            let len = chain.writable.len().min(MOST);
+            let mut bytes = [0; MAX_BYTES];
+            let len = chain.writable.len().min(MAX_BYTES);
             if let Some(limiter) = &mut self.limiter
                 && !limiter.admit(len as u64, Instant::now())
             {

@@ -26,7 +26,7 @@ use super::transport::Transport;
 use crate::bus::BusDevice;
 use crate::memory::{self, GuestRam};
 
-/// RAM starts at zero, and there is some more of it behind a gap.
+/// RAM starts at zero, and a second region is behind a gap.
 pub const RAM_SIZE: u64 = 1 << 20;
 pub const HIGH_RAM: u64 = 1 << 32;
 pub const HIGH_RAM_SIZE: u64 = 1 << 16;
@@ -42,47 +42,46 @@ pub const INDIRECT: u16 = 4;
 pub const USED_BUFFER: u32 = 1;
 pub const CONFIG_CHANGE: u32 = 2;
 
-/// Longer than any answer takes, however busy the host.
+/// Longer than any response takes, however busy the host.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A buffer of a request: address, length, and whether it is for the device to write.
+/// A buffer of a request: address, length, and whether the device may write it.
 pub type Buffer = (u64, u32, bool);
 
 /// A driver and its device.
 pub struct Driver {
     pub mmio: Mmio,
     pub ram: GuestRam,
-    /// What the device's registers are on.
+    /// The pages of the device's registers.
     pub pages: Weak<MmapRegion>,
     line: EventFd,
     queues: Vec<Ring>,
 }
 
-/// A queue as its driver sees it.
+/// The driver's side of a queue.
 #[derive(Clone, Copy, Default)]
 struct Ring {
     size: u16,
-    /// Where the next chain's descriptors go: old chains are done by the time that this wraps.
+    /// The next free descriptor: old chains are completed by the time that this wraps.
     free: u16,
     avail: u16,
     seen: u16,
     event_idx: bool,
 }
 
-/// Addresses of queue `queue`: descriptor table, available ring, used ring, and a table for an
-/// indirect chain.
+/// Addresses of queue `queue`: descriptor table, available ring, used ring, and a table for an indirect chain.
 pub fn rings(queue: usize) -> [u64; 4] {
     let base = 0x1000 + queue as u64 * 0x4000;
     [base, base + 0x1000, base + 0x2000, base + 0x3000]
 }
 
 impl Driver {
-    /// `device` after power-on.
+    /// A driver for `device` after power-on.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
         Self::with_ram(device, memory::of_ranges(&[(0, RAM_SIZE), (HIGH_RAM, HIGH_RAM_SIZE)]))
     }
 
-    /// The same in a machine with other RAM.
+    /// A driver for `device` in a machine with other RAM.
     pub fn with_ram(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
         let region = Arc::new(MmapRegion::new(4096).unwrap());
@@ -97,7 +96,7 @@ impl Driver {
         driver
     }
 
-    /// Makes the device work on the driver's own thread, whenever it is kicked.
+    /// Has the device serve its queues on the driver's own thread.
     pub fn by_hand(mut self) -> Self {
         self.mmio.transport.by_hand = true;
         self
@@ -120,18 +119,18 @@ impl Driver {
         self.get(VIRTIO_MMIO_STATUS)
     }
 
-    /// How many queues the device has.
+    /// The number of queues.
     pub fn queue_count(&self) -> usize {
         self.queues.len()
     }
 
-    /// Selects `queue` and returns how large it can be.
+    /// Selects `queue` and returns its maximum size.
     pub fn queue_max(&mut self, queue: usize) -> u32 {
         self.set(VIRTIO_MMIO_QUEUE_SEL, queue as u32);
         self.get(VIRTIO_MMIO_QUEUE_NUM_MAX)
     }
 
-    /// Resets the device, after which it has nothing to say.
+    /// Resets the device; its registers have to show that.
     pub fn reset(&mut self) {
         self.set(VIRTIO_MMIO_STATUS, 0);
         assert_eq!(self.status(), 0);
@@ -139,13 +138,13 @@ impl Driver {
         self.take_interrupt();
     }
 
-    /// Everything up to DRIVER_OK, with all features.
+    /// Initializes the device up to DRIVER_OK, with all features.
     pub fn init(&mut self) {
         let all = self.offered_features();
         self.init_with(all);
     }
 
-    /// Everything up to DRIVER_OK.
+    /// Initializes the device up to DRIVER_OK.
     pub fn init_with(&mut self, features: u64) {
         self.start_setup();
         assert!(self.accept_features(features));
@@ -157,7 +156,7 @@ impl Driver {
         assert_eq!(self.status() & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
     }
 
-    /// Everything up to DRIVER.
+    /// Initializes the device up to DRIVER.
     pub fn start_setup(&mut self) {
         self.reset();
         self.set(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -172,7 +171,7 @@ impl Driver {
         })
     }
 
-    /// Whether the device takes exactly `features`.
+    /// Whether the device accepts exactly `features`.
     pub fn accept_features(&mut self, features: u64) -> bool {
         for half in 0..2 {
             self.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
@@ -183,14 +182,14 @@ impl Driver {
         self.status() & VIRTIO_CONFIG_S_FEATURES_OK != 0
     }
 
-    /// Clears the rings and makes the queue as large as it can be.
+    /// Clears the rings and makes the queue ready, with its maximum size.
     pub fn set_up_queue(&mut self, queue: usize) {
         self.describe_queue(queue);
         self.set(VIRTIO_MMIO_QUEUE_READY, 1);
         assert_eq!(self.get(VIRTIO_MMIO_QUEUE_READY), 1);
     }
 
-    /// Does all of `set_up_queue` but make it ready.
+    /// Sets up the queue, without making it ready.
     pub fn describe_queue(&mut self, queue: usize) {
         let size = self.queue_max(queue);
         self.queues[queue] = Ring { size: size as u16, ..Ring::default() };
@@ -214,7 +213,7 @@ impl Driver {
         self.set(VIRTIO_MMIO_STATUS, status | VIRTIO_CONFIG_S_DRIVER_OK);
     }
 
-    /// Why the device interrupts.
+    /// The interrupt status.
     pub fn interrupt_status(&mut self) -> u32 {
         self.get(VIRTIO_MMIO_INTERRUPT_STATUS)
     }
@@ -259,7 +258,7 @@ impl Driver {
         self.set_avail_index(queue, index.wrapping_add(1));
     }
 
-    /// Says that all requests before `index` are available.
+    /// Makes all requests before `index` available.
     pub fn set_avail_index(&mut self, queue: usize, index: u16) {
         self.queues[queue].avail = index;
         let [_, avail, ..] = rings(queue);
@@ -267,12 +266,12 @@ impl Driver {
         self.ram.store(index, address, Ordering::Release).unwrap();
     }
 
-    /// Without EVENT_IDX: asks for interrupts, or for none.
+    /// Without EVENT_IDX: enables or disables interrupts.
     pub fn want_interrupts(&self, queue: usize, wanted: bool) {
         self.write(rings(queue)[1], &u16::from(!wanted).to_le_bytes());
     }
 
-    /// With EVENT_IDX: asks for an interrupt once the used index goes past `index`.
+    /// With EVENT_IDX: enables an interrupt once the used index passes `index`.
     pub fn set_used_event(&self, queue: usize, index: u16) {
         let [_, avail, ..] = rings(queue);
         let size = self.queues[queue].size;
@@ -307,22 +306,22 @@ impl Driver {
         }
     }
 
-    /// Does `meanwhile` while the device's threads are stopped.
+    /// Calls `meanwhile` while the device's threads are stopped.
     pub fn paused(&mut self, meanwhile: impl FnOnce(&mut Self)) {
         self.mmio.transport.pause();
         meanwhile(self);
         self.mmio.transport.resume().unwrap();
     }
 
-    /// Tells the device to look at `queue`.
+    /// Kicks `queue`.
     pub fn kick(&mut self, queue: usize) {
         self.set(VIRTIO_MMIO_QUEUE_NOTIFY, queue as u32);
         self.mmio.transport.serve();
     }
 
-    /// Whether the device asks for a kick after the last request was made available.
+    /// Whether the device wants a kick after the last request was made available.
     pub fn wants_kick(&self, queue: usize) -> bool {
-        fence(Ordering::SeqCst); // between the available index and the device's wish (2.7.21)
+        fence(Ordering::SeqCst); // between the available index and the device's flag (2.7.21)
         let Ring { size, avail, event_idx, .. } = self.queues[queue];
         let used = rings(queue)[2];
         let event = used + 4 + 8 * u64::from(size);
@@ -333,12 +332,12 @@ impl Driver {
         }
     }
 
-    /// How many requests `wait_used` still has to return.
+    /// Requests that `wait_used` has not returned yet.
     pub fn unanswered(&self, queue: usize) -> u16 {
         self.queues[queue].avail.wrapping_sub(self.queues[queue].seen)
     }
 
-    /// How many requests the device has answered, modulo 2^16.
+    /// The number of completed requests, modulo 2^16.
     pub fn used_index(&self, queue: usize) -> u16 {
         self.read_u16(rings(queue)[2] + 2)
     }
@@ -349,12 +348,12 @@ impl Driver {
         while !done(self) {
             assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
             std::thread::sleep(Duration::from_micros(20));
-            // By hand, a device whose turn was over before it was done has to be given another.
+            // By hand, a device whose turn ended early needs another turn.
             self.mmio.transport.serve();
         }
     }
 
-    /// Waits for the next answer: the request's head and how many bytes the device wrote.
+    /// Waits for the next completed request; returns its head and the written bytes.
     pub fn wait_used(&mut self, queue: usize) -> (u16, u32) {
         let seen = self.queues[queue].seen;
         self.wait_until("an answer", |driver| driver.used_index(queue) != seen);
@@ -374,8 +373,7 @@ impl Driver {
         self.wait_until("the interrupt", |driver| driver.take_interrupt());
     }
 
-    /// Sends `readable` and returns what the device wrote of `room` bytes, with how much it says
-    /// that this was.
+    /// Sends `readable`; returns the bytes that the device wrote to `room` bytes, and their number in the used ring.
     pub fn request(&mut self, queue: usize, readable: &[u8], room: usize) -> (Vec<u8>, u32) {
         let answer = (DATA + readable.len() as u64).next_multiple_of(16);
         self.write(DATA, readable);

@@ -1,4 +1,4 @@
-//! What this crate has logged for the host's user to see, in the process of the tests.
+//! The messages that this crate has logged in the tests' process.
 
 use std::sync::{Mutex, Once};
 
@@ -24,7 +24,7 @@ impl Log for Lines {
     fn flush(&self) {}
 }
 
-/// Keeps what is logged from now on.
+/// Keeps messages from now on.
 pub fn keep() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -33,7 +33,7 @@ pub fn keep() {
     });
 }
 
-/// How many lines with `text` were logged.
+/// The number of messages with `text`.
 pub fn count(text: &str) -> usize {
     lock(&LINES).iter().filter(|line| line.contains(text)).count()
 }

@@ -1,4 +1,4 @@
-//! A device between two lives: stopped, while the driver sets it up, and running on its thread.
+//! A device between stopped, while the driver sets it up, and running on its thread.
 
 use std::any::Any;
 use std::sync::{Arc, Once};
@@ -30,25 +30,25 @@ const STATUS_ORDER: [u32; 4] = [
     conf::VIRTIO_CONFIG_S_DRIVER_OK,
 ];
 
-/// A device and what its driver has set up of it.
+/// A device and what its driver has set up.
 pub struct Transport {
     pub(super) id: u32,
     /// Feature bits that are offered.
     pub(super) features: u64,
     interrupt: Arc<Interrupt>,
-    /// Feature bits that the driver accepts.
+    /// Feature bits that the driver has accepted.
     pub(super) driver_features: u64,
-    /// It has accepted features past the 64th, of which none exists.
+    /// The driver has accepted features past the 64th, of which none exists.
     pub(super) accepts_unknown: bool,
     /// Queues as the driver sets them up. Fixed from DRIVER_OK to the reset.
     pub(super) queues: Vec<Queue>,
     kicks: Vec<Arc<EventFd>>,
     ram: GuestRam,
-    /// The device's.
+    /// The device's name.
     name: String,
     state: DeviceState,
-    /// The device has no thread: it works when it is told to [`serve`](Self::serve), so that what a
-    /// fuzzer finds can be repeated, and miri can run it.
+    /// The device has no thread: it works only in [`serve`](Self::serve), so that a fuzzer's findings can be repeated,
+    /// and miri can run it.
     #[cfg(any(test, fuzzing))]
     pub(super) by_hand: bool,
 }
@@ -56,14 +56,14 @@ pub struct Transport {
 enum DeviceState {
     Stopped(Box<dyn VirtioDevice>),
     Running(Worker<DeviceWork>),
-    /// Stopped with its queues as they were, to run again.
+    /// Stopped with its queues, to run again.
     Paused(DeviceWork),
     /// Its thread panicked or could not start.
     Dead,
 }
 
 impl Transport {
-    /// `device`, stopped, with its rings in `ram`; its driver reads the page of `pages` with the index `page`. It
+    /// `device`, stopped, with its rings in `ram`; its driver reads the page with the index `page` of `pages`. It
     /// raises `interrupt`, an irqfd.
     pub fn new(
         device: Box<dyn VirtioDevice>,
@@ -93,12 +93,12 @@ impl Transport {
         })
     }
 
-    /// Written when the driver has put requests into the queue of the same index.
+    /// Written to when the driver has put requests into the queue of the same index.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }
 
-    /// What the driver reads.
+    /// The registers that the driver reads.
     pub(super) fn registers(&self) -> &Registers {
         &self.interrupt.registers
     }
@@ -114,7 +114,7 @@ impl Transport {
         status & wanted == wanted && status & conf::VIRTIO_CONFIG_S_DRIVER_OK == 0
     }
 
-    /// The driver writes the status: zero resets, anything else has to add the next bit.
+    /// The driver writes the status: zero resets, any other value has to add the next bit.
     pub(super) fn set_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
@@ -129,7 +129,7 @@ impl Transport {
                 continue;
             }
             if bit == conf::VIRTIO_CONFIG_S_FEATURES_OK && !self.features_are_ok() {
-                return; // the bit stays clear, which tells the driver
+                return; // the bit stays clear, which the driver checks
             }
             self.registers().set_bits(VIRTIO_MMIO_STATUS, bit);
             if bit == conf::VIRTIO_CONFIG_S_DRIVER_OK
@@ -146,7 +146,7 @@ impl Transport {
             && self.driver_features & 1 << conf::VIRTIO_F_VERSION_1 != 0
     }
 
-    /// The driver is ready: the device goes to its thread.
+    /// The driver is ready: the device moves to its thread.
     fn activate(&mut self) -> Result<()> {
         let mut queues = Vec::new();
         for (queue, kick) in self.queues.iter().zip(&self.kicks) {
@@ -179,7 +179,7 @@ impl Transport {
         self.resume()
     }
 
-    /// Back to the state after power-on. Returns when no request is in flight any more.
+    /// Returns to the state after power-on. No request is in flight any more then.
     fn reset(&mut self) {
         self.pause();
         self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
@@ -197,8 +197,8 @@ impl Transport {
         self.registers().set(VIRTIO_MMIO_STATUS, status);
     }
 
-    /// The driver takes queue `index` back. Returns when none of its requests is in flight any more;
-    /// it is not served again before the next reset (virtio 1.2, 4.2.3.2).
+    /// The driver takes queue `index` back. No request of it is in flight any more when this returns, and it is not
+    /// served again before the next reset (virtio 1.2, 4.2.3.2).
     pub(super) fn stop_queue(&mut self, index: usize) {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return };
         queue.set_ready(false);
@@ -211,14 +211,14 @@ impl Transport {
         }
     }
 
-    /// Tells the device's thread that `pause` comes.
+    /// Has the device's thread stop, for a `pause` that follows.
     pub fn ask_to_pause(&self) {
         if let DeviceState::Running(worker) = &self.state {
             worker.ask_to_stop();
         }
     }
 
-    /// The device's name, and the time that its thread has used since the driver was ready.
+    /// The device's name, and the processor time of its thread since the driver was ready.
     pub fn cpu_time(&self) -> Option<(String, Duration)> {
         let time = match &self.state {
             DeviceState::Running(worker) => worker.cpu_time(),
@@ -228,8 +228,8 @@ impl Transport {
         Some((self.name.clone(), time))
     }
 
-    /// Makes `change` to the device, a `D` that is stopped. The driver gets an interrupt if the configuration space is
-    /// another one then.
+    /// Calls `change` with the device, a `D`, while it is stopped. The driver gets an interrupt if the configuration
+    /// space has changed.
     pub fn change<D: VirtioDevice>(
         &mut self,
         change: impl FnOnce(&mut D) -> Result<()>,
@@ -249,7 +249,7 @@ impl Transport {
         changed
     }
 
-    /// Stops the device's thread; it keeps its place in the queues.
+    /// Stops the device's thread; queues keep their position.
     pub fn pause(&mut self) {
         self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
             DeviceState::Running(worker) => {
@@ -259,8 +259,8 @@ impl Transport {
         };
     }
 
-    /// Starts a device that `pause` stopped, or that is new. Requests may be queued already, by a driver that
-    /// kicked too early.
+    /// Starts a device that `pause` stopped, or that is new. Requests may be queued already, by a driver that kicked
+    /// too early.
     pub fn resume(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, DeviceState::Dead) {
             DeviceState::Paused(work) => {
@@ -277,7 +277,7 @@ impl Transport {
         Ok(())
     }
 
-    /// Gives each queue that was kicked a turn, on this thread.
+    /// Gives each kicked queue a turn, on this thread.
     #[cfg(any(test, fuzzing))]
     pub(super) fn serve(&mut self) {
         let DeviceState::Paused(work) = &mut self.state else { return };
@@ -289,27 +289,27 @@ impl Transport {
     }
 }
 
-/// Gives up on the device until the driver resets it.
+/// Stops serving the device until the driver resets it.
 fn needs_reset(interrupt: &Interrupt, error: &anyhow::Error) {
-    // Told once: a guest that does it again and again must not fill the host's logs.
-    static TOLD: Once = Once::new();
-    TOLD.call_once(|| log::warn!("virtio: the guest's driver is broken, as in {error:#}"));
+    // Once: a guest that repeats the error must not fill the host's logs.
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| log::warn!("virtio: the guest's driver is broken, as in {error:#}"));
     log::debug!("virtio: device needs reset: {error:#}");
     interrupt.registers.set_bits(VIRTIO_MMIO_STATUS, conf::VIRTIO_CONFIG_S_NEEDS_RESET);
     interrupt.config_changed();
 }
 
-/// A device at work: waits for kicks and serves queues.
+/// A running device: waits for kicks and serves queues.
 struct DeviceWork {
     device: Box<dyn VirtioDevice>,
     queues: Vec<Virtqueue>,
-    /// Which queues the driver has enabled.
+    /// The queues that the driver has enabled.
     ready: Vec<bool>,
     kicks: Vec<Arc<EventFd>>,
     interrupt: Arc<Interrupt>,
-    /// Of threads before this one.
+    /// Processor time of earlier threads.
     cpu_time: Duration,
-    /// When all queues are to be served again.
+    /// When to serve all queues again.
     resume_at: Option<Instant>,
 }
 
@@ -366,28 +366,28 @@ impl DeviceWork {
         status & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0
     }
 
-    /// Gives up on the device if it could not be `served`, and asks it when to serve it again.
+    /// Stops serving the device if it could not be `served`; updates when to serve it again.
     fn conclude(&mut self, served: Result<()>, what: &str, index: usize) {
         if let Err(error) = served {
             let error = error.context(format!("{}, {what} {index}", self.device.name()));
             needs_reset(&self.interrupt, &error);
         }
-        // Whichever queue waits: the first time is looked at, and then what there is to do next.
+        // The earliest time of any queue counts, and after it the next.
         self.resume_at = [self.resume_at, self.device.resume_at()].into_iter().flatten().min();
     }
 
-    /// As the driver would.
+    /// Kicks all queues.
     fn kick_all(&mut self) {
         self.resume_at = None;
         for kick in &self.kicks {
-            // Cannot fail: each is emptied before its queue is served.
+            // Cannot fail: each counter is cleared before its queue is served.
             let _ = kick.write(1);
         }
     }
 
-    /// Waits for a kick, and takes it, or for a descriptor; `None` to look at `stop`, and when it is `until`.
+    /// Waits for a kick, and takes it, or for a descriptor; `None` to check `stop`, and at `until`.
     fn wait(&self, stop: &StopFlag, last: usize, until: Option<Instant>) -> Option<Ready> {
-        // The `last` one comes last, or a queue that is always busy would starve the others.
+        // The `last` queue comes last, or a queue that is always busy would starve the others.
         let mut order = (last + 1..self.kicks.len()).chain(0..=last);
         if let Some(index) = order.find(|&index| self.kicks[index].read().is_ok()) {
             return Some(Ready::Queue(index));
@@ -402,14 +402,14 @@ impl DeviceWork {
         }
         let left = until.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        // An error is EINTR, which is how a stop arrives.
+        // An error is EINTR, by which a stop arrives.
         poll(&mut fds, timeout.as_ref()).ok()?;
         let ready = fds[others..].iter().position(|fd| !fd.revents().is_empty());
         ready.map(Ready::Descriptor)
     }
 }
 
-/// What there is to do for a device.
+/// The next thing to serve.
 enum Ready {
     /// This queue was kicked.
     Queue(usize),

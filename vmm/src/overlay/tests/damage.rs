@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use super::{BITMAP, BLOCK, Files, LEN, pattern};
 use crate::overlay::sector;
 
-/// A layer with something in it.
+/// A layer that has been written to.
 fn used() -> Files {
     let files = Files::new(LEN);
     let mut layer = files.open().unwrap();

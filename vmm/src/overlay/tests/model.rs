@@ -34,10 +34,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the disk is to hold.
+/// The expected contents of the disk.
 struct Model {
     bytes: Vec<u8>,
-    /// Blocks that were written to, and those of them that a crash leaves.
+    /// The blocks that were written to, and those of them that survive a crash.
     ours: [bool; LEN.div_ceil(BLOCK)],
     safe: [bool; LEN.div_ceil(BLOCK)],
 }
@@ -55,7 +55,7 @@ impl Model {
         self.safe = self.ours;
     }
 
-    /// Blocks that were not flushed since they became the layer's are the base's again.
+    /// Blocks that were not flushed since they were added to the layer are the base's again.
     fn crash(&mut self) {
         let base = pattern(LEN, 0);
         for (block, safe) in self.safe.iter().enumerate().filter(|(_, safe)| !**safe) {
@@ -79,7 +79,7 @@ fn take(step: Step, files: &Files, layer: Layer, model: &mut Model) -> Layer {
             model.change(sector, count, |bytes| bytes.copy_from_slice(&data));
         }
         Step::Zero { sector, count } => {
-            // DiskImage does not ask for nothing.
+            // DiskImage makes no empty requests.
             if count > 0 {
                 files.zero(&mut layer, sector * 512, count * 512);
                 model.change(sector, count, |bytes| bytes.fill(0));

@@ -33,7 +33,7 @@ impl Disk {
         });
     }
 
-    /// Asks for a sector so often.
+    /// Requests a sector `count` times.
     fn asks_for(&mut self, count: usize) {
         for _ in 0..count {
             let header = DATA;
@@ -46,7 +46,7 @@ impl Disk {
         self.driver.kick(0);
     }
 
-    /// How many are answered after its thread was stopped, with what it had begun done.
+    /// The number of responses after the thread has stopped and finished what it had begun.
     fn answered(&mut self) -> u16 {
         self.change(|_| {});
         self.driver.used_index(0)
@@ -64,7 +64,7 @@ fn a_disk_answers_as_many_requests_as_it_may_and_the_rest_once_it_may() {
         }
         assert_eq!(disk.answered(), 3);
         assert_eq!(disk.driver.unanswered(0), 2);
-        // It can be reset in spite of those that wait.
+        // A disk can be reset while requests wait.
         disk.change(|block| {
             assert!(block.counts().throttled.count() > 0);
             block.limiter = None;
@@ -114,9 +114,9 @@ fn another_image_is_seen_by_the_driver() {
     assert_ne!(disk.driver.get(VIRTIO_MMIO_CONFIG_GENERATION), generation);
     assert_eq!(disk.driver.interrupt_status() & CONFIG_CHANGE, CONFIG_CHANGE);
     assert_eq!(disk.read(1, 512), (0, contents[512..1024].to_vec()));
-    // What is no more is refused.
+    // Requests beyond the new size are refused.
     assert_ne!(disk.read(SECTORS - 1, 512).0, 0);
-    // A change that changes nothing is not told.
+    // A change without an effect raises no interrupt.
     disk.driver.acknowledge(CONFIG_CHANGE);
     disk.change(|block| block.limiter = None);
     assert_eq!(disk.driver.interrupt_status() & CONFIG_CHANGE, 0);

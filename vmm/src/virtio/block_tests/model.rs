@@ -35,16 +35,16 @@ enum Request {
     Flush,
     Pause,
     Reset,
-    /// A write, and before it is answered a pause or a reset.
+    /// A write, and a pause or a reset before its response.
     CutShort {
         at: u64,
         count: u64,
         seed: usize,
         reset: bool,
     },
-    /// A write that the disk must not do, in the words of `refused`.
+    /// A write that the disk must refuse, by a case of `refused`.
     Refused(&'static str),
-    /// A write in a chain that cannot be followed, in the words of `break_chain`.
+    /// A write in a chain that cannot be followed, by a case of `break_chain`.
     Broken(&'static str),
 }
 
@@ -83,7 +83,7 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-/// Sends `request` to `disk`, whose blocks have `block` bytes, and does the same to `model`.
+/// Sends `request` to `disk`, whose blocks have `block` bytes, and applies it to `model`.
 fn step(request: Request, disk: &mut Disk, model: &mut [u8], block: u64) {
     let bytes = |at: u64, count: u64| (at * block) as usize..((at + count) * block) as usize;
     let sector = |at: u64| at * block / 512;
@@ -125,7 +125,7 @@ fn step(request: Request, disk: &mut Disk, model: &mut [u8], block: u64) {
     }
 }
 
-/// After a pause the write is done; with a reset each block of it is, or is not.
+/// After a pause the write is complete; after a reset each of its blocks is written or not.
 fn cut_short(disk: &mut Disk, sector: u64, data: &[u8], reset: bool, model: &mut [u8]) {
     let answers = disk.offer(VIRTIO_BLK_T_OUT, sector, data, 0, &[]);
     disk.driver.kick(0);
@@ -144,7 +144,7 @@ fn cut_short(disk: &mut Disk, sector: u64, data: &[u8], reset: bool, model: &mut
     model.copy_from_slice(found);
 }
 
-/// Asks for a write that has to fail.
+/// Sends a write that has to fail.
 fn refused(disk: &mut Disk, how: &str) {
     let (kind, sector, len) = match how {
         "past the end" => (VIRTIO_BLK_T_OUT, SECTORS, 512),
@@ -158,13 +158,13 @@ fn refused(disk: &mut Disk, how: &str) {
     assert_ne!(disk.ask(kind, sector, &data, 0).0, VIRTIO_BLK_S_OK, "{how}");
 }
 
-/// Offers a write of the first sector whose chain is `how`.
+/// Offers a write of the first sector in an invalid chain.
 fn break_chain(disk: &mut Disk, how: &str) {
     let [table, _, _, indirect] = rings(0);
     let driver = &mut disk.driver;
     driver.write(DATA, &[&header(VIRTIO_BLK_T_OUT, 0)[..], &pattern(512, 99)].concat());
     let status = (DATA + 0x1000, 1);
-    // The whole request in one piece, and its status: good but for what is changed below.
+    // The request in one piece, and its status: valid but for the change below.
     let request = |index, flags, next| driver.set_desc(table, index, DATA, 528, flags, next);
     let answer =
         |index, flags, next| driver.set_desc(table, index, status.0, status.1, flags, next);

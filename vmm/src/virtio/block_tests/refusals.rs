@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 use super::{Disk, LEN, SECTORS, header, range};
 use crate::virtio::test_driver::{DATA, RAM_SIZE};
 
-/// Where and how long transfers are that no disk of `SECTORS` sectors can do.
+/// Sector and length of transfers that exceed a disk of `SECTORS` sectors.
 const OUTSIDE: [(u64, usize); 9] = [
     (SECTORS, 512),
     (SECTORS - 1, 1024),
@@ -116,7 +116,7 @@ fn a_request_without_room_for_its_status_needs_a_reset() {
 
 #[test]
 fn a_request_larger_than_the_limits_fails_before_it_starts() {
-    // Its file can hold what the request asks for, so that only the limit refuses it.
+    // The file is large enough, so that only the limit refuses the request.
     let mut disk = Disk::sparse(1 << 30);
     disk.driver.write(DATA, &header(VIRTIO_BLK_T_IN, 0));
     let everything = (0, RAM_SIZE as u32, true);

@@ -158,7 +158,7 @@ fn direct_io_takes_buffers_and_sectors_of_any_alignment() {
 #[test]
 fn a_sector_has_512_bytes_however_the_file_is_opened() {
     let unit_of = |disk: &mut Disk| 512 << (disk.driver.get(VIRTIO_MMIO_CONFIG + 24) & 0xff);
-    // Some file systems tell no unit of O_DIRECT, as tmpfs; it is 4096 bytes then.
+    // Some file systems report no unit of O_DIRECT, as tmpfs; it is 4096 bytes then.
     for folder in [std::env::temp_dir(), "/dev/shm".into()] {
         for direct in [false, true] {
             let Ok(file) = TempFile::new_in(&folder) else { continue };

@@ -1,11 +1,11 @@
 //! Rings, chains and registers without threads and files: what miri can run (scripts/miri).
 
-use super::SUBJECTS;
+use super::DEVICE_CASES;
 use crate::virtio::VirtioDevice;
 use crate::virtio::queue::Virtqueue;
 use crate::virtio::test_driver::{DATA, Driver, INDIRECT, NEXT, RAM_SIZE, WRITE, rings};
 
-/// Answers with what it was asked, backwards.
+/// A device that responds with the request's bytes, backwards.
 struct Mirror;
 
 impl VirtioDevice for Mirror {
@@ -76,9 +76,9 @@ fn chains_that_cannot_be_followed_need_a_reset() {
 #[test]
 #[cfg_attr(miri, ignore = "disks are files, which miri cannot open as they are")]
 fn each_device_works_without_a_thread() {
-    for subject in &SUBJECTS {
-        let mut driver = Driver::new((subject.make)()).by_hand();
+    for case in &DEVICE_CASES {
+        let mut driver = Driver::new((case.make)()).by_hand();
         driver.init();
-        subject.works(&mut driver);
+        case.works(&mut driver);
     }
 }

@@ -1,4 +1,4 @@
-//! Rings and descriptor chains that make no sense.
+//! Invalid rings and descriptor chains.
 
 use std::thread;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn offer(driver: &mut Driver, descs: &[(u64, u32, u16, u16)]) {
     driver.offer(0, 0);
 }
 
-/// Offers a chain that is all in an indirect table.
+/// Offers a chain in an indirect table.
 fn offer_indirect(driver: &mut Driver, table_len: u32, descs: &[(u64, u32, u16, u16)]) {
     let [_, _, _, table] = rings(0);
     for (index, (addr, len, flags, next)) in (0..).zip(descs.iter().copied()) {
@@ -26,7 +26,7 @@ fn offer_indirect(driver: &mut Driver, table_len: u32, descs: &[(u64, u32, u16, 
     offer(driver, &[(table, table_len, INDIRECT, 0)]);
 }
 
-/// Makes something available.
+/// Makes a chain available.
 type Offer = fn(&mut Driver);
 
 /// Chains that no device can follow.
@@ -56,17 +56,17 @@ const BROKEN: [(&str, Offer); 19] = [
 
 #[test]
 fn a_chain_that_cannot_be_followed_needs_a_reset_and_is_not_answered() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         for (name, break_it) in BROKEN {
             driver.init();
             break_it(driver);
             driver.kick(0);
             driver.wait_needs_reset();
             assert_eq!(driver.used_index(0), 0, "{name}");
-            // Until the reset it does nothing at all, not even for other queues.
+            // Until the reset the device serves no queue.
             let last = driver.queue_count() - 1;
             let used = driver.used_index(last);
-            subject.add(driver, last);
+            case.add(driver, last);
             driver.kick(last);
             thread::sleep(Duration::from_millis(2));
             assert_eq!(driver.used_index(last), used, "{name}");
@@ -76,11 +76,11 @@ fn a_chain_that_cannot_be_followed_needs_a_reset_and_is_not_answered() {
 
 #[test]
 fn requests_before_a_broken_one_are_answered() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.init();
         driver.paused(|driver| {
-            subject.add(driver, 0);
-            subject.add(driver, 0);
+            case.add(driver, 0);
+            case.add(driver, 0);
             driver.offer(0, 0xffff);
         });
         driver.wait_needs_reset();
@@ -106,22 +106,22 @@ fn descriptors_of_no_length_are_answered_or_need_a_reset() {
 
 #[test]
 fn chains_may_be_indirect_as_long_as_the_queue_and_in_any_ram() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.init();
         let size = driver.queue_max(0) as usize;
         let data = HIGH_RAM + HIGH_RAM_SIZE - 0x1000;
-        driver.write(data, subject.request);
+        driver.write(data, case.request);
         let mut buffers: Vec<_> =
-            (data..).map(|address| (address, 1, false)).take(subject.request.len()).collect();
+            (data..).map(|address| (address, 1, false)).take(case.request.len()).collect();
         let parts = size - buffers.len() - 1;
         buffers.extend((data + 0x100..).map(|address| (address, 1, true)).take(parts));
-        let rest = subject.room - parts;
+        let rest = case.room - parts;
         // Ends with the last byte of RAM.
         buffers.push((HIGH_RAM + HIGH_RAM_SIZE - rest as u64, rest as u32, true));
         for add in [Driver::add, Driver::add_indirect] {
             let head = add(driver, 0, &buffers);
             driver.kick(0);
-            assert_eq!(driver.wait_used(0), (head, subject.written as u32));
+            assert_eq!(driver.wait_used(0), (head, case.written as u32));
         }
     });
 }
@@ -131,7 +131,7 @@ fn a_chain_longer_than_its_queue_needs_a_reset() {
     for_each_device(|_, driver| {
         driver.init();
         let size = driver.queue_max(0) as usize;
-        // The table has to leave room for one more than the queue has.
+        // The table has to have one entry more than the queue.
         let buffers = vec![(DATA, 1, true); size + 1];
         let table = DATA + 0x1000;
         for (index, (address, len, _)) in (0..).zip(buffers) {

@@ -1,4 +1,4 @@
-//! Interrupts and kicks are left out as agreed, and none is lost.
+//! Interrupts and kicks are suppressed as negotiated, and none is lost.
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
@@ -9,11 +9,11 @@ const MANY: u16 = 20;
 
 #[test]
 fn every_answer_interrupts_a_driver_without_event_idx() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         let features = driver.offered_features() & !(1 << VIRTIO_RING_F_EVENT_IDX);
         driver.init_with(features);
         for _ in 0..100 {
-            subject.add(driver, 0);
+            case.add(driver, 0);
             driver.kick(0);
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
             assert_eq!(driver.interrupt_status(), USED_BUFFER);
@@ -26,17 +26,17 @@ fn every_answer_interrupts_a_driver_without_event_idx() {
 
 #[test]
 fn a_driver_without_event_idx_can_do_without_interrupts() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         let features = driver.offered_features() & !(1 << VIRTIO_RING_F_EVENT_IDX);
         driver.init_with(features);
         for wanted in [false, true, false] {
             driver.want_interrupts(0, wanted);
             for _ in 0..20 {
-                subject.add(driver, 0);
+                case.add(driver, 0);
                 driver.kick(0);
                 driver.wait_used(0);
             }
-            driver.paused(|_| {}); // what there is to raise after an answer has been raised
+            driver.paused(|_| {}); // all interrupts for completed requests are raised by then
             assert_eq!(driver.take_interrupt(), wanted);
             let status = if wanted { USED_BUFFER } else { 0 };
             assert_eq!(driver.interrupt_status(), status);
@@ -47,17 +47,17 @@ fn a_driver_without_event_idx_can_do_without_interrupts() {
 
 #[test]
 fn event_idx_delays_the_interrupt_to_the_answer_that_the_driver_names() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.init();
         for batch in 1..20 {
             driver.set_used_event(0, batch * MANY - 1);
             for _ in 1..MANY {
-                subject.add(driver, 0);
+                case.add(driver, 0);
                 driver.kick(0);
                 driver.wait_used(0);
             }
             assert!(!driver.take_interrupt(), "all but one are answered");
-            subject.add(driver, 0);
+            case.add(driver, 0);
             driver.kick(0);
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
             driver.wait_used(0);
@@ -67,16 +67,16 @@ fn event_idx_delays_the_interrupt_to_the_answer_that_the_driver_names() {
 
 #[test]
 fn a_driver_that_kicks_only_when_asked_to_is_always_answered() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         let all = driver.offered_features();
         for features in [all, all & !(1 << VIRTIO_RING_F_EVENT_IDX)] {
             driver.init_with(features);
             for round in 0..3000u32 {
-                subject.add(driver, 0);
+                case.add(driver, 0);
                 if driver.wants_kick(0) {
                     driver.kick(0);
                 }
-                // With a request or two in flight, new ones come just as the device goes to sleep.
+                // With a request or two in flight, new ones arrive just as the device begins to wait.
                 if round.is_multiple_of(3) {
                     driver.wait_used(0);
                 }

@@ -1,4 +1,4 @@
-//! Queues that are set up wrong, one field at a time.
+//! Queues that are set up wrongly, one field at a time.
 
 use std::thread;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::virtio::test_driver::{Driver, HIGH_RAM, HIGH_RAM_SIZE, RAM_SIZE};
 const ADDRESSES: [u32; 3] =
     [VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_USED_LOW];
 
-/// Where no ring can be.
+/// Addresses at which no ring can be.
 const NOT_RAM: [u64; 7] = [
     RAM_SIZE,
     RAM_SIZE - 16,                 // overlaps the end
@@ -40,11 +40,11 @@ fn set_up_with(driver: &mut Driver, change: impl FnOnce(&mut Driver)) {
 
 #[test]
 fn a_size_that_no_queue_can_have_is_not_taken() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         let max = driver.queue_max(0);
         for size in [0, 3, max - 1, max + 1, max * 2, 0x1_0000, 0x1_0000 + max, u32::MAX] {
             set_up_with(driver, |driver| driver.set(VIRTIO_MMIO_QUEUE_NUM, size));
-            subject.works(driver);
+            case.works(driver);
         }
     });
 }
@@ -53,7 +53,7 @@ fn a_size_that_no_queue_can_have_is_not_taken() {
 fn the_smallest_queue_works() {
     for_each_device(|_, driver| {
         set_up_with(driver, |driver| driver.set(VIRTIO_MMIO_QUEUE_NUM, 1));
-        // No request of a disk fits one descriptor, but it is looked at: descriptor 0 is empty.
+        // One descriptor is no complete request, but it is read: descriptor 0 is empty.
         driver.offer(0, 0);
         driver.kick(0);
         driver.wait_until("an answer", |driver| {
@@ -76,12 +76,12 @@ fn rings_outside_ram_need_a_reset() {
 
 #[test]
 fn unaligned_addresses_are_not_taken() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         for register in ADDRESSES {
             for low in [1, 0xffff_ffff] {
-                // The address stays what it was: zero, or what the driver wrote before.
+                // The address is still zero, or the driver's last value.
                 set_up_with(driver, |driver| driver.set(register, low));
-                subject.works(driver);
+                case.works(driver);
             }
         }
     });
@@ -89,12 +89,12 @@ fn unaligned_addresses_are_not_taken() {
 
 #[test]
 fn rings_at_address_zero_or_on_top_of_each_other_harm_only_the_guest() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         for address in [0, 0x1000, 0x2000] {
             for register in ADDRESSES {
                 set_up_with(driver, |driver| driver.set_address(register, address));
-                // What happens depends on what the rings say then, and is the guest's affair.
-                subject.add(driver, 0);
+                // The result depends on the rings' contents, and harms only the guest.
+                case.add(driver, 0);
                 driver.kick(0);
                 thread::sleep(Duration::from_millis(1));
             }
@@ -104,7 +104,7 @@ fn rings_at_address_zero_or_on_top_of_each_other_harm_only_the_guest() {
 
 #[test]
 fn only_one_makes_a_queue_ready_and_only_zero_takes_it_back() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         for value in [2, 3, 0x8000_0001, u32::MAX] {
             set_up_with(driver, |driver| {
                 driver.set(VIRTIO_MMIO_QUEUE_READY, value);
@@ -113,32 +113,32 @@ fn only_one_makes_a_queue_ready_and_only_zero_takes_it_back() {
                 driver.set(VIRTIO_MMIO_QUEUE_READY, value);
                 assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 1, "{value:#x} on a ready queue");
             });
-            subject.works(driver);
+            case.works(driver);
         }
     });
 }
 
 #[test]
 fn a_ready_queue_does_not_change() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         set_up_with(driver, |driver| {
             driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
             driver.set(VIRTIO_MMIO_QUEUE_NUM, 2);
             ADDRESSES.into_iter().for_each(|register| driver.set_address(register, u64::MAX));
         });
-        subject.works(driver);
+        case.works(driver);
     });
 }
 
 #[test]
 fn a_queue_that_is_not_ready_is_never_looked_at() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.start_setup();
         let features = driver.offered_features();
         assert!(driver.accept_features(features));
         driver.describe_queue(0);
         driver.driver_ok();
-        subject.add(driver, 0);
+        case.add(driver, 0);
         for _ in 0..100 {
             driver.kick(0);
         }
@@ -153,10 +153,10 @@ fn a_queue_that_is_not_ready_is_never_looked_at() {
 
 #[test]
 fn a_queue_that_is_taken_back_is_not_served_any_more_and_the_others_are() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         for queue in 0..driver.queue_count() {
             driver.init();
-            (0..64).for_each(|_| _ = subject.add(driver, queue));
+            (0..64).for_each(|_| _ = case.add(driver, queue));
             driver.kick(queue);
             driver.set(VIRTIO_MMIO_QUEUE_SEL, queue as u32);
             driver.set(VIRTIO_MMIO_QUEUE_READY, 0);
@@ -164,10 +164,10 @@ fn a_queue_that_is_taken_back_is_not_served_any_more_and_the_others_are() {
             assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0);
             driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
             assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0, "only a reset brings it back");
-            subject.add(driver, queue);
+            case.add(driver, queue);
             driver.kick(queue);
-            for other in subject.prompt(driver).filter(|other| *other != queue) {
-                driver.request(other, subject.request, subject.room);
+            for other in case.prompt(driver).filter(|other| *other != queue) {
+                driver.request(other, case.request, case.room);
             }
             thread::sleep(Duration::from_millis(5));
             assert_eq!(driver.used_index(queue), answered, "queue {queue}");

@@ -1,4 +1,4 @@
-//! Drivers that do anything, in any order.
+//! Random drivers.
 
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 
-use super::{SUBJECTS, in_time};
+use super::{DEVICE_CASES, in_time};
 use crate::bus::BusDevice;
 use crate::layout::VIRTIO_MMIO_SIZE;
 use crate::virtio::test_driver::{DATA, Driver, RAM_SIZE, rings};
@@ -68,7 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn take(step: Step, subject: &super::Subject, driver: &mut Driver) {
+fn take(step: Step, case: &super::DeviceCase, driver: &mut Driver) {
     match step {
         Step::Init => driver.init(),
         Step::Read { offset, width } => driver.mmio.read(offset, &mut [0xff; 8][..width]),
@@ -83,7 +83,7 @@ fn take(step: Step, subject: &super::Subject, driver: &mut Driver) {
         Step::SetAvailIndex { index } => driver.set_avail_index(0, index),
         Step::Scribble { address, value } => driver.write(address, &value.to_le_bytes()),
         Step::Kick { queue } => driver.kick(queue),
-        Step::Request => _ = subject.add(driver, 0),
+        Step::Request => _ = case.add(driver, 0),
         Step::PauseAndResume => driver.paused(|_| {}),
         Step::Wait => thread::sleep(Duration::from_micros(100)),
     }
@@ -91,16 +91,16 @@ fn take(step: Step, subject: &super::Subject, driver: &mut Driver) {
 
 #[test]
 fn whatever_a_driver_does_the_device_works_after_a_reset() {
-    for subject in &SUBJECTS {
-        in_time(subject.name, move || {
+    for case in &DEVICE_CASES {
+        in_time(case.name, move || {
             let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
             let steps = proptest::collection::vec(step(), 1..80);
             let run = TestRunner::new(config).run(&steps, |steps| {
-                let mut driver = Driver::new((subject.make)());
+                let mut driver = Driver::new((case.make)());
                 driver.init();
-                steps.into_iter().for_each(|step| take(step, subject, &mut driver));
+                steps.into_iter().for_each(|step| take(step, case, &mut driver));
                 driver.init();
-                subject.works(&mut driver);
+                case.works(&mut driver);
                 Ok(())
             });
             run.unwrap();

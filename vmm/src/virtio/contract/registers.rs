@@ -21,7 +21,7 @@ use crate::bus::BusDevice;
 use crate::layout::VIRTIO_MMIO_SIZE;
 use crate::virtio::test_driver::Driver;
 
-/// Bring a device after power-on to each status that it can have.
+/// Functions that bring a device after power-on to each possible status.
 const STATES: [fn(&mut Driver); 7] = [
     Driver::reset,
     |driver| {
@@ -94,7 +94,7 @@ fn registers_are_written_in_whole_words_and_the_configuration_is_bytes() {
 
 #[test]
 fn what_is_written_after_driver_ok_has_no_effect() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.init();
         let kept = [VIRTIO_MMIO_STATUS, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_INTERRUPT_ACK];
         for queue in 0..driver.queue_count() {
@@ -111,7 +111,7 @@ fn what_is_written_after_driver_ok_has_no_effect() {
         }
         driver.set(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE);
         assert_ne!(driver.status() & VIRTIO_CONFIG_S_DRIVER_OK, 0, "only a reset clears bits");
-        subject.works(driver);
+        case.works(driver);
     });
 }
 
@@ -152,7 +152,7 @@ fn there_is_no_shared_memory() {
 
 #[test]
 fn features_are_fixed_once_they_are_ok() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.start_setup();
         let offered = driver.offered_features();
         assert!(driver.accept_features(offered & !(1 << VIRTIO_RING_F_EVENT_IDX)));
@@ -160,7 +160,7 @@ fn features_are_fixed_once_they_are_ok() {
         (0..driver.queue_count()).for_each(|queue| driver.set_up_queue(queue));
         driver.driver_ok();
         for _ in 0..3 {
-            subject.add(driver, 0);
+            case.add(driver, 0);
             driver.kick(0);
             // EVENT_IDX would leave out all but the first.
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
@@ -171,7 +171,7 @@ fn features_are_fixed_once_they_are_ok() {
 
 #[test]
 fn status_bits_are_only_taken_in_their_order() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         for status in
             [VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER]
         {
@@ -189,7 +189,7 @@ fn status_bits_are_only_taken_in_their_order() {
         driver.describe_queue(0);
         driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
         assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0);
-        subject.add(driver, 0);
+        case.add(driver, 0);
         driver.kick(0);
         thread::sleep(Duration::from_millis(5));
         assert_eq!(driver.used_index(0), 0);
@@ -198,7 +198,7 @@ fn status_bits_are_only_taken_in_their_order() {
 
 #[test]
 fn queue_registers_beyond_the_last_queue_lead_nowhere() {
-    for_each_device(|subject, driver| {
+    for_each_device(|case, driver| {
         driver.start_setup();
         let features = driver.offered_features();
         assert!(driver.accept_features(features));
@@ -211,6 +211,6 @@ fn queue_registers_beyond_the_last_queue_lead_nowhere() {
         }
         (0..driver.queue_count()).for_each(|queue| driver.set_up_queue(queue));
         driver.driver_ok();
-        subject.works(driver);
+        case.works(driver);
     });
 }

@@ -1,4 +1,4 @@
-//! No queue takes all of a device's time.
+//! A queue cannot take all of a device's time.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::queue::Virtqueue;
 use crate::virtio::test_driver::{DATA, Driver, rings};
 
-/// Each answer in queue 0 comes with the next request, as if its driver were that fast.
+/// Each response in queue 0 is followed by the next request at once, as from a very fast driver.
 struct Endless(Arc<OnceLock<GuestRam>>);
 
 impl VirtioDevice for Endless {
@@ -61,7 +61,7 @@ fn a_queue_that_never_runs_empty_keeps_nobody_from_being_served_or_stopped() {
     });
 }
 
-/// Takes longer for each request than a turn lasts.
+/// A device that takes longer for a request than a turn lasts.
 struct Slow;
 
 impl VirtioDevice for Slow {
