@@ -255,7 +255,7 @@ fn a_compressed_kernel_starts_again_with_a_cache_and_without() {
         running.prints(&"boot 1\n".repeat(5));
     }
     let running = vmm(&kernel, &cache.path("")).start().prints("boot 1\n");
-    // What it has loaded it has open.
+    // The file of a loaded kernel stays open.
     fs::remove_dir_all(kernels(&cache)).unwrap();
     running.prints(&"boot 1\n".repeat(10));
 }

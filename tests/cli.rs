@@ -38,7 +38,7 @@ fn an_unknown_flag_is_reported_with_the_nearest_one() {
     run(&["bzImage"]).refuses(2, &["'bzImage'", "--help"]);
     run(&["--KERNEL", "x"]).refuses(2, &["'--kernel'"]);
     run(&["--no_reboot"]).refuses(2, &["'--no-reboot'"]);
-    // Where nothing is near, nothing is named.
+    // An unknown word with no similar one gets no suggestion.
     let far = run(&["--frobnicate"]).exits(2);
     assert!(!far.stderr.contains("nearest") && !far.stderr.contains("-- --"), "{}", far.stderr);
 }

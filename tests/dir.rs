@@ -16,7 +16,7 @@ impl Dir {
             std::env::temp_dir().join(format!("tinyvmm-{}-{count}", std::process::id()))
         };
         let mut path = new_path();
-        // One that a test process of this number left when it was killed may be there.
+        // A test process of this number that was killed may have left its folder.
         while let Err(error) = fs::create_dir(&path) {
             assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{}: {error}", path.display());
             path = new_path();

@@ -151,7 +151,7 @@ fn the_memory_that_is_asked_for_is_enough() {
     let vmm = Vmm::new().sparse_file("large", 100 * MIB).args(["--mem", "102M"]);
     vmm.guest(guests::hello).args(["--initrd", "large"]).run().exits(0);
     let kernel = elf_with(64 + 24, &(100 * MIB).to_le_bytes());
-    // Its entry is where nothing was loaded.
+    // The entry is at an address where nothing is loaded.
     let vmm = Vmm::new().kernel(&kernel).args(["--mem", "101M"]);
     vmm.run().refuses(3, &["entry 0x100000"]);
 }

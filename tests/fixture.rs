@@ -296,7 +296,7 @@ fn tail(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(800)..]).into_owned()
 }
 
-/// How a tinyvmm ended.
+/// The end of a tinyvmm, with its output.
 pub struct Outcome {
     status: ExitStatus,
     pub stdout: Vec<u8>,

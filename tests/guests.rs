@@ -79,7 +79,7 @@ macro_rules! guest {
 
 pub(crate) use guest;
 
-/// What is between the two.
+/// The bytes from `start` to `end`.
 pub fn code(start: *const u8, end: *const u8) -> Vec<u8> {
     let len = end.addr() - start.addr();
     // SAFETY: the two are the ends of one guest's code in the read-only data of this program.
@@ -354,7 +354,7 @@ guest!(
     ".code64",
 );
 
-/// Where the code is loaded and entered.
+/// The address at which the code is loaded and entered.
 const LOAD: u64 = layout::KERNEL_MIN;
 
 /// An ELF file with `code` as its one segment, entered at its start.

@@ -291,7 +291,7 @@ fn dependencies_are_from_the_registry_and_locked() {
         ("guest-images/hostile/Cargo.lock", &["hostile"]),
         ("tests/client/Cargo.lock", &["client"]),
     ];
-    // The same one for all of them; .deny.toml lets it be cargo's own only.
+    // All crates are of one registry; .deny.toml allows only cargo's own.
     let mut registries = HashSet::new();
     for (lock, ours) in locks {
         let text = read(lock);

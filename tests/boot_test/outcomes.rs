@@ -1,4 +1,4 @@
-//! What passes and what fails, and why.
+//! Which machines pass or fail, and the reasons.
 
 use super::{boot_test, fails, logs, one, passes, reports, row};
 
@@ -82,7 +82,7 @@ fn failures_of_a_kernel_are_found() {
     fails(&one("kernel = 'bug'"), &[r"the console shows '\bBUG:': BUG: kernel NULL pointer"]);
     let outcome = fails(&one("kernel = 'panic'"), &["shows 'Kernel panic': Kernel panic - not"]);
     outcome.prints("log: ").prints("/boot-test-logs/m.log");
-    // What was seen before does not help.
+    // A pattern that was seen before the last one does not count.
     let after = one("kernel = 'bug'\nexpect = ['up', 'Call Trace']");
     fails(&after, &[r"the console shows '\bBUG:'"]);
     // DEBUG is no bug.
@@ -196,7 +196,7 @@ fn what_keeps_many_machines_from_starting_is_shown_once() {
 
 #[test]
 fn a_commands_status_may_be_any() {
-    // What tinyvmm ends with where there is no status is no status.
+    // tinyvmm's exit code for a missing status is no status.
     let spec = one("kernel = 'hello'\ninitrd = 'hello'\nrun = 'true'\nexit-status = 125");
     fails(&spec, &["the machine ended before its command: power-off"]);
 }

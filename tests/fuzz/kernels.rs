@@ -45,7 +45,7 @@ pub fn boot(data: &[u8]) {
         if let Entry::Linux64(at) = entry {
             assert!((layout::KERNEL_MIN..RAM + 0x200).contains(&at), "entry at {at:#x}");
         }
-        // What is below 1 MiB is not the kernel's: the machine's own tables are there.
+        // The machine's own tables are below 1 MiB, where no kernel is loaded.
         let below: u64 = MEMORY.read_obj(GuestAddress(layout::RESET_VECTOR + 8)).unwrap();
         assert_eq!(below, 0);
         let line = cmdline::of(&config);

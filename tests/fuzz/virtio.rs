@@ -14,7 +14,7 @@ use crate::input::Input;
 /// More steps than this only take time.
 const MAX_STEPS: usize = 100;
 
-/// One device, without a thread: the same input always does the same.
+/// A device without a thread: the same input always does the same.
 pub fn device(case: &DeviceCase, data: &[u8]) {
     drive(case, Driver::new((case.make)()).by_hand(), Input(data));
 }

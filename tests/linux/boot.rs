@@ -154,7 +154,7 @@ fn a_kernel_that_memory_has_no_room_for_is_refused_with_the_least_that_has() {
     }
 }
 
-/// Where the kernel is in its address space; what comes before `--` may be given to init, too.
+/// The kernel's virtual address; `options` come before `--`, from where init may get them, too.
 #[track_caller]
 fn address(kernel: Kernel, options: &str, cpus: &str) -> u64 {
     let script = then_run("|| true; echo text=$(grep -w _text /proc/kallsyms) cpus=$(nproc)");

@@ -32,10 +32,10 @@ struct Kernel {
     file: &'static str,
 }
 
-/// Its payload is compressed with LZ4.
+/// A bzImage with an LZ4 payload.
 const CLOUD_BZIMAGE: Kernel = Kernel { flavour: "cloud", file: "vmlinuz" };
 const CLOUD_ELF: Kernel = Kernel { flavour: "cloud", file: "vmlinux" };
-/// Its payload is compressed with XZ, which takes the guest seconds to unpack.
+/// A bzImage with an XZ payload, which takes the guest seconds to unpack.
 const AMD64_BZIMAGE: Kernel = Kernel { flavour: "amd64", file: "vmlinuz" };
 /// Made for tinyvmm: all drivers are built in.
 const SMALL_BZIMAGE: Kernel = Kernel { flavour: "small", file: "vmlinuz" };

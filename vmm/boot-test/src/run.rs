@@ -1,4 +1,4 @@
-//! One run of one machine: starts it, watches it, stops it, judges it.
+//! A run of a machine: starts it, watches it, stops it, judges it.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;

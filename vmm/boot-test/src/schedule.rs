@@ -15,7 +15,7 @@ const OVERHEAD: u64 = 16 << 20;
 /// The interval of checks of `interrupt`.
 const TICK: Duration = Duration::from_millis(50);
 
-/// One run of one test.
+/// A run of a test.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     pub test: &'a Test,

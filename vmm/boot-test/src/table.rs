@@ -48,7 +48,7 @@ fn row(outcome: &TestOutcome) -> [String; HEAD.len()] {
     [outcome.result.name().into(), seconds, ms, init, exits, mib, outcome.name.into()]
 }
 
-/// Why it failed, notes, p99 where there are several runs, and where the logs are.
+/// The reasons for a failure, notes, p99 where there are several runs, and the logs.
 fn details<'a>(outcome: &TestOutcome<'a>, shown_before: &mut ShownReasons<'a>) -> Vec<String> {
     let mut lines = outcome.reasons_after(shown_before);
     lines.extend(outcome.notes.iter().map(|note| format!("note: {note}")));

@@ -1,4 +1,4 @@
-//! One machine of the spec and what it must do.
+//! A machine of the spec, and what it must do.
 
 use std::time::Duration;
 

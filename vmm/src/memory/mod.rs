@@ -27,7 +27,7 @@ const PAGE: usize = 4096;
 /// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
 /// With `hugepages` they come from the hugetlb pool and are reserved at once.
 ///
-/// It is unmapped with the last clone; a machine that resets uses it again.
+/// The RAM is unmapped with the last clone; a machine that resets uses it again.
 pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
     let mut regions = Vec::new();
     for range in layout::ram_ranges(size) {
@@ -104,7 +104,7 @@ fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
     let advices: &[_] =
         if hugepages { &[] } else { &[Advice::LinuxHugepage, Advice::LinuxDontDump] };
     for &advice in advices {
-        // SAFETY: advice on our own fresh mapping, which changes no contents.
+        // SAFETY: advice on this function's fresh mapping, which changes no contents.
         if let Err(error) = unsafe { rustix::mm::madvise(aligned, len, advice) } {
             log::debug!("guest RAM: madvise {advice:?}: {error}");
         }

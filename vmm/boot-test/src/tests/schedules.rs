@@ -1,4 +1,4 @@
-//! What may run side by side.
+//! Which machines may run side by side.
 
 use super::super::log::file_name;
 use super::super::schedule::{Capacity, Job};
@@ -19,7 +19,7 @@ fn alone() -> Test {
     Test { alone: true, ..taking(1, 256) }
 }
 
-/// One with disks: names of files, and whether others may have them.
+/// A test with disks: names of files, and whether other machines may have them.
 fn with_disks(disks: &[(&str, bool)]) -> Test {
     let mut test = taking(1, 64);
     let disk = |(path, shared): &(&str, bool)| DiskFile { path: path.into(), shared: *shared };

@@ -136,7 +136,7 @@ impl<'a> CommandLine<'a> {
     }
 
     fn unknown_flag(&self, wrong: &str) -> String {
-        // Of -smp clap takes the first letter for the flag.
+        // clap takes the first letter of -smp for the flag.
         let is_short = wrong.chars().count() == 2;
         let is_it = |word: &&str| {
             word.split('=').next() == Some(wrong)

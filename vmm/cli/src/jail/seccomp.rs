@@ -48,7 +48,7 @@ fn compile(calls: &[&[SyscallRule]]) -> Result<Vec<sock_filter>> {
     let mut program = Program::default();
     let ends = Ends { allow: program.end(SECCOMP_RET_ALLOW), trap: program.end(SECCOMP_RET_TRAP) };
     let mut start = search(&mut program, &rules.into_iter().collect::<Vec<_>>(), &ends)?;
-    // Its flags are in memory that a filter cannot read. With ENOSYS the C library uses clone.
+    // clone3's flags are in memory that a filter cannot read. With ENOSYS the C library uses clone.
     let not_there = program.end(SECCOMP_RET_ERRNO | ENOSYS.cast_unsigned());
     start = program.if_equal(number(SYS_clone3)?, not_there, start)?;
     // KVM_RUN, the most frequent call, is compared first.

@@ -1,4 +1,4 @@
-//! What is kept is what is booted, whoever else is at the folder.
+//! The cache keeps what was booted, whoever else writes to its folder.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -70,7 +70,7 @@ fn the_entry_that_was_not_used_for_longest_goes() {
         insert(&cache, 4, 900 << 10);
         let left: Vec<_> = cache.entries().unwrap().into_iter().map(|entry| entry.key).collect();
         assert_eq!(left, [key(4), key(1), key(3)]);
-        // One that is too large for all of it does not stay either.
+        // An entry that is larger than the limit is removed as well.
         insert(&cache, 5, 4 << 20);
         assert!(cache.entries().unwrap().is_empty());
     });
@@ -103,17 +103,17 @@ fn an_entry_has_the_path_that_was_last_booted_as_long_as_it_is_there() {
             cache.note_path(&key(1), Path::new(&path));
             assert_eq!(noted(&cache), Some(path.into()));
         }
-        // What has no place in a link leaves the last one.
+        // A path that is too long for a link leaves the last one.
         cache.note_path(&key(1), Path::new(&format!("/{}", "x/".repeat(4096))));
         assert_eq!(noted(&cache), Some(OsString::from_vec(b"/caf\xe9\n".to_vec()).into()));
-        // A link in an entry's place is not followed, nor one that is a folder's.
+        // A folder in a link's place is neither read nor replaced.
         std::fs::remove_file(dir.join(format!("{PATH}{}", key(1)))).unwrap();
         std::fs::create_dir(dir.join(format!("{PATH}{}", key(1)))).unwrap();
         cache.note_path(&key(1), Path::new("/boot"));
         assert_eq!(noted(&cache), None);
         std::fs::remove_dir(dir.join(format!("{PATH}{}", key(1)))).unwrap();
         cache.note_path(&key(1), Path::new("/boot"));
-        // It goes with its entry.
+        // The note is removed with its entry.
         insert(&cache, 2, 4 << 20);
         let left: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
@@ -127,7 +127,7 @@ fn a_note_is_believed_only_of_the_same_file() {
         std::fs::write(&path, "one").unwrap();
         let file = File::open(&path).unwrap();
         let one = cache.key(&file).unwrap();
-        // It was changed a moment ago.
+        // The file has just changed, so no note is written.
         assert!(cache.files(|name| name.starts_with(FILE)).unwrap().is_empty());
         std::fs::write(dir.join(note_name(&file).unwrap()), key(9)).unwrap();
         assert_eq!(cache.key(&file).unwrap(), key(9));
