@@ -56,10 +56,10 @@ impl DiskImage {
     /// Makes an image of `file`, which is locked.
     fn of_file(mut file: File, config: &DiskConfig) -> Result<Self> {
         let kind = file.metadata()?.file_type();
-        let len = file.seek(SeekFrom::End(0)).context("cannot tell its size")?;
+        let len = file.seek(SeekFrom::End(0)).context("cannot find out its size")?;
         let unit = match (config.direct, kind.is_block_device()) {
             (false, _) => SECTOR as u32,
-            (true, true) => ioctl_blksszget(&file).context("cannot tell its block size")?,
+            (true, true) => ioctl_blksszget(&file).context("cannot find out its block size")?,
             (true, false) => direct_unit(&file),
         };
         let unit = u64::from(unit);

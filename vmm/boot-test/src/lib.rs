@@ -60,7 +60,7 @@ const EXIT_CANNOT_START: u8 = 3;
 
 /// The flags of `tinyvmm boot-test`.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub struct BootTestOptions {
     /// Spec: a TOML file with the machines and what each must do
     #[arg(value_name = "SPEC", value_hint = ValueHint::FilePath)]
     spec: PathBuf,
@@ -103,7 +103,7 @@ pub fn read_spec(text: &str, printed: &str) -> Result<usize> {
 
 /// Runs the tests with `program`, the `tinyvmm` command. Exit code 0: all passed; 1: not all; 2: the spec is wrong; 3:
 /// no machine can run here.
-pub fn main(options: &Options, program: &Path) -> ExitCode {
+pub fn main(options: &BootTestOptions, program: &Path) -> ExitCode {
     let tinyvmm = Tinyvmm { program };
     let spec = read(options, &tinyvmm);
     if let (true, Ok(spec)) = (options.list, &spec) {
@@ -160,7 +160,7 @@ fn show(text: &str) {
 }
 
 /// The spec with the machines that `options` select, checked.
-fn read(options: &Options, tinyvmm: &Tinyvmm) -> Result<Spec> {
+fn read(options: &BootTestOptions, tinyvmm: &Tinyvmm) -> Result<Spec> {
     let named = || options.spec.display().to_string();
     let mut spec = Spec::read(&options.spec, &tinyvmm.keys()?).with_context(named)?;
     if let Some(text) = &options.only {
@@ -183,7 +183,7 @@ fn save_baseline(path: &Path, outcomes: &[TestOutcome]) -> Result<()> {
 /// Runs every test of `spec`, if this host can, with a line for each that has ended. An error has its exit code.
 fn run_spec<'a>(
     spec: &'a Spec,
-    options: &Options,
+    options: &BootTestOptions,
     tinyvmm: &Tinyvmm,
     results: &mut Results<'a>,
 ) -> Result<(), (u8, anyhow::Error)> {

@@ -106,7 +106,7 @@ pub enum Command {
     #[cfg(feature = "boot-test")]
     #[command(after_help = pages::examples("boot-test"))]
     #[command(after_long_help = pages::epilogue("boot-test"))]
-    BootTest(boot_test::Options),
+    BootTest(boot_test::BootTestOptions),
     /// Show or remove the cached unpacked kernels
     #[command(after_help = pages::examples("cache"), after_long_help = pages::epilogue("cache"))]
     Cache {
@@ -117,7 +117,7 @@ pub enum Command {
     /// Control a machine that was started with --api-sock
     #[cfg(feature = "api")]
     #[command(after_help = pages::examples("ctl"), after_long_help = pages::epilogue("ctl"))]
-    Ctl(ctl::Options),
+    Ctl(ctl::CtlOptions),
     /// Print a script by which a shell completes tinyvmm's command lines
     #[command(after_help = pages::examples("completions"))]
     #[command(after_long_help = pages::epilogue("completions"))]

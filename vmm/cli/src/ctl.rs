@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// The flags of `tinyvmm ctl`.
 #[derive(Args, Debug)]
-pub struct Options {
+pub struct CtlOptions {
     /// The path that --api-sock gave the machine
     #[arg(value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
@@ -82,7 +82,7 @@ fn whole_mib(text: &str) -> Result<Size, String> {
 type HttpRequest = (&'static str, &'static str, Option<Value>);
 
 /// Makes the request and prints the response. An error is one line: no machine listens there, or it refuses.
-pub fn main(options: &Options) -> Result<ExitCode> {
+pub fn main(options: &CtlOptions) -> Result<ExitCode> {
     let (method, path, body) = match options.action {
         Action::Memory { size: Some(size) } => resize_memory(options, size)?,
         _ => options.action.request(),
@@ -126,7 +126,7 @@ pub fn main(options: &Options) -> Result<ExitCode> {
     }
 }
 
-impl Options {
+impl CtlOptions {
     /// Checks the flags as far as that takes no request.
     pub fn validate(&self) -> Result<()> {
         let changes = self.action.request().0 != "GET"
@@ -158,7 +158,7 @@ impl Action {
 }
 
 /// The request that makes `size` the machine's total of memory.
-fn resize_memory(options: &Options, size: Size) -> Result<HttpRequest> {
+fn resize_memory(options: &CtlOptions, size: Size) -> Result<HttpRequest> {
     let machine = ask(options, "GET", "/machine-config", None)?;
     let first = machine["mem_size_mib"].as_u64().context("the response has no mem_size_mib")?;
     let more = (size.bytes() / layout::MIB).checked_sub(first);
@@ -171,7 +171,7 @@ fn resize_memory(options: &Options, size: Size) -> Result<HttpRequest> {
     Ok(("PATCH", "/hotplug/memory", Some(json!({ "requested_size_mib": more }))))
 }
 
-fn ask(options: &Options, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+fn ask(options: &CtlOptions, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
     let named = || format!("{}", options.socket.display());
     let stream = UnixStream::connect(&options.socket);
     let mut stream = stream.context("no machine listens there").with_context(named)?;

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 
 /// Each machine of a boot test is a process of this program.
 #[cfg(feature = "boot-test")]
-fn run_boot_tests(options: &boot_test::Options) -> ExitCode {
+fn run_boot_tests(options: &boot_test::BootTestOptions) -> ExitCode {
     match std::env::current_exe().context("cannot find the path of this program") {
         Ok(program) => boot_test::main(options, &program),
         Err(error) => fail(&error, cli::EXIT_INTERNAL),
