@@ -123,7 +123,7 @@ fn files_and_devices_that_are_wrong_are_refused_and_change_nothing() {
         ("/drives/a", &drive(""), "path_on_host"),
         ("/drives/b", &drive(disk), "same in both"),
         ("/drives/a", &drive(r#","path_on_host":"none""#), "none"),
-        ("/drives/a", &drive(&format!(r#"{disk},"io_engine":"Async""#)), "io_engine"),
+        ("/drives/a", &drive(&format!(r#"{disk},"io_engine":"aio""#)), "`Sync` or `Async`"),
         (
             "/drives/a",
             &drive(&format!(r#"{disk},"rate_limiter":{{"ops":{{"size":1}}}}"#)),

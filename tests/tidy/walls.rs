@@ -6,7 +6,7 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 6500),
+    ("vmm/src/", 7250),
     ("vmm/cli/src/", 7050),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 11] = [
     &["arch"],
     &["devices", "virtio"],
     &["vcpu", "disk_image"],
-    &["coalesced", "overlay"],
+    &["coalesced", "engine", "overlay"],
     &["pieces"],
     &["memory", "timeline"],
     &["bus", "config", "event"],

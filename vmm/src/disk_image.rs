@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 
-use crate::config::DiskConfig;
+use crate::config::{Aio, DiskConfig};
+use crate::engine::ring::Ring;
+use crate::engine::{Engine, Kind};
 use crate::flock;
 use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
@@ -22,7 +24,7 @@ pub const SECTOR: u64 = 512;
 
 /// An open disk image. Its format is raw: contents are never interpreted.
 pub struct DiskImage {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     len: u64,
     readonly: bool,
@@ -35,16 +37,34 @@ pub struct DiskImage {
     flush_failed: Arc<AtomicBool>,
     /// Kinds of errors that were logged, in all boots of the machine.
     logged: Arc<Mutex<Vec<io::ErrorKind>>>,
+    /// Keeps many requests going, in all boots of the machine.
+    ring: Option<Arc<Mutex<Ring>>>,
+}
+
+/// How a read, write or flush is done.
+pub enum Way {
+    /// By a job on this file, from this offset on.
+    Job(Arc<File>, u64),
+    /// By the image, while nothing else is in flight.
+    Alone,
 }
 
 impl DiskImage {
     /// Locks `file`, a file or block device that is open as `config` says: for one writer, or for any number of
     /// readers.
     pub fn new(file: File, config: &DiskConfig) -> Result<Self> {
+        Self::of_other_file(file, config, open_ring(config.aio)?)
+    }
+
+    fn of_other_file(
+        file: File,
+        config: &DiskConfig,
+        ring: Option<Arc<Mutex<Ring>>>,
+    ) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
         lock(&file, config.is_shared())?;
-        Self::of_file(file, config)
+        Self::of_file(file.into(), config, ring)
     }
 
     /// Adds a layer that takes the writes.
@@ -53,10 +73,14 @@ impl DiskImage {
         Ok(())
     }
 
-    /// Makes an image of `file`, which is locked.
-    fn of_file(mut file: File, config: &DiskConfig) -> Result<Self> {
+    /// `file` is locked.
+    fn of_file(
+        file: Arc<File>,
+        config: &DiskConfig,
+        ring: Option<Arc<Mutex<Ring>>>,
+    ) -> Result<Self> {
         let kind = file.metadata()?.file_type();
-        let len = file.seek(SeekFrom::End(0)).context("cannot find out its size")?;
+        let len = (&*file).seek(SeekFrom::End(0)).context("cannot find out its size")?;
         let unit = match (config.direct, kind.is_block_device()) {
             (false, _) => SECTOR as u32,
             (true, true) => ioctl_blksszget(&file).context("cannot find out its block size")?,
@@ -75,7 +99,8 @@ impl DiskImage {
         let (readonly, direct) = (config.readonly, config.direct);
         let path = config.path.clone();
         let (flush_failed, logged) = Default::default();
-        Ok(Self { file, path, len, readonly, direct, unit, layer: None, flush_failed, logged })
+        let layer = None;
+        Ok(Self { file, path, len, readonly, direct, unit, layer, flush_failed, logged, ring })
     }
 
     /// An image of `file`, open as `config` says, that takes the place of this one. If it is the same file, its size is
@@ -84,10 +109,10 @@ impl DiskImage {
         ensure!(self.layer.is_none(), "it has an overlay, which belongs to its file");
         let (old, new) = (self.file.metadata()?, file.metadata()?);
         if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
-            // The lock belongs to the first descriptor of the file.
-            return Self::of_file(self.file.try_clone()?, config);
+            // The lock is that of the file as it was opened first.
+            return Self::of_file(self.file.clone(), config, self.ring.clone());
         }
-        Self::new(file, config)
+        Self::of_other_file(file, config, self.ring.clone())
     }
 
     /// The same image for the next boot of the machine, after the last one has ended; all clones share the lock.
@@ -95,8 +120,8 @@ impl DiskImage {
         let clone = || -> Result<Self> {
             let layer = self.layer.as_ref().map(Layer::try_clone).transpose()?;
             let (flush_failed, logged) = (self.flush_failed.clone(), self.logged.clone());
-            let (file, path) = (self.file.try_clone()?, self.path.clone());
-            Ok(Self { file, path, layer, flush_failed, logged, ..*self })
+            let (file, path, ring) = (self.file.clone(), self.path.clone(), self.ring.clone());
+            Ok(Self { file, path, layer, flush_failed, logged, ring, ..*self })
         };
         clone().with_context(|| format!("disk {}", self.path.display()))
     }
@@ -111,7 +136,12 @@ impl DiskImage {
         self.unit
     }
 
-    /// Whether writes are refused.
+    /// Whether it goes around the host's page cache.
+    pub fn direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Whether writes have to be refused.
     pub fn readonly(&self) -> bool {
         self.readonly
     }
@@ -129,6 +159,43 @@ impl DiskImage {
             logged.push(error.kind());
             log::error!("{name}: {}: {error}", self.path.display());
         }
+    }
+
+    /// An engine for its jobs.
+    pub fn engine(&self) -> io::Result<Engine> {
+        Engine::new(self.ring.as_ref())
+    }
+
+    /// How `len` bytes at `offset` are read or written, or all is flushed.
+    pub fn way(&self, kind: Kind, offset: u64, len: u64) -> Way {
+        let range = offset..offset + len;
+        if let Some(layer) = &self.layer {
+            let in_layer = match kind {
+                Kind::Read => layer.reads_from_one(&range),
+                Kind::Write => layer.takes_whole(&range).then_some(true),
+                Kind::Flush => None,
+            };
+            return match in_layer {
+                None => Way::Alone,
+                Some(true) => Way::Job(layer.file().clone(), layer.place(offset)),
+                Some(false) => Way::Job(self.file.clone(), offset),
+            };
+        }
+        let has_failed = kind == Kind::Flush && self.flush_failed.load(Ordering::SeqCst);
+        let is_cut = !(offset | len).is_multiple_of(self.unit); // what is around it is read and written, too
+        if has_failed || is_cut { Way::Alone } else { Way::Job(self.file.clone(), offset) }
+    }
+
+    /// A job has written `len` bytes at `offset`.
+    pub fn has_written(&mut self, offset: u64, len: u64) {
+        if let Some(layer) = &mut self.layer {
+            layer.has_taken(&(offset..offset + len));
+        }
+    }
+
+    /// A job could not flush: no later flush succeeds.
+    pub fn has_failed_to_flush(&self) {
+        self.flush_failed.store(true, Ordering::SeqCst);
     }
 
     /// Reads into all of `data` from `offset`.
@@ -161,14 +228,13 @@ impl DiskImage {
         }
     }
 
-    /// Whether a transfer needs an aligned copy: O_DIRECT fails with EINVAL for unaligned buffers or parts of a unit
-    /// (open(2)).
-    fn wants_bounce(&self, error: &io::Error) -> bool {
+    /// O_DIRECT refuses with EINVAL what is not aligned (open(2)): guest buffers, or sectors within its unit.
+    pub fn wants_bounce(&self, error: &io::Error) -> bool {
         self.direct && error.raw_os_error() == Some(libc::EINVAL)
     }
 
     /// Makes what was written survive a crash of the host.
-    pub fn sync(&mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<()> {
         if self.flush_failed.load(Ordering::SeqCst) {
             return Err(io::Error::other("an earlier flush failed"));
         }
@@ -209,6 +275,22 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
     let options = options.read(true).write(!config.is_shared());
     let options = std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags);
     DiskImage::new(options.open(&config.path)?, config)
+}
+
+/// An io_uring, if `aio` wants one and the host has it.
+fn open_ring(aio: Aio) -> Result<Option<Arc<Mutex<Ring>>>> {
+    let ring = match aio {
+        Aio::Threads => return Ok(None),
+        Aio::IoUring => Ring::new().context("no io_uring: say aio=threads, or leave aio out")?,
+        Aio::Auto => match Ring::new() {
+            Ok(ring) => ring,
+            Err(error) => {
+                log::debug!("disk: no io_uring: {error}");
+                return Ok(None);
+            }
+        },
+    };
+    Ok(Some(Arc::new(Mutex::new(ring))))
 }
 
 /// The unit of O_DIRECT on a file, if its file system reports one (since Linux 6.1).
@@ -287,7 +369,7 @@ mod tests {
         file.as_file().set_len(1 << 20).unwrap();
         let mut image = open(&DiskConfig::new(file.as_path().into())).unwrap();
         // A file without fallocate(2).
-        image.file = File::options().read(true).write(true).open("/proc/self/comm").unwrap();
+        image.file = File::options().read(true).write(true).open("/proc/self/comm").unwrap().into();
         image.zero(0, 4096, Zero::Discard).unwrap();
     }
 
@@ -298,9 +380,9 @@ mod tests {
         let config = DiskConfig::new(file.as_path().into());
         let image = DiskImage::new(file.as_file().try_clone().unwrap(), &config).unwrap();
         let mut first = image.try_clone().unwrap();
-        first.sync().unwrap();
-        first.flush_failed.store(true, Ordering::SeqCst); // as after a failed disk
-        first.sync().unwrap_err();
-        image.try_clone().unwrap().sync().unwrap_err();
+        first.flush().unwrap();
+        first.flush_failed.store(true, Ordering::SeqCst); // as a disk that breaks would
+        first.flush().unwrap_err();
+        image.try_clone().unwrap().flush().unwrap_err();
     }
 }

@@ -66,6 +66,7 @@ pub mod coalesced;
 pub mod config;
 pub mod devices;
 pub mod disk_image;
+pub mod engine;
 pub mod event;
 pub mod flock;
 pub mod machine;

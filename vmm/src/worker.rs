@@ -226,6 +226,21 @@ fn on_starter<T: Send + 'static>(start: impl FnOnce() -> T + Send + 'static) -> 
     take.recv().context("the thread that starts others is gone")
 }
 
+/// Runs `work` on a thread of its own that nobody waits for: it has to end by itself.
+pub fn start(
+    name: &'static str,
+    kind: ThreadKind,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<()> {
+    let builder = thread::Builder::new().stack_size(STACK).name(name.into());
+    let run = move || {
+        thread_starts(kind);
+        work();
+    };
+    on_starter(move || builder.spawn(run).map(drop))?
+        .with_context(|| format!("cannot start thread {name}"))
+}
+
 /// The number of the host's CPUs that this thread may run on.
 fn cpus() -> u32 {
     // std's available_parallelism reads files.

@@ -24,8 +24,27 @@ pub struct DiskConfig {
     pub id: Option<String>,
     /// The layer that takes the guest's writes; the disk's file is only read then.
     pub overlay: Option<Overlay>,
+    /// How many of its requests are kept going at a time.
+    pub aio: Aio,
     /// Limits of bandwidth and requests; only the API sets them.
     pub limit: RateLimit,
+}
+
+/// How many requests of a disk are kept going at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// By io_uring where the host has it, by threads elsewhere.
+    #[default]
+    Auto,
+    /// By io_uring.
+    IoUring,
+    /// By threads.
+    Threads,
+}
+
+impl Aio {
+    const NAMES: [(&'static str, Self); 3] =
+        [("auto", Self::Auto), ("io_uring", Self::IoUring), ("threads", Self::Threads)];
 }
 
 /// The layer that takes the guest's writes instead of the disk's file.
@@ -43,8 +62,8 @@ impl DiskConfig {
 
     /// A disk in the file at `path`, without options.
     pub fn new(path: PathBuf) -> Self {
-        let (readonly, direct, limit) = (false, false, RateLimit::default());
-        Self { path, readonly, direct, id: None, overlay: None, limit }
+        let (readonly, direct, (aio, limit)) = (false, false, Default::default());
+        Self { path, readonly, direct, id: None, overlay: None, aio, limit }
     }
 
     /// Refuses a file to which two of `disks` would write, or that one writes and another reads.
@@ -119,6 +138,11 @@ impl FromStr for DiskConfig {
                     return Err(format!("id '{id}' is not 1 to {} bytes long", Self::MAX_ID));
                 }
                 Some(("id", id)) => disk.id = Some(id.to_owned()),
+                Some(("aio", name)) => {
+                    let named = Aio::NAMES.into_iter().find(|(known, _)| *known == name);
+                    let unknown = || format!("'{part}': say aio=auto, aio=io_uring or aio=threads");
+                    disk.aio = named.ok_or_else(unknown)?.1;
+                }
                 None if part == "overlay" => disk.overlay = Some(Overlay::Temporary),
                 Some(("overlay", file)) if !file.is_empty() => {
                     disk.overlay = Some(Overlay::Kept(file.into()));
@@ -144,11 +168,12 @@ fn remedy(part: &str) -> &'static str {
     match part.split('=').next().unwrap_or_default() {
         "readonly" | "ro" | "read-only" | "read_only" => "say readonly",
         "rw" | "writable" => "leave it out, a disk can be written unless readonly",
-        "direct" | "cache" | "aio" => "say direct, or leave it out",
+        "direct" | "cache" => "say direct, or leave it out",
+        "aio" | "io" | "engine" | "io_engine" => "say aio=io_uring or aio=threads, or leave it out",
         "overlay" | "snapshot" | "cow" => "say overlay or overlay=FILE",
         "id" | "serial" | "name" => "say id=NAME",
         "format" | "if" | "media" | "index" => "leave it out, a disk is raw and virtio",
-        _ => "say readonly, direct, overlay, overlay=FILE or id=NAME",
+        _ => "say readonly, direct, overlay, overlay=FILE, aio=WAY or id=NAME",
     }
 }
 
@@ -166,6 +191,11 @@ impl fmt::Display for DiskConfig {
             Some(Overlay::Temporary) => f.write_str(",overlay")?,
             Some(Overlay::Kept(file)) => write!(f, ",overlay={}", file.display())?,
         }
+        if let Some((name, _)) =
+            Aio::NAMES.iter().find(|(_, aio)| *aio == self.aio && *aio != Aio::Auto)
+        {
+            write!(f, ",aio={name}")?;
+        }
         match &self.id {
             Some(id) => write!(f, ",id={id}"),
             None => Ok(()),
@@ -179,8 +209,8 @@ mod tests {
 
     #[test]
     fn options_follow_the_file() {
-        let disk: DiskConfig = "a b.img,direct,id=root,readonly".parse().unwrap();
-        assert!(disk.readonly && disk.direct);
+        let disk: DiskConfig = "a b.img,direct,id=root,readonly,aio=threads".parse().unwrap();
+        assert!(disk.readonly && disk.direct && disk.aio == Aio::Threads);
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert_eq!(disk.to_string().parse(), Ok(disk));
         for (text, why) in [
@@ -192,6 +222,8 @@ mod tests {
             ("a,id", "say id=NAME"),
             ("a,snapshot=on", "say overlay"),
             ("a,format=raw", "leave it out"),
+            ("a,aio=native", "say aio=auto, aio=io_uring or aio=threads"),
+            ("a,io=sync", "say aio=io_uring or aio=threads"),
             ("a,id=b,id=c", "'id' is there twice"),
             ("a,overlay,overlay=b", "'overlay' is there twice"),
             ("a,id=", "1 to 20 bytes"),

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 pub use balloon::{BalloonConfig, BalloonFeatures};
 pub use cpus::Cpus;
-pub use disk::{DiskConfig, Overlay};
+pub use disk::{Aio, DiskConfig, Overlay};
 pub use mem::Mem;
 pub use rate::{Bucket, RateLimit};
 pub use size::Size;

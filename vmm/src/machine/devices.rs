@@ -159,7 +159,7 @@ fn virtio_devices(
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, (disk, image)) in config.disk.iter().zip(&files.disks).enumerate() {
         let image = image.try_clone()?;
-        let mut block = Block::new(image, index, disk.id.as_deref(), config.cpus.count());
+        let mut block = Block::new(image, index, disk.id.as_deref(), config.cpus.count())?;
         block.limiter = Limiter::new(&disk.limit, Instant::now());
         handles.disks.push(block.counts().clone());
         devices.push(Box::new(block));

@@ -1,24 +1,39 @@
 //! The guest memory of one request, in the order of its descriptors.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-/// Consecutive bytes of a request, wherever they are in guest RAM. Taking from the front shortens it.
+use super::GuestRam;
+use crate::memory;
+
+/// Consecutive bytes of a request, wherever they are in guest RAM. Taking from the front
+/// shortens it.
 #[derive(Clone, Default)]
 pub struct Buffers<'a> {
-    slices: Vec<VolatileSlice<'a>>,
+    slices: VecDeque<VolatileSlice<'a>>,
+    /// Of all of them together.
+    len: usize,
+}
+
+impl<'a> From<VolatileSlice<'a>> for Buffers<'a> {
+    fn from(slice: VolatileSlice<'a>) -> Self {
+        Self { len: slice.len(), slices: [slice].into() }
+    }
 }
 
 /// IOV_MAX: the most pieces in one preadv(2).
-const MAX_PIECES: usize = 1024;
+pub const MAX_PIECES: usize = 1024;
 
 impl<'a> Buffers<'a> {
     /// Adds `slice` at the end.
     pub fn push(&mut self, slice: VolatileSlice<'a>) {
-        self.slices.push(slice);
+        self.len += slice.len();
+        self.slices.push_back(slice);
     }
 
     /// The pieces, in order.
@@ -28,38 +43,47 @@ impl<'a> Buffers<'a> {
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.slices.iter().map(|slice| slice.len()).sum()
+        self.len
     }
 
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
     /// Takes the first `count` bytes, or all if there are fewer.
     pub fn take(&mut self, count: usize) -> Buffers<'a> {
-        let mut taken = Buffers::default();
-        while let Some(first) = self.slices.first().copied() {
-            let left = count - taken.len();
-            if first.len() > left {
-                // Cannot fail: `left` is within `first`.
-                if let (Ok(front), Ok(rest)) = (first.subslice(0, left), first.offset(left)) {
-                    taken.slices.push(front);
-                    self.slices[0] = rest;
-                }
-                break;
-            }
-            taken.slices.push(self.slices.remove(0));
+        if count >= self.len {
+            return std::mem::take(self);
         }
+        let mut taken = Buffers::default();
+        while let Some(first) = self.slices.pop_front() {
+            let left = count - taken.len;
+            if first.len() <= left {
+                taken.push(first);
+                continue;
+            }
+            // Cannot fail: `left` is within `first`.
+            if let (Ok(front), Ok(rest)) = (first.subslice(0, left), first.offset(left)) {
+                taken.push(front);
+                self.slices.push_front(rest);
+            }
+            break;
+        }
+        self.len -= taken.len;
         taken
     }
 
     /// Takes the last byte, which is a request's status.
     pub fn take_last_byte(&mut self) -> Option<VolatileSlice<'a>> {
-        let last = self.slices.last_mut()?;
+        let last = self.slices.back_mut()?;
         let front = last.len().checked_sub(1)?;
         let byte = last.offset(front).ok()?;
-        *last = last.subslice(0, front).ok()?;
+        match front {
+            0 => drop(self.slices.pop_back()),
+            _ => *last = last.subslice(0, front).ok()?,
+        }
+        self.len -= 1;
         Some(byte)
     }
 
@@ -102,36 +126,100 @@ impl<'a> Buffers<'a> {
         if rest.is_empty() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
-    /// Repeats `call` until all is transferred or it transfers nothing; returns the rest.
+    /// What a system call is given of it: at most [`MAX_PIECES`].
+    pub fn pieces(&self) -> impl Iterator<Item = libc::iovec> {
+        self.slices.iter().take(MAX_PIECES).map(|slice| {
+            let guard = slice.ptr_guard_mut();
+            libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() }
+        })
+    }
+
+    /// Reads from `file` at `offset` into the start of `self`; returns how many bytes.
+    pub fn read_some(&self, file: &File, offset: u64) -> io::Result<usize> {
+        self.call(file, offset, libc::preadv64)
+    }
+
+    /// Reads what the page cache has into the start of `self`, without waiting; returns how many bytes.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN: the page cache lacks the first of them. EOPNOTSUPP: the file system does not support it.
+    pub fn read_cached(&self, file: &File, offset: u64) -> io::Result<usize> {
+        self.call(file, offset, preadv2_nowait)
+    }
+
+    /// Writes the start of `self` to `file` at `offset`; returns how many bytes.
+    pub fn write_some(&self, file: &File, offset: u64) -> io::Result<usize> {
+        self.call(file, offset, libc::pwritev64)
+    }
+
+    fn call(&self, file: &File, offset: u64, call: Transfer) -> io::Result<usize> {
+        let pieces: Vec<_> = self.pieces().collect();
+        // SAFETY: the pieces are guest RAM, which is mapped for as long as its slices live and which nobody holds
+        // references to; only the kernel touches it in the call.
+        let done =
+            unsafe { call(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32, offset as i64) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Repeats `call` until all is done or it transfers nothing; returns what is left.
     fn transfer(mut self, file: &File, mut offset: u64, call: Transfer) -> io::Result<Buffers<'a>> {
         while !self.is_empty() {
-            let guards: Vec<_> =
-                self.slices.iter().take(MAX_PIECES).map(|s| (s.ptr_guard_mut(), s.len())).collect();
-            let pieces: Vec<_> = guards
-                .iter()
-                .map(|(g, len)| libc::iovec { iov_base: g.as_ptr().cast(), iov_len: *len })
-                .collect();
-            // SAFETY: the pieces are guest RAM, which stays mapped and has no references; only the kernel touches it in
-            // the call.
-            let done = unsafe {
-                call(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32, offset as i64)
-            };
-            match done {
-                0 => break,
-                1.. => {
-                    self.take(done as usize);
+            match self.call(file, offset, call) {
+                Ok(0) => break,
+                Ok(done) => {
+                    self.take(done);
                     offset += done as u64;
                 }
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(self)
     }
 }
 
+/// preadv2(2) with RWF_NOWAIT.
+unsafe extern "C" fn preadv2_nowait(
+    fd: i32,
+    pieces: *const libc::iovec,
+    count: i32,
+    offset: i64,
+) -> isize {
+    // SAFETY: as the caller has it for preadv(2).
+    unsafe { libc::preadv64v2(fd, pieces, count, offset, libc::RWF_NOWAIT) }
+}
+
 type Transfer = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize;
+
+/// Guest memory of a request that goes on after the call which began it: it stays mapped.
+pub struct Held {
+    buffers: Buffers<'static>,
+    _ram: Arc<GuestRam>,
+}
+
+// SAFETY: what is shared is guest RAM, which any thread may touch, as volatile memory only, while it is mapped.
+unsafe impl Send for Held {}
+
+impl Held {
+    /// Holds `buffers`; `None` if they are not all in `ram`.
+    pub fn new(buffers: Buffers, ram: &Arc<GuestRam>) -> Option<Self> {
+        let is_in_ram = |slice: &VolatileSlice| {
+            memory::is_in(ram, slice.ptr_guard().as_ptr().addr(), slice.len())
+        };
+        buffers.slices().all(is_in_ram).then_some(())?;
+        // SAFETY: the bytes are in `ram`, which is mapped for as long as `Self` is there, and `Self` only lends them.
+        let buffers = unsafe { std::mem::transmute::<Buffers<'_>, Buffers<'static>>(buffers) };
+        Some(Self { buffers, _ram: ram.clone() })
+    }
+
+    /// What is held.
+    pub fn buffers(&self) -> &Buffers<'_> {
+        &self.buffers
+    }
+
+    /// Lets go of the first `count` bytes.
+    pub fn advance(&mut self, count: usize) {
+        self.buffers.take(count);
+    }
+}

@@ -161,15 +161,19 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     Ok(())
 }
 
+/// Whether `len` bytes of our memory at `start` are in one region of `ram`.
+fn is_in(ram: &GuestRam, start: usize, len: usize) -> bool {
+    ram.iter().any(|region| {
+        let base = region.host().addr();
+        base <= start && start - base + len <= region.len() as usize
+    })
+}
+
 /// Gives the whole pages of `slice`, a part of `ram`, back to the host; they read as zero from then on.
 pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
     let guard = slice.ptr_guard_mut();
     let (start, end) = (guard.as_ptr().addr(), guard.as_ptr().addr() + guard.len());
-    let is_ours = ram.iter().any(|region| {
-        let base = region.host().addr();
-        base <= start && end - base <= region.len() as usize
-    });
-    ensure!(is_ours, "not guest RAM");
+    ensure!(is_in(ram, start, guard.len()), "not guest RAM");
     let (first, last) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
     if first >= last {
         return Ok(());

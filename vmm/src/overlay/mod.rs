@@ -25,7 +25,7 @@ use crate::pieces::{self, Zero};
 
 /// The blocks that the guest has written, over a base file that is only read.
 pub struct Layer {
-    file: File,
+    file: Arc<File>,
     header: Header,
     bitmap: Bitmap,
     /// FLUSH has to make the layer survive a crash of the host.
@@ -58,7 +58,7 @@ impl Layer {
 
     /// The layer of the file, complete once all writers are dropped.
     pub fn try_clone(&self) -> Result<Self> {
-        let file = self.file.try_clone()?;
+        let file = self.file.clone();
         let bitmap = Bitmap::load(&file, BITMAP, self.header.blocks()).context("overlay")?;
         let (failed, loss_logged) = (self.failed.clone(), self.loss_logged.clone());
         Ok(Self { file, bitmap, header: self.header, kept: self.kept, failed, loss_logged })
@@ -77,7 +77,40 @@ impl Layer {
         header.check(&file)?;
         let bitmap = Bitmap::load(&file, BITMAP, header.blocks())?;
         let (failed, loss_logged) = Default::default();
-        Ok(Self { file, header, bitmap, kept, failed, loss_logged })
+        Ok(Self { file: file.into(), header, bitmap, kept, failed, loss_logged })
+    }
+
+    /// The file that it is in.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Where `offset` of the disk is in that file.
+    pub fn place(&self, offset: u64) -> u64 {
+        self.header.data() + offset
+    }
+
+    /// Whether all of `range` is in the layer, or none; `None` if a part is.
+    pub fn reads_from_one(&self, range: &Range<u64>) -> Option<bool> {
+        let (ours, until) = self.run(range.clone());
+        (until >= range.end).then_some(ours)
+    }
+
+    /// Whether `range` can be written as it is: nothing has to be copied from the base.
+    pub fn takes_whole(&self, range: &Range<u64>) -> bool {
+        let block = self.header.block;
+        let whole = |at: u64| at.is_multiple_of(block) || self.bitmap.has(at / block);
+        whole(range.start) && (range.end == self.header.len || whole(range.end))
+    }
+
+    /// All of `range`, which it takes whole, was written.
+    pub fn has_taken(&mut self, range: &Range<u64>) {
+        self.bitmap.insert(self.blocks(range));
+    }
+
+    /// The blocks that `range` is in.
+    fn blocks(&self, range: &Range<u64>) -> Range<u64> {
+        range.start / self.header.block..range.end.div_ceil(self.header.block)
     }
 
     /// Reads into all of `data` from `offset` of the disk.
@@ -87,7 +120,7 @@ impl Layer {
             let (ours, until) = self.run(offset..end);
             let part = data.take((until - offset) as usize);
             match ours {
-                true => part.read_from_file(&self.file, self.header.data() + offset)?,
+                true => part.read_from_file(&self.file, self.place(offset))?,
                 false => part.read_from_file(base, offset)?,
             }
             offset = until;
@@ -97,14 +130,14 @@ impl Layer {
 
     /// Writes all of `data` at `offset` of the disk.
     pub fn write(&mut self, base: &File, data: Buffers, offset: u64) -> io::Result<()> {
-        let at = self.header.data() + offset;
+        let at = self.place(offset);
         let range = offset..offset + data.len() as u64;
         self.change(base, range, |file| data.write_to_file(file, at))
     }
 
     /// Zeroes or discards `range` of the disk; zeroes take no space where the file system supports holes.
     pub fn zero(&mut self, base: &File, range: Range<u64>, how: Zero) -> io::Result<()> {
-        let at = self.header.data() + range.start..self.header.data() + range.end;
+        let at = self.place(range.start)..self.place(range.end);
         let how = if how == Zero::Keep { Zero::Unmap } else { how };
         self.change(base, range, |file| pieces::zero(file, 1, at, how))
     }
@@ -143,8 +176,8 @@ impl Layer {
             return Ok(());
         }
         let block = self.header.block;
-        let blocks = range.start / block..range.end.div_ceil(block);
-        // Blocks that change in part get the rest from the base.
+        let blocks = self.blocks(&range);
+        // Blocks of which only a part changes get the rest from the base.
         let first_is_cut = !range.start.is_multiple_of(block);
         let last_is_cut = !range.end.is_multiple_of(block) && range.end != self.header.len;
         if first_is_cut || last_is_cut && blocks.end - blocks.start == 1 {
@@ -166,7 +199,7 @@ impl Layer {
         let offset = block * self.header.block;
         let mut bytes = vec![0; self.header.block.min(self.header.len - offset) as usize];
         base.read_exact_at(&mut bytes, offset)?;
-        self.file.write_all_at(&bytes, self.header.data() + offset)
+        self.file.write_all_at(&bytes, self.place(offset))
     }
 
     /// Whether the start of `range` is in the layer, and up to where in `range`.

@@ -143,8 +143,8 @@ fn a_loss_in_each_of_a_machines_lives_is_logged_once() {
         for _ in 0..3 {
             let mut life = first.try_clone().unwrap();
             files.write(&mut life, 700, b"new");
-            // A file that cannot be written any more.
-            life.file = File::open("/proc/self/status").unwrap();
+            // As a file that cannot be written any more.
+            life.file = File::open("/proc/self/status").unwrap().into();
         }
         assert_eq!(lost() - before, 1);
     }
@@ -156,7 +156,7 @@ fn what_cannot_be_discarded_stays_as_it_is() {
     let mut layer = files.open().unwrap();
     // A file without fallocate(2).
     let other = File::options().read(true).write(true).open("/proc/self/comm").unwrap();
-    let own = std::mem::replace(&mut layer.file, other);
+    let own = std::mem::replace(&mut layer.file, other.into());
     let range = 0..BLOCK as u64;
     let error = layer.zero(files.base.as_file(), range, Zero::Discard).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);

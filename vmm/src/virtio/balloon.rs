@@ -151,7 +151,7 @@ impl VirtioDevice for Balloon {
             // The device keeps the driver's one buffer until newer statistics are requested (5.5.6.3).
             Some(QueueRole::Statistics) => queue.serve_some(|chain| {
                 let answer = self.state.take_statistics(&mut chain.readable);
-                Ok(answer.then_some(0))
+                Ok(answer.then_some(0).into())
             }),
             None => Ok(()),
         }

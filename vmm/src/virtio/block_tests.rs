@@ -65,7 +65,7 @@ impl Disk {
             Err(error) if direct && error.to_string().contains("direct I/O") => return None,
             image => image.unwrap(),
         };
-        let block = Block::new(image, 7, Some("serial"), 1);
+        let block = Block::new(image, 7, Some("serial"), 1).unwrap();
         let mut driver = Driver::new(Box::new(block));
         driver.init();
         Some(Self { driver, file })

@@ -107,7 +107,7 @@ fn disk(options: &str) -> Box<dyn VirtioDevice> {
     file.as_file().set_len(64 << 10).unwrap();
     let config: DiskConfig = format!("{}{options}", file.as_path().display()).parse().unwrap();
     let image = disk_image::open(&config);
-    Box::new(Block::new(image.unwrap(), 0, None, 2))
+    Box::new(Block::new(image.unwrap(), 0, None, 2).unwrap())
 }
 
 impl DeviceCase {

@@ -226,7 +226,7 @@ impl VirtioDevice for Mem {
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
         let end = Instant::now() + TURN;
-        queues[index].serve_some(|chain| Ok(self.serve(chain, end)))?;
+        queues[index].serve_some(|chain| Ok(self.serve(chain, end).into()))?;
         if let (Some(_), Some(kick)) = (&self.unfinished, &self.kick) {
             kick.write(1)?;
         }

@@ -6,6 +6,8 @@
 pub mod balloon;
 pub mod balloon_handle;
 pub mod block;
+mod block_request;
+mod device_work;
 pub mod disk_counts;
 pub mod mem;
 pub mod mem_handle;
@@ -86,8 +88,13 @@ pub trait VirtioDevice: Any + Send {
     fn descriptor_ready(&mut self, _index: usize, _queues: &mut [Virtqueue]) -> Result<()> {
         Ok(())
     }
-    /// When to serve all queues again without a kick, for requests that were left in them. Called after each queue or
-    /// descriptor that was served.
+    /// The thread is about to stop: completes what is in flight. Returns whether nothing is left by `until`; if not, the
+    /// device is lost to its driver.
+    fn settle(&mut self, _queues: &mut [Virtqueue], _until: Instant) -> bool {
+        true
+    }
+    /// When all queues are to be served again without a kick, for requests that were left in them. Asked after each
+    /// queue or descriptor that was served.
     fn resume_at(&mut self) -> Option<Instant> {
         None
     }

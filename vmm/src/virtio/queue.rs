@@ -51,24 +51,76 @@ impl Interrupt {
 
 /// A request: the driver's data, and buffers for the response.
 pub struct Chain<'a> {
-    /// Buffers that the device may read.
+    /// Index of its first descriptor, by which it is completed.
+    pub head: u16,
+    /// What its buffers are in.
+    pub ram: &'a Arc<GuestRam>,
+    /// What the device may read.
     pub readable: Buffers<'a>,
     /// Buffers that the device may write.
     pub writable: Buffers<'a>,
 }
 
-/// A queue of requests, with the interrupt and the kick.
+/// What has become of a request that was to be served.
+pub enum Served {
+    /// It is completed, with this many bytes written.
+    Done(u32),
+    /// It will be completed by [`Virtqueue::complete`].
+    InFlight,
+    /// It stays in the queue, with all after it, until the next kick.
+    Stays,
+}
+
+/// What is left in a queue that was served.
+pub enum Left {
+    /// No request.
+    Nothing,
+    /// A request that stays for now, and all after it.
+    Waits,
+    /// Perhaps more, but the turn is over.
+    More,
+}
+
+/// A queue's turn.
+pub struct Turn(Instant);
+
+impl Turn {
+    /// One that begins now.
+    pub fn begin() -> Self {
+        Self(Instant::now() + TURN)
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.0
+    }
+}
+
+/// The bytes of an answer; none: not now.
+impl From<Option<u32>> for Served {
+    fn from(written: Option<u32>) -> Self {
+        written.map_or(Self::Stays, Self::Done)
+    }
+}
+
+/// A queue of requests, with what it takes to answer them.
 pub struct Virtqueue {
     queue: Queue,
-    ram: GuestRam,
+    ram: Arc<GuestRam>,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
+    /// Requests were completed that the driver has got no interrupt for.
+    completed: bool,
 }
 
 impl Virtqueue {
     /// A queue that the driver has set up, in guest memory `ram`.
-    pub fn new(queue: Queue, ram: GuestRam, interrupt: Arc<Interrupt>, kick: Arc<EventFd>) -> Self {
-        Self { queue, ram, interrupt, kick }
+    pub fn new(
+        queue: Queue,
+        ram: Arc<GuestRam>,
+        interrupt: Arc<Interrupt>,
+        kick: Arc<EventFd>,
+    ) -> Self {
+        Self { queue, ram, interrupt, kick, completed: false }
     }
 
     /// The guest memory of the queue.
@@ -76,47 +128,88 @@ impl Virtqueue {
         &self.ram
     }
 
-    /// Calls `serve` for each request, which is completed with the number of written bytes that it returns. Fails when
-    /// a ring or chain of the driver's is invalid.
+    /// Calls `serve` for each request; it returns how many bytes it wrote, which completes the
+    /// request. Fails when the driver made a ring or chain that cannot be followed.
     pub fn serve_each(&mut self, mut serve: impl FnMut(&mut Chain) -> Result<u32>) -> Result<()> {
-        self.serve_some(|chain| serve(chain).map(Some))
+        self.serve_some(|chain| serve(chain).map(Served::Done))
     }
 
-    /// As [`Self::serve_each`]; but a request for which `serve` returns `None` stays in the queue, with all after it,
-    /// until the next kick.
+    /// As [`Self::serve_each`]; but a request may be completed later, or stay in the queue.
     ///
-    /// A driver that keeps adding requests cannot keep the device from stopping, nor its other queues from being
-    /// served: after its turn the queue kicks itself and returns.
+    /// A driver that keeps adding requests keeps neither the device from being stopped nor its
+    /// other queues from being served: after its turn the queue kicks itself and returns. There is one interrupt for
+    /// what was completed together.
     pub fn serve_some(
         &mut self,
-        mut serve: impl FnMut(&mut Chain) -> Result<Option<u32>>,
+        mut serve: impl FnMut(&mut Chain) -> Result<Served>,
     ) -> Result<()> {
-        let ram = self.ram.clone();
-        let end = Instant::now() + TURN;
-        self.queue.disable_notification(&ram)?;
-        while Instant::now() < end {
-            let Some((head, mut chain)) = next_chain(&mut self.queue, &ram)? else {
-                // A request may have come before notifications were enabled.
-                if !self.queue.enable_notification(&ram)? {
-                    return Ok(());
-                }
-                self.queue.disable_notification(&ram)?;
-                continue;
-            };
-            let Some(written) = serve(&mut chain)? else {
-                self.queue.go_to_previous_position();
+        let turn = Turn::begin();
+        loop {
+            let left = self.serve_available(&turn, &mut serve);
+            self.interrupt()?;
+            if self.ends(left?)? {
                 return Ok(());
-            };
-            self.queue.add_used(&ram, head, written)?;
-            if wants_interrupt(&mut self.queue, &ram)? {
-                self.interrupt.raise(USED_BUFFER);
             }
         }
+    }
+
+    /// Serves what is in the queue, without kicks and without an interrupt; returns why it has stopped.
+    pub fn serve_available(
+        &mut self,
+        turn: &Turn,
+        mut serve: impl FnMut(&mut Chain) -> Result<Served>,
+    ) -> Result<Left> {
+        let ram = self.ram.clone();
+        self.queue.disable_notification(&*ram)?;
+        while !turn.is_over() {
+            let Some(mut chain) = next_chain(&mut self.queue, &ram)? else {
+                return Ok(Left::Nothing);
+            };
+            match serve(&mut chain)? {
+                Served::Done(written) => self.complete(chain.head, written)?,
+                Served::InFlight => {}
+                Served::Stays => {
+                    self.queue.go_to_previous_position();
+                    return Ok(Left::Waits);
+                }
+            }
+        }
+        Ok(Left::More)
+    }
+
+    /// Whether serving the queue, of which `left` was left, ends with the next kick; if not, more has come meanwhile.
+    pub fn ends(&mut self, left: Left) -> Result<bool> {
+        match left {
+            // Something may have come before kicks were on again.
+            Left::Nothing => Ok(!self.queue.enable_notification(&*self.ram)?),
+            Left::Waits => Ok(true),
+            Left::More => self.kick().map(|()| true),
+        }
+    }
+
+    /// Has the device serve the queue again.
+    pub fn kick(&self) -> Result<()> {
         Ok(self.kick.write(1)?)
+    }
+
+    /// Completes the request whose first descriptor is `head`, of which `written` bytes were written. The driver's
+    /// interrupt waits for [`Self::interrupt`].
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<()> {
+        self.completed = true;
+        Ok(self.queue.add_used(&*self.ram, head, written)?)
+    }
+
+    /// Interrupts the driver if it wants that for what was completed since the last time; returns whether anything was.
+    pub fn interrupt(&mut self) -> Result<bool> {
+        let completed = std::mem::take(&mut self.completed);
+        if completed && wants_interrupt(&mut self.queue, &self.ram)? {
+            self.interrupt.raise(USED_BUFFER);
+        }
+        Ok(completed)
     }
 }
 
-/// Whether the driver wants an interrupt for the request that was just completed.
+/// Whether the driver wants an interrupt for the requests that were just answered.
 fn wants_interrupt(queue: &mut Queue, ram: &GuestRam) -> Result<bool> {
     if queue.event_idx_enabled() {
         return Ok(queue.needs_notification(ram)?);
@@ -128,8 +221,8 @@ fn wants_interrupt(queue: &mut Queue, ram: &GuestRam) -> Result<bool> {
 }
 
 /// Takes the next request from the ring, if there is one, and checks all of it.
-fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, Chain<'a>)>> {
-    let size = usize::from(queue.size());
+fn next_chain<'a>(queue: &mut Queue, shared: &'a Arc<GuestRam>) -> Result<Option<Chain<'a>>> {
+    let (size, ram) = (usize::from(queue.size()), &**shared);
     let mut next = queue.iter(ram).context("available ring")?.next();
     if next.is_none() && queue.avail_idx(ram, Ordering::Acquire)?.0 != queue.next_avail() {
         // A request that has just come; or the ring is in memory that was unplugged.
@@ -138,7 +231,8 @@ fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, C
     }
     let Some(descriptors) = next else { return Ok(None) };
     let head = descriptors.head_index();
-    let mut chain = Chain { readable: Buffers::default(), writable: Buffers::default() };
+    let (readable, writable) = Default::default();
+    let mut chain = Chain { head, ram: shared, readable, writable };
     let (mut count, mut ended) = (0, false);
     for descriptor in descriptors {
         count += 1;
@@ -157,5 +251,5 @@ fn next_chain<'a>(queue: &mut Queue, ram: &'a GuestRam) -> Result<Option<(u16, C
     }
     // The iterator stops silently at an invalid descriptor.
     ensure!(ended, "a descriptor chain without an end");
-    Ok(Some((head, chain)))
+    Ok(Some(chain))
 }

@@ -8,7 +8,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::VirtioDevice;
-use super::queue::Virtqueue;
+use super::queue::{Served, Virtqueue};
 use super::rate::Limiter;
 
 /// Most bytes of a request: a driver repeats it, and no request takes long.
@@ -41,11 +41,11 @@ impl VirtioDevice for Rng {
             if let Some(limiter) = &mut self.limiter
                 && !limiter.admit(len as u64, Instant::now())
             {
-                return Ok(None);
+                return Ok(Served::Stays);
             }
             let filled = retry_on_intr(|| getrandom(&mut bytes[..len], GetRandomFlags::empty()));
             let filled = filled.context("the host has no random bytes")?;
-            Ok(Some(chain.writable.copy_from(&bytes[..filled]) as u32))
+            Ok(Served::Done(chain.writable.copy_from(&bytes[..filled]) as u32))
         })
     }
 

@@ -1,12 +1,10 @@
 //! A device between stopped, while the driver sets it up, and running on its thread.
 
 use std::any::Any;
-use std::sync::{Arc, Once};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::AsFd;
 use virtio_bindings::virtio_config as conf;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -14,11 +12,12 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::device_work::{DeviceWork, needs_reset};
 use super::queue::{Interrupt, Virtqueue};
 use super::registers::Registers;
 use super::{Driver, VirtioDevice};
 use crate::memory::GuestRam;
-use crate::worker::{StopFlag, ThreadKind, Work, Worker, borrow};
+use crate::worker::Worker;
 
 const COMMON_FEATURES: u64 =
     1 << conf::VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -43,7 +42,7 @@ pub struct Transport {
     /// Queues as the driver sets them up. Fixed from DRIVER_OK to the reset.
     pub(super) queues: Vec<Queue>,
     kicks: Vec<Arc<EventFd>>,
-    ram: GuestRam,
+    ram: Arc<GuestRam>,
     /// The device's name.
     name: String,
     state: DeviceState,
@@ -85,7 +84,7 @@ impl Transport {
             accepts_unknown: false,
             queues,
             kicks,
-            ram,
+            ram: Arc::new(ram),
             name: device.name().to_owned(),
             state: DeviceState::Stopped(device),
             #[cfg(any(test, fuzzing))]
@@ -151,7 +150,7 @@ impl Transport {
         let mut queues = Vec::new();
         for (queue, kick) in self.queues.iter().zip(&self.kicks) {
             let mut queue = Queue::try_from(queue.state())?;
-            ensure!(!queue.ready() || queue.is_valid(&self.ram), "a queue that is not in RAM");
+            ensure!(!queue.ready() || queue.is_valid(&*self.ram), "a queue that is not in RAM");
             queue.set_event_idx(self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
             let (ram, interrupt) = (self.ram.clone(), self.interrupt.clone());
             queues.push(Virtqueue::new(queue, ram, interrupt, kick.clone()));
@@ -174,6 +173,7 @@ impl Transport {
             interrupt: self.interrupt.clone(),
             cpu_time: Duration::ZERO,
             resume_at: None,
+            stuck: false,
         };
         self.state = DeviceState::Paused(work);
         self.resume()
@@ -252,8 +252,14 @@ impl Transport {
     /// Stops the device's thread; queues keep their position.
     pub fn pause(&mut self) {
         self.state = match std::mem::replace(&mut self.state, DeviceState::Dead) {
-            DeviceState::Running(worker) => {
-                worker.stop().map_or(DeviceState::Dead, DeviceState::Paused)
+            DeviceState::Running(worker) => match worker.stop() {
+                Some(work) if !work.stuck => DeviceState::Paused(work),
+                _ => DeviceState::Dead,
+            },
+            #[cfg(any(test, fuzzing))]
+            DeviceState::Paused(mut work) if self.by_hand => {
+                work.settle();
+                DeviceState::Paused(work)
             }
             other => other,
         };
@@ -286,133 +292,8 @@ impl Transport {
                 work.serve(index);
             }
         }
-    }
-}
-
-/// Stops serving the device until the driver resets it.
-fn needs_reset(interrupt: &Interrupt, error: &anyhow::Error) {
-    // Once: a guest that repeats the error must not fill the host's logs.
-    static LOGGED: Once = Once::new();
-    LOGGED.call_once(|| log::warn!("virtio: the guest's driver is broken, as in {error:#}"));
-    log::debug!("virtio: device needs reset: {error:#}");
-    interrupt.registers.set_bits(VIRTIO_MMIO_STATUS, conf::VIRTIO_CONFIG_S_NEEDS_RESET);
-    interrupt.config_changed();
-}
-
-/// A running device: waits for kicks and serves queues.
-struct DeviceWork {
-    device: Box<dyn VirtioDevice>,
-    queues: Vec<Virtqueue>,
-    /// The queues that the driver has enabled.
-    ready: Vec<bool>,
-    kicks: Vec<Arc<EventFd>>,
-    interrupt: Arc<Interrupt>,
-    /// Processor time of earlier threads.
-    cpu_time: Duration,
-    /// When to serve all queues again.
-    resume_at: Option<Instant>,
-}
-
-impl Work for DeviceWork {
-    fn name(&self) -> String {
-        self.device.name().chars().take(15).collect()
-    }
-
-    fn kind(&self) -> ThreadKind {
-        self.device.thread_kind()
-    }
-
-    fn cpu_time(&mut self) -> Option<&mut Duration> {
-        Some(&mut self.cpu_time)
-    }
-
-    fn run(&mut self, stop: &StopFlag) {
-        let mut last = 0;
-        while !stop.is_set() {
-            if self.resume_at.is_some_and(|at| at <= Instant::now()) {
-                self.kick_all();
-            }
-            let until = self.resume_at;
-            match self.wait(stop, last, until) {
-                Some(Ready::Queue(index)) => {
-                    last = index;
-                    self.serve(index);
-                }
-                Some(Ready::Descriptor(index)) => self.serve_descriptor(index),
-                None => {}
-            }
+        for index in (0..work.device.descriptors().len()).filter(|_| self.by_hand) {
+            work.serve_descriptor(index);
         }
     }
-}
-
-impl DeviceWork {
-    /// Serves queue `index`, which was kicked.
-    fn serve(&mut self, index: usize) {
-        if self.is_broken() || !self.ready[index] {
-            return;
-        }
-        let served = self.device.handle(index, &mut self.queues);
-        self.conclude(served, "queue", index);
-    }
-
-    /// Serves descriptor `index`, which is ready.
-    fn serve_descriptor(&mut self, index: usize) {
-        let served = self.device.descriptor_ready(index, &mut self.queues);
-        self.conclude(served, "descriptor", index);
-    }
-
-    fn is_broken(&self) -> bool {
-        let status = self.interrupt.registers.get(VIRTIO_MMIO_STATUS);
-        status & conf::VIRTIO_CONFIG_S_NEEDS_RESET != 0
-    }
-
-    /// Stops serving the device if it could not be `served`; updates when to serve it again.
-    fn conclude(&mut self, served: Result<()>, what: &str, index: usize) {
-        if let Err(error) = served {
-            let error = error.context(format!("{}, {what} {index}", self.device.name()));
-            needs_reset(&self.interrupt, &error);
-        }
-        // The earliest time of any queue counts, and after it the next.
-        self.resume_at = [self.resume_at, self.device.resume_at()].into_iter().flatten().min();
-    }
-
-    /// Kicks all queues.
-    fn kick_all(&mut self) {
-        self.resume_at = None;
-        for kick in &self.kicks {
-            // Cannot fail: each counter is cleared before its queue is served.
-            let _ = kick.write(1);
-        }
-    }
-
-    /// Waits for a kick, and takes it, or for a descriptor; `None` to check `stop`, and at `until`.
-    fn wait(&self, stop: &StopFlag, last: usize, until: Option<Instant>) -> Option<Ready> {
-        // The `last` queue comes last, or a queue that is always busy would starve the others.
-        let mut order = (last + 1..self.kicks.len()).chain(0..=last);
-        if let Some(index) = order.find(|&index| self.kicks[index].read().is_ok()) {
-            return Some(Ready::Queue(index));
-        }
-        let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
-        let kicks = self.kicks.iter().map(|kick| borrow(kick));
-        fds.extend(kicks.map(|kick| PollFd::from_borrowed_fd(kick, PollFlags::IN)));
-        let others = fds.len();
-        if !self.is_broken() {
-            let descriptors = self.device.descriptors().into_iter();
-            fds.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-        }
-        let left = until.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        // An error is EINTR, by which a stop arrives.
-        poll(&mut fds, timeout.as_ref()).ok()?;
-        let ready = fds[others..].iter().position(|fd| !fd.revents().is_empty());
-        ready.map(Ready::Descriptor)
-    }
-}
-
-/// The next thing to serve.
-enum Ready {
-    /// This queue was kicked.
-    Queue(usize),
-    /// The descriptor with this index is ready.
-    Descriptor(usize),
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use tinyvmm::config::{DiskConfig, RateLimit};
+use tinyvmm::config::{Aio, DiskConfig, RateLimit};
 
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -82,13 +82,13 @@ pub struct MachineConfiguration {
     /// Two threads in each core.
     #[serde(default)]
     pub smt: bool,
-    /// RefusedField unless false.
+    /// Refused unless false.
     #[serde(default)]
     pub track_dirty_pages: bool,
     /// The pages of guest memory.
     #[serde(default)]
     pub huge_pages: HugePages,
-    /// RefusedField unless "None".
+    /// Refused unless "None".
     #[serde(skip_serializing)]
     pub cpu_template: Option<String>,
 }
@@ -129,13 +129,12 @@ pub enum CacheType {
     Writeback,
 }
 
-/// How a disk's I/O is done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+/// How a disk's requests are kept going. Left out, it is the host's best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum IoEngine {
-    /// A thread per disk with blocking I/O.
-    #[default]
+    /// By threads that wait.
     Sync,
-    /// RefusedField.
+    /// By io_uring.
     Async,
 }
 
@@ -158,13 +157,12 @@ pub struct Drive {
     pub is_read_only: bool,
     /// The image file or block device.
     pub path_on_host: Option<PathBuf>,
-    /// RefusedField unless Sync.
-    #[serde(default)]
-    pub io_engine: IoEngine,
+    /// How its requests are kept going.
+    pub io_engine: Option<IoEngine>,
     /// Limits of bandwidth and requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimit>,
-    /// RefusedField.
+    /// Not supported.
     #[serde(skip_serializing)]
     socket: RefusedField,
 }
@@ -179,7 +177,10 @@ impl Drive {
             cache_type: CacheType::Writeback,
             is_read_only: disk.readonly,
             path_on_host: Some(disk.path.clone()),
-            io_engine: IoEngine::Sync,
+            io_engine: Some(match disk.aio {
+                Aio::IoUring => IoEngine::Async,
+                Aio::Auto | Aio::Threads => IoEngine::Sync,
+            }),
             rate_limiter: disk.limit.is_limit().then_some(disk.limit),
             socket: None,
         }
@@ -187,11 +188,16 @@ impl Drive {
 
     /// Refuses fields that are not supported.
     pub fn check(&self) -> Result<()> {
-        refuse(&[("socket", &self.socket)])?;
-        if self.io_engine == IoEngine::Async {
-            bail!("io_engine Async: not supported, leave it out or say Sync");
+        refuse(&[("socket", &self.socket)])
+    }
+
+    /// What its `io_engine` is for a disk.
+    pub fn aio(&self) -> Aio {
+        match self.io_engine {
+            None => Aio::Auto,
+            Some(IoEngine::Sync) => Aio::Threads,
+            Some(IoEngine::Async) => Aio::IoUring,
         }
-        Ok(())
     }
 }
 
@@ -218,7 +224,7 @@ pub struct BalloonBody {
     /// Statistics are on unless this is 0.
     #[serde(default)]
     pub stats_polling_interval_s: u16,
-    /// RefusedField unless false.
+    /// Refused unless false.
     #[serde(default)]
     pub free_page_hinting: bool,
     /// The guest reports free pages, which go back to the host.

@@ -362,6 +362,7 @@ pub(super) fn balloon_size(mib: u64, config: &MachineConfig) -> Result<Size> {
 pub(super) fn disk(drive: &Drive) -> Option<DiskConfig> {
     let mut disk = DiskConfig::new(drive.path_on_host.clone()?);
     disk.readonly = drive.is_read_only;
+    disk.aio = drive.aio();
     disk.limit = drive.rate_limiter.unwrap_or_default();
     disk.id = Some(drive.drive_id.chars().take(DiskConfig::MAX_ID).collect());
     Some(disk)

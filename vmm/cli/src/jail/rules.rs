@@ -134,7 +134,9 @@ const ANY: &[SyscallRule] = &[
 const VCPU: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_RUN, KVM_GET_REGS]))];
 
 const DEVICE: &[SyscallRule] = &[
+    always(SYS_io_uring_enter), // of a ring that was made before, and can only read, write and flush
     always(SYS_preadv),
+    always(SYS_preadv2),
     always(SYS_pwritev),
     always(SYS_pwrite64),
     always(SYS_fdatasync),

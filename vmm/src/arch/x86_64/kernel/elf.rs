@@ -215,10 +215,8 @@ impl Image {
         let mut hasher = crc32fast::Hasher::new();
         for start in (0..to.len()).step_by(CACHED) {
             let part = to.subslice(start, CACHED.min(to.len() - start))?;
-            let mut buffers = Buffers::default();
-            buffers.push(part);
             let offset = piece.offset + start as u64;
-            buffers.read_from_file(&self.file, offset).context("cannot read it")?;
+            Buffers::from(part).read_from_file(&self.file, offset).context("cannot read it")?;
             if piece.sum.is_some() {
                 add_to_sum(&mut hasher, part)?;
             }
