@@ -1,6 +1,6 @@
 //! Guests of a few instructions: they run on any KVM, interpreting ones included.
 
-use tinyvmm::layout;
+pub use crate::elf::{elf, only_pvh};
 
 /// Defines a function that returns the machine code of these lines, in Intel syntax.
 ///
@@ -353,47 +353,3 @@ guest!(
     "power_off",
     ".code64",
 );
-
-/// The address at which the code is loaded and entered.
-const LOAD: u64 = layout::KERNEL_MIN;
-
-/// An ELF file with `code` as its one segment, entered at its start.
-pub fn elf(code: &[u8]) -> Vec<u8> {
-    elf_with(code, LOAD, &[])
-}
-
-/// An ELF file without a 64-bit entry: a note has the PVH entry.
-pub fn only_pvh(code: &[u8]) -> Vec<u8> {
-    const PHYS32_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY
-    let header = [4u32, 4, PHYS32_ENTRY].map(u32::to_le_bytes).concat();
-    let note = [&header, b"Xen\0".as_slice(), &(LOAD as u32).to_le_bytes()].concat();
-    elf_with(code, 0xffff_ffff_8100_0000, &note)
-}
-
-fn elf_with(code: &[u8], entry: u64, note: &[u8]) -> Vec<u8> {
-    const EHDR: u64 = 64;
-    const PHDR: u64 = 56;
-    let phnum = 1 + u64::from(!note.is_empty());
-    let note_at = EHDR + phnum * PHDR;
-    let code_at = note_at + note.len() as u64;
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    let push = |file: &mut Vec<u8>, size: usize, value: u64| {
-        file.extend(&value.to_le_bytes()[..size]);
-    };
-    // Elf64_Ehdr from e_type on: an executable for x86-64.
-    let ehdr = [(2, 2), (2, 62), (4, 1), (8, entry), (8, EHDR), (8, 0), (4, 0), (2, EHDR)];
-    let counts = [(2, PHDR), (2, phnum), (2, 0), (2, 0), (2, 0)];
-    ehdr.into_iter().chain(counts).for_each(|(size, value)| push(&mut file, size, value));
-    let mut phdr = |kind, offset, address, len: usize| {
-        [(4, kind), (4, 7), (8, offset), (8, address), (8, address), (8, len as u64)]
-            .into_iter()
-            .chain([(8, len as u64), (8, 8)])
-            .for_each(|(size, value)| push(&mut file, size, value));
-    };
-    phdr(1, code_at, LOAD, code.len());
-    if !note.is_empty() {
-        phdr(4, note_at, 0, note.len());
-    }
-    [&file, note, code].concat()
-}

@@ -94,7 +94,7 @@ fn the_initrd_is_loaded_high_and_whole() {
 
 #[test]
 fn an_elf_with_only_a_pvh_entry_is_entered_there() {
-    let kernel = guests::only_pvh(&guests::pvh());
+    let kernel = guests::only_pvh(&guests::pvh(), 4, 4);
     let outcome = Vmm::new().kernel(&kernel).args(["--mem", "64M"]).run().exits(0).silently();
     let info = &outcome.stdout[..1024];
     assert_eq!((u32_at(info, 0), u32_at(info, 4)), (0x336e_c578, 1), "magic and version");
@@ -103,6 +103,17 @@ fn an_elf_with_only_a_pvh_entry_is_entered_there() {
     let last = map + 24;
     assert_eq!((u64_at(info, last), u64_at(info, last + 8)), (MIB, 63 * MIB), "its last entry");
     assert_eq!(until_zero(&outcome.stdout[1024..]), DEFAULT);
+}
+
+/// Linkers give PT_NOTE the largest alignment of what they put into it, and leave the notes as they are.
+#[test]
+fn a_pvh_entry_is_found_whatever_the_alignment_of_its_note() {
+    for (align, unit) in [(0, 4), (1, 4), (4, 4), (8, 4), (16, 4), (4096, 4), (8, 8)] {
+        let kernel = guests::only_pvh(&guests::pvh(), align, unit);
+        let outcome = Vmm::new().kernel(&kernel).run();
+        assert_eq!(outcome.stderr, "", "p_align {align}, notes in units of {unit}");
+        outcome.exits(0);
+    }
 }
 
 #[test]

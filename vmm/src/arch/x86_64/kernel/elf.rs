@@ -190,7 +190,10 @@ impl Image {
     fn pvh_entry(&self, phdr: &Elf64_Phdr) -> Option<u64> {
         let mut notes = vec![0; phdr.p_filesz.min(MAX_NOTES) as usize];
         self.file.read_exact_at(&mut notes, phdr.p_offset).ok()?;
-        find_pvh_entry(&notes, phdr.p_align.clamp(4, 8) as usize)
+        // In units of 4 bytes, as Linux, Xen and binutils lay them out whatever `p_align` is: a linker takes the largest
+        // of all that it merges. Units of 8 are what the ELF specification has for 64 bits.
+        let units = if phdr.p_align == 8 { &[4, 8][..] } else { &[4] };
+        units.iter().find_map(|unit| find_pvh_entry(&notes, *unit))
     }
 
     /// What follows the ELF; empty if that is nothing or no table of relocations.
@@ -343,15 +346,15 @@ fn entry(entry: u64, pvh: Option<u64>, segments: &[Segment]) -> Result<Entry> {
     }
 }
 
-/// Goes through notes: three words (lengths of name and contents, type), name, contents.
-fn find_pvh_entry(mut notes: &[u8], align: usize) -> Option<u64> {
+/// Goes through notes: three words (lengths of name and contents, type), name, contents, in units of `unit` bytes.
+fn find_pvh_entry(mut notes: &[u8], unit: usize) -> Option<u64> {
     loop {
         let word = |index: usize| {
             let bytes = notes.get(index * 4..index * 4 + 4)?.try_into().ok()?;
             Some(u32::from_le_bytes(bytes))
         };
         let (name_len, len) = (word(0)? as usize, word(1)? as usize);
-        let start = (12 + name_len).next_multiple_of(align);
+        let start = (12 + name_len).next_multiple_of(unit);
         let contents = notes.get(start..start + len)?;
         if word(2) == Some(XEN_ELFNOTE_PHYS32_ENTRY) && notes.get(12..16) == Some(b"Xen\0") {
             let mut entry = [0; 8];
@@ -359,7 +362,7 @@ fn find_pvh_entry(mut notes: &[u8], align: usize) -> Option<u64> {
             entry[..given].copy_from_slice(&contents[..given]);
             return Some(u64::from_le_bytes(entry));
         }
-        notes = notes.get((start + len).next_multiple_of(align)..)?;
+        notes = notes.get((start + len).next_multiple_of(unit)..)?;
     }
 }
 

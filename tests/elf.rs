@@ -1,0 +1,56 @@
+//! Kernel files of a few instructions.
+
+use tinyvmm::layout;
+
+/// Where the code is loaded and entered.
+const LOAD: u64 = layout::KERNEL_MIN;
+
+/// An ELF file with `code` as its one segment, entered at its start.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    elf_with(code, LOAD, None)
+}
+
+/// The same without a 64-bit entry: the second of two notes tells where to enter by PVH. Notes are laid out in units of
+/// `unit` bytes, and `align` is what their program header says.
+pub fn only_pvh(code: &[u8], align: u64, unit: usize) -> Vec<u8> {
+    const PHYS32_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY
+    let note = |name: &[u8], kind: u32, contents: u32| {
+        let mut note = [name.len() as u32, 4, kind].map(u32::to_le_bytes).concat();
+        for part in [name, &contents.to_le_bytes()] {
+            note.extend(part);
+            note.resize(note.len().next_multiple_of(unit), 0);
+        }
+        note
+    };
+    let notes = [note(b"Linux\0", 0x101, 0), note(b"Xen\0", PHYS32_ENTRY, LOAD as u32)].concat();
+    elf_with(code, 0xffff_ffff_8100_0000, Some((&notes, align)))
+}
+
+fn elf_with(code: &[u8], entry: u64, notes: Option<(&[u8], u64)>) -> Vec<u8> {
+    const EHDR: u64 = 64;
+    const PHDR: u64 = 56;
+    let phnum = 1 + u64::from(notes.is_some());
+    let (notes, align) = notes.unwrap_or_default();
+    let notes_at = EHDR + phnum * PHDR;
+    let code_at = notes_at + notes.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let push = |file: &mut Vec<u8>, size: usize, value: u64| {
+        file.extend(&value.to_le_bytes()[..size]);
+    };
+    // Elf64_Ehdr from e_type on: an executable for x86-64.
+    let ehdr = [(2, 2), (2, 62), (4, 1), (8, entry), (8, EHDR), (8, 0), (4, 0), (2, EHDR)];
+    let counts = [(2, PHDR), (2, phnum), (2, 0), (2, 0), (2, 0)];
+    ehdr.into_iter().chain(counts).for_each(|(size, value)| push(&mut file, size, value));
+    let mut phdr = |kind, offset, address, len: usize, align| {
+        [(4, kind), (4, 7), (8, offset), (8, address), (8, address), (8, len as u64)]
+            .into_iter()
+            .chain([(8, len as u64), (8, align)])
+            .for_each(|(size, value)| push(&mut file, size, value));
+    };
+    phdr(1, code_at, LOAD, code.len(), 8);
+    if !notes.is_empty() {
+        phdr(4, notes_at, 0, notes.len(), align);
+    }
+    [&file, notes, code].concat()
+}
