@@ -35,7 +35,7 @@ pub fn boot(data: &[u8]) {
     let open = || Loadable::new(File::open(file.path()).unwrap(), file.path()).unwrap();
     let kernel = KernelFile::new(open(), None);
     let initrd =
-        (options & 1 != 0).then(|| boot::Initrd { file: open(), appendix: b"behind it".into() });
+        (options & 1 != 0).then(|| boot::Initrd { file: open(), prefix: b"before it".into() });
     config.cmdline = (options & 2 != 0).then(|| "nokaslr".into());
     if options & 4 != 0 {
         config.kernel_entry = KernelEntry::Decompress;

@@ -25,11 +25,11 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
     let kernel = KernelFile::new(kernel, (!process.no_kernel_cache).then(store));
     let initrd = |path: &PathBuf| -> Result<Initrd> {
         let file = loadable(path).with_context(|| format!("initrd {}", path.display()))?;
-        let appendix = match process.command.is_empty() {
+        let prefix = match process.command.is_empty() {
             true => Vec::new(),
-            false => command::archive(&process.command, file.len),
+            false => command::archive(&process.command),
         };
-        Ok(Initrd { file, appendix })
+        Ok(Initrd { file, prefix })
     };
     let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
     let disks = machine.disk.iter().map(disks::open).collect::<Result<_>>()?;

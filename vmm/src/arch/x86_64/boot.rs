@@ -33,8 +33,9 @@ const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 pub struct Initrd {
     /// The file.
     pub file: Loadable,
-    /// What is put behind it in guest memory: Linux unpacks one archive after the other.
-    pub appendix: Vec<u8>,
+    /// What is put before it in guest memory: Linux unpacks one archive after the other. Of a multiple of 4 bytes, or an
+    /// initrd that is not compressed is not recognized.
+    pub prefix: Vec<u8>,
 }
 
 /// An initrd in guest memory.
@@ -80,10 +81,10 @@ fn load_initrd(
     limit: u64,
 ) -> Result<LoadedInitrd> {
     let Loadable { file, len: file_len, path } = &initrd.file;
-    let (mut file, file_len, appendix) = (file, *file_len, &initrd.appendix);
+    let (mut file, file_len, prefix) = (file, *file_len, &initrd.prefix);
     let named = || format!("initrd {}", path.display());
     ensure!(file_len > 0, "{}: empty, a file with contents is needed", named());
-    let len = file_len + appendix.len() as u64;
+    let len = file_len + prefix.len() as u64;
     let address = limit.checked_sub(len).map(|address| address & !0xfff);
     let address = address.filter(|address| *address >= kernel_end).with_context(|| {
         let least = (kernel_end + len.next_multiple_of(4096)).next_multiple_of(layout::MIB);
@@ -93,11 +94,12 @@ fn load_initrd(
         };
         format!("{}: its {len} bytes do not fit beside the kernel: {remedy}", named())
     })?;
+    ram.write_slice(prefix, GuestAddress(address))?;
     file.rewind()?;
-    ram.read_exact_volatile_from(GuestAddress(address), &mut file, usize::try_from(file_len)?)
+    let file_at = GuestAddress(address + prefix.len() as u64);
+    ram.read_exact_volatile_from(file_at, &mut file, usize::try_from(file_len)?)
         .context("cannot read it")
         .with_context(named)?;
-    ram.write_slice(appendix, GuestAddress(address + file_len))?;
     Ok(LoadedInitrd { address, len })
 }
 
