@@ -26,6 +26,14 @@ pub fn only_pvh(code: &[u8], align: u64, unit: usize) -> Vec<u8> {
     elf_with(code, 0xffff_ffff_8100_0000, Some((&notes, align)))
 }
 
+/// The same kernel as `elf`, but it takes all memory up to this address.
+pub fn elf_up_to(end: u64, code: &[u8]) -> Vec<u8> {
+    const MEMORY_LEN: usize = 64 + 40; // p_memsz of the only program header
+    let mut file = elf(code);
+    file[MEMORY_LEN..MEMORY_LEN + 8].copy_from_slice(&(end - LOAD).to_le_bytes());
+    file
+}
+
 fn elf_with(code: &[u8], entry: u64, notes: Option<(&[u8], u64)>) -> Vec<u8> {
     const EHDR: u64 = 64;
     const PHDR: u64 = 56;

@@ -4,10 +4,34 @@ use tinyvmm::arch::cmdline;
 use tinyvmm::layout::{self, GIB, MIB};
 
 use crate::fixture::Vmm;
-use crate::guests;
+use crate::guests::{self, guest};
 
 const DEFAULT: &str = cmdline::DEFAULT;
 const RAM: u32 = 1;
+
+guest!(
+    /// Prints its zero page, and 4 KiB of its initrd, which is above 4 GiB.
+    high_initrd,
+    "mov rbx, rsi",
+    "dump 4096",
+    "mov rdi, cr3",
+    "mov rdi, [rdi]", // to the page directory pointers
+    "and rdi, -4096",
+    "mov qword ptr [rdi + 4 * 8], 0x80003",
+    "mov eax, [rbx + 0xc0]", // ext_ramdisk_image
+    "shl rax, 32",
+    "mov esi, [rbx + 0x218]",
+    "add rsi, rax",
+    "mov rax, rsi",
+    "and rax, -0x200000",
+    "or rax, 0x83",
+    "mov rcx, rsi",
+    "shr rcx, 21",
+    "and ecx, 511",
+    "mov [0x80000 + rcx * 8], rax",
+    "dump 4096",
+    "power_off",
+);
 
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
@@ -50,7 +74,8 @@ fn the_zero_page_has_memory_and_the_default_command_line() {
     assert_eq!(e820(&page), [low, (MIB, 64 * MIB, RAM)]);
     assert_eq!(cmdline, DEFAULT);
     assert_eq!(u32_at(&page, 0x202), 0x5372_6448, "the setup header's magic");
-    assert_eq!((u32_at(&page, 0x218), u32_at(&page, 0x21c)), (0, 0), "no initrd");
+    let initrd = [0x218, 0x21c, 0xc0, 0xc4].map(|at| u32_at(&page, at));
+    assert_eq!(initrd, [0; 4], "no initrd");
 }
 
 #[test]
@@ -90,6 +115,26 @@ fn the_initrd_is_loaded_high_and_whole() {
     assert_eq!(address % 4096, 0, "{address:#x} is on a page boundary");
     assert!((32 * MIB..=64 * MIB - len).contains(&address), "{address:#x} is high in 64 MiB");
     assert_eq!(start, contents[..4096]);
+}
+
+#[test]
+fn an_initrd_that_has_no_room_below_4_gib_is_above() {
+    let contents: Vec<u8> = (0..5000u32).map(|at| (at % 251) as u8).collect();
+    let kernel = guests::elf_up_to(3 * GIB, &high_initrd());
+    let vmm = Vmm::new().file("initrd", &contents).kernel(&kernel);
+    let outcome = vmm.args(["--mem", "3.5G", "--initrd", "initrd"]).run().exits(0).silently();
+    let (page, start) = outcome.stdout.split_at(4096);
+    let both = |low, high| u64::from(u32_at(page, low)) | u64::from(u32_at(page, high)) << 32;
+    assert_eq!(both(0x218, 0xc0), 4 * GIB + GIB / 2 - 8192, "its address");
+    assert_eq!(both(0x21c, 0xc4), 5000, "its length");
+    assert_eq!(start, &contents[..4096]);
+}
+
+/// Linux reads at most 2 GiB of a file at a time.
+#[test]
+fn an_initrd_may_be_larger_than_2_gib() {
+    let vmm = Vmm::new().guest(guests::hello).sparse_file("large", 2 * GIB + 1);
+    vmm.args(["--mem", "2304M", "--initrd", "large"]).run().exits(0).silently();
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! Puts kernel, initrd, command line and boot parameters into guest memory.
 
-use std::io::Seek;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use linux_loader::bootparam::{SETUP_RNG_SEED, boot_e820_entry, boot_params};
+use linux_loader::bootparam::{
+    SETUP_RNG_SEED, XLF_CAN_BE_LOADED_ABOVE_4G, boot_e820_entry, boot_params,
+};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::cmdline;
 use super::kernel::{self, Entry, Kernel, KernelFile};
 use crate::config::{MachineConfig, Size};
 use crate::memory::GuestRam;
+use crate::memory::buffers::Buffers;
 use crate::memory::loadable::Loadable;
 use crate::{layout, random};
 
@@ -19,8 +21,6 @@ const E820_RAM: u32 = 1;
 const XEN_HVM_START_MAGIC: u32 = 0x336e_c578;
 /// A bootloader without an assigned number (boot.rst, type_of_loader).
 const LOADER_UNDEFINED: u8 = 0xff;
-/// Where initrds end for every 64-bit kernel (initrd_addr_max, arch/x86/boot/header.S).
-const INITRD_MAX: u64 = 0x7fff_ffff;
 /// Bytes of randomness for the kernel: one ChaCha key, as its own EFI stub passes.
 const SEED_LEN: usize = 32;
 
@@ -59,9 +59,8 @@ pub fn load(
         kaslr: !line.split_ascii_whitespace().any(|word| word == "nokaslr"),
     };
     let kernel = kernel::load(kernel, ram, &options)?;
-    let limit = low_ram_end.min(u64::from(kernel.header.initrd_addr_max) + 1);
     let initrd = match initrd {
-        Some(initrd) => Some(load_initrd(initrd, ram, kernel.end, limit)?),
+        Some(initrd) => Some(load_initrd(initrd, ram, &kernel, config.mem.bytes())?),
         None => None,
     };
     write_cmdline(ram, &line, u64::from(kernel.header.cmdline_size))?;
@@ -73,34 +72,49 @@ pub fn load(
     Ok(kernel.entry)
 }
 
-/// Loads the initrd as high as it may be: nothing that the kernel unpacks is in its way there.
-fn load_initrd(
-    initrd: &Initrd,
-    ram: &GuestRam,
-    kernel_end: u64,
-    limit: u64,
-) -> Result<LoadedInitrd> {
+/// Loads the initrd, and what goes before it, beside `kernel` into `ram`, of which there are `mem` bytes.
+fn load_initrd(initrd: &Initrd, ram: &GuestRam, kernel: &Kernel, mem: u64) -> Result<LoadedInitrd> {
     let Loadable { file, len: file_len, path } = &initrd.file;
-    let (mut file, file_len, prefix) = (file, *file_len, &initrd.prefix);
     let named = || format!("initrd {}", path.display());
-    ensure!(file_len > 0, "{}: empty, a file with contents is needed", named());
-    let len = file_len + prefix.len() as u64;
-    let address = limit.checked_sub(len).map(|address| address & !0xfff);
-    let address = address.filter(|address| *address >= kernel_end).with_context(|| {
-        let least = (kernel_end + len.next_multiple_of(4096)).next_multiple_of(layout::MIB);
-        let remedy = match least {
-            0..=INITRD_MAX => format!("use --mem {} or more", Size::new(least)),
-            _ => "use a smaller one".into(),
+    ensure!(*file_len > 0, "{}: empty, a file with contents is needed", named());
+    let before = initrd.prefix.len() as u64;
+    let len = before + file_len;
+    let address = place_initrd(len, kernel, mem).with_context(|| {
+        let remedy = match least_memory(len, kernel) {
+            Some(least) => format!("use --mem {} or more", Size::new(least)),
+            None => "use a smaller one".into(),
         };
         format!("{}: its {len} bytes do not fit beside the kernel: {remedy}", named())
     })?;
-    ram.write_slice(prefix, GuestAddress(address))?;
-    file.rewind()?;
-    let file_at = GuestAddress(address + prefix.len() as u64);
-    ram.read_exact_volatile_from(file_at, &mut file, usize::try_from(file_len)?)
-        .context("cannot read it")
-        .with_context(named)?;
+    ram.write_slice(&initrd.prefix, GuestAddress(address))?;
+    let mut buffers = Buffers::default();
+    buffers.push(ram.get_slice(GuestAddress(address + before), usize::try_from(*file_len)?)?);
+    buffers.read_from_file(file, 0).context("cannot read it").with_context(named)?;
     Ok(LoadedInitrd { address, len })
+}
+
+/// Where `len` bytes of initrd go in `mem` bytes of RAM: as high as `initrd_addr_max` allows, for nothing that the kernel
+/// unpacks is in the way there; else wherever there is room and the kernel takes it.
+fn place_initrd(len: u64, kernel: &Kernel, mem: u64) -> Option<u64> {
+    let ram = layout::ram_ranges(mem);
+    let below_max = 0..ram[0].end.min(u64::from(kernel.header.initrd_addr_max) + 1);
+    let others = match kernel.entry {
+        // Linux keeps 32 bits of address and length (arch/x86/platform/pvh/enlighten.c).
+        Entry::Pvh(_) => 1,
+        Entry::Linux64(_) if kernel.header.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0 => 2,
+        Entry::Linux64(_) => 0,
+    };
+    [below_max].into_iter().chain(ram.into_iter().take(others)).find_map(|place| {
+        let address = place.end.checked_sub(len)? & !0xfff;
+        (address >= place.start.max(kernel.end)).then_some(address)
+    })
+}
+
+/// The least memory, in bytes, that has room for `len` bytes of initrd beside `kernel`, if any has.
+fn least_memory(len: u64, kernel: &Kernel) -> Option<u64> {
+    let least = [kernel.end + len.next_multiple_of(4096), layout::GAP_START + len];
+    let mut least = least.into_iter().map(|mem| mem.next_multiple_of(layout::MIB));
+    least.find(|mem| place_initrd(len, kernel, *mem).is_some())
 }
 
 fn write_cmdline(ram: &GuestRam, line: &str, kernel_limit: u64) -> Result<()> {
@@ -134,8 +148,9 @@ fn write_zero_page(
     params.hdr.setup_data = write_seed(ram)?;
     params.acpi_rsdp_addr = layout::ACPI.start;
     if let Some(initrd) = initrd {
-        params.hdr.ramdisk_image = u32::try_from(initrd.address)?;
-        params.hdr.ramdisk_size = u32::try_from(initrd.len)?;
+        // The low and the high halves (boot.rst, ext_ramdisk_image).
+        (params.hdr.ramdisk_image, params.ext_ramdisk_image) = halves(initrd.address);
+        (params.hdr.ramdisk_size, params.ext_ramdisk_size) = halves(initrd.len);
     }
     let map = memory_map(config.mem.bytes());
     for (entry, range) in params.e820_table.iter_mut().zip(&map) {
@@ -145,6 +160,10 @@ fn write_zero_page(
     params.e820_entries = u8::try_from(map.len())?;
     ram.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
     Ok(())
+}
+
+fn halves(value: u64) -> (u32, u32) {
+    (value as u32, (value >> 32) as u32)
 }
 
 /// A `struct setup_data` with random bytes: the kernel's CRNG is ready at once (since 6.0;
@@ -190,4 +209,44 @@ fn write_start_info(
         ..Default::default()
     };
     Ok(ram.write_obj(info, GuestAddress(start))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use linux_loader::bootparam::setup_header;
+
+    use super::*;
+    use crate::layout::{GIB, MIB};
+
+    fn kernel(entry: Entry, xloadflags: u16) -> Kernel {
+        let header =
+            setup_header { initrd_addr_max: 0x7fff_ffff, xloadflags, ..Default::default() };
+        Kernel { entry, end: 64 * MIB, header }
+    }
+
+    #[test]
+    fn an_initrd_is_where_its_kernel_takes_it() {
+        let anywhere = kernel(Entry::Linux64(0), XLF_CAN_BE_LOADED_ABOVE_4G);
+        let old = kernel(Entry::Linux64(0), 0);
+        let pvh = kernel(Entry::Pvh(0), XLF_CAN_BE_LOADED_ABOVE_4G);
+        for kernel in [&anywhere, &old, &pvh] {
+            assert_eq!(place_initrd(5000, kernel, GIB), Some(GIB - 8192));
+            assert_eq!(place_initrd(5000, kernel, 8 * GIB), Some(2 * GIB - 8192));
+            assert_eq!(place_initrd(100 * MIB, kernel, 163 * MIB), None);
+            assert_eq!(least_memory(100 * MIB, kernel), Some(164 * MIB));
+        }
+        let large = 2200 * MIB;
+        for kernel in [&anywhere, &pvh] {
+            assert_eq!(place_initrd(large, kernel, 3 * GIB), Some(3 * GIB - large));
+            assert_eq!(least_memory(large, kernel), Some(large + 64 * MIB));
+        }
+        assert_eq!(place_initrd(large, &old, 8 * GIB), None);
+        assert_eq!(least_memory(large, &old), None);
+        let huge = 5 * GIB;
+        assert_eq!(place_initrd(huge, &anywhere, 8 * GIB), Some(4 * GIB));
+        assert_eq!(place_initrd(huge, &anywhere, 8 * GIB - 4096), None);
+        assert_eq!(least_memory(huge, &anywhere), Some(8 * GIB));
+        assert_eq!(place_initrd(huge, &pvh, 8 * GIB), None);
+        assert_eq!(least_memory(huge, &pvh), None);
+    }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
-use linux_loader::bootparam::setup_header;
+use linux_loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, setup_header};
 use linux_loader::elf::{EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
@@ -373,6 +373,7 @@ fn header() -> setup_header {
         header: SETUP_MAGIC,
         version: 0x020f,
         kernel_alignment: 0x100_0000,
+        xloadflags: XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G,
         initrd_addr_max: 0x7fff_ffff, // arch/x86/boot/header.S
         cmdline_size: 2047,           // COMMAND_LINE_SIZE, less its terminator
         ..Default::default()
