@@ -28,7 +28,7 @@ const QUESTIONS: [&str; 12] = [
     "echo crng=$(dmesg | grep '[c]rng init done')",
     "t=topology; cd /sys/devices/system/cpu",
     "echo topology=$(for c in cpu?; do cat $c/$t/physical_package_id $c/$t/thread_siblings_list; done)",
-    "echo wrong=$(dmesg | grep -E '[X]SAVE cons|[O]ops|[W]ARNING: CPU|[B]UG|[C]all Trace|[F]irmware [BW]')",
+    "echo wrong=$(dmesg | grep -E '[X]SAVE cons|[O]ops|[W]ARNING: CPU|[B]UG|[C]all Trace|[F]irmware [BW]|[P]CI: Fatal')",
 ];
 
 fn asked(kernel: Kernel, cpus: &str, mem_mib: u64) -> Vmm {

@@ -4,6 +4,7 @@ pub mod boot_timer;
 pub mod console;
 pub mod guest_report;
 pub mod output;
+pub mod pci;
 pub mod power;
 pub mod rtc;
 pub mod serial;

@@ -16,6 +16,7 @@ use crate::config::{MachineConfig, Uart};
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::guest_report::{GuestReport, InitRuns};
 use crate::devices::output::Output;
+use crate::devices::pci::ConfigAddress;
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
 use crate::devices::rtc::Rtc;
 use crate::devices::serial::SerialPort;
@@ -143,6 +144,7 @@ fn add_pc_devices(ports: &mut Bus, config: &MachineConfig, owner: &Owner) -> Res
     if cmdline::without_kvmclock(config) {
         ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
     }
+    ports.insert(layout::PCI_PORTS, Arc::new(Mutex::new(ConfigAddress::default())))?;
     ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;
     ports.insert(layout::I8042_PORTS, Arc::new(Mutex::new(I8042 { events: events() })))?;
     let pvpanic = Pvpanic { reported: false, events: events() };

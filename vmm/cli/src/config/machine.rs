@@ -69,7 +69,7 @@ fn kernel() -> Vec<Arg> {
         about(
             flag("cmdline", "STRING").allow_hyphen_values(true),
             "Kernel command line, appended to the default one",
-            "The default is `console=ttyS0 panic=-1 pci=off 8250.nr_uarts=1 cryptomgr.notests`, and \
+            "The default is `console=ttyS0 panic=-1 pci=noearly 8250.nr_uarts=1 cryptomgr.notests`, and \
                 `root=/dev/vda rw` (or `ro`) when there is a disk and no initrd. A ` -- ` within STRING is the \
                 kernel\'s: what follows it are arguments for the guest\'s init. The `--` after tinyvmm\'s flags is \
                 another: it begins a COMMAND.",

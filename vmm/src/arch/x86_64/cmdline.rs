@@ -3,7 +3,7 @@
 use crate::config::{MachineConfig, Uart};
 
 /// What the kernel gets unless the configuration says `cmdline-only`.
-pub const DEFAULT: &str = "console=ttyS0 panic=-1 pci=off 8250.nr_uarts=1 cryptomgr.notests";
+pub const DEFAULT: &str = "console=ttyS0 panic=-1 pci=noearly 8250.nr_uarts=1 cryptomgr.notests";
 
 /// The command line of `config`: the defaults and what the user added to them.
 pub fn of(config: &MachineConfig) -> String {

@@ -67,6 +67,8 @@ pub const KVM_TSS: u64 = KVM_IDENTITY_MAP + 0x1000;
 pub const RTC_PORTS: Range<u64> = 0x70..0x72;
 /// The one i8042 port that exists: writing 0xfe to it resets the machine.
 pub const I8042_PORTS: Range<u64> = 0x64..0x65;
+/// The address register of PCI's configuration mechanism #1.
+pub const PCI_PORTS: Range<u64> = 0xcf8..0xcfc;
 /// First serial port (COM1).
 pub const SERIAL_PORTS: Range<u64> = 0x3f8..0x400;
 /// pvpanic, at QEMU's address (QEMU docs/specs/pvpanic).
