@@ -34,6 +34,17 @@ guest!(
 );
 
 guest!(
+    /// Prints the pointer to the MP table, and 512 bytes of that.
+    mp_table,
+    "mov ebx, 0x9fc00",
+    "mov esi, ebx",
+    "dump 16",
+    "mov esi, [rbx + 4]",
+    "dump 512",
+    "power_off",
+);
+
+guest!(
     /// Probes PCI as Linux does, with a byte at 0xcfb first, and prints the address register and what it reads there.
     probes_pci,
     "out8 0xcfb, 1",
@@ -121,6 +132,17 @@ fn the_command_line_is_appended_or_taken_as_it_is() {
     assert_eq!(line(&["--cmdline", "-- only", "--cmdline-only"]), "-- only");
     assert_eq!(line(&["--disk", "root.img"]), format!("{DEFAULT} root=/dev/vda rw"));
     assert_eq!(line(&["--disk", "root.img,readonly"]), format!("{DEFAULT} root=/dev/vda ro"));
+}
+
+#[test]
+fn a_kernel_without_acpi_finds_cpus_and_interrupts_in_the_mp_table() {
+    let vmm = Vmm::new().guest(mp_table).args(["--cpus", "3"]);
+    let (pointer, table) = (16, vmm.run().exits(0).silently().stdout);
+    let (pointer, table) = table.split_at(pointer);
+    assert_eq!((&pointer[..4], u32_at(pointer, 4)), (b"_MP_".as_slice(), 0xe_e000));
+    assert_eq!((&table[..4], u32_at(table, 36)), (b"PCMP".as_slice(), layout::LAPIC));
+    let cpus = table[44..].chunks(20).take(3).map(|cpu| [cpu[0], cpu[1], cpu[3]]);
+    assert_eq!(cpus.collect::<Vec<_>>(), [[0, 0, 3], [0, 1, 1], [0, 2, 1]]);
 }
 
 /// Linux takes this for a bus with nothing on it, and says nothing about it (arch/x86/pci/direct.c).

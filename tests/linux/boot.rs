@@ -183,6 +183,13 @@ fn a_kernel_is_at_a_random_address_unless_nokaslr_is_given() {
 
 #[test]
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn without_acpi_cpus_are_found_in_the_mp_table() {
+    let vmm = AMD64_BZIMAGE.with_cmdline("acpi=off").args(["--cpus", "2", "--", "nproc"]);
+    assert_eq!(Console::of(&vmm.run().exits(0).silently()).0, "2\n");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn a_bzimage_can_be_left_to_unpack_itself() {
     let asked = asked(CLOUD_BZIMAGE, "2", 512).args(["--kernel-entry", "decompress"]);
     check(&console_of(asked), 2, 512);

@@ -25,10 +25,15 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_ROOM: u64 = 0x1_0000;
 /// End of the RAM below 640 KiB that the guest may use; a PC keeps its EBDA above.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// Pointer to the MP table, where kernels look for it early: in the last KiB of base memory (MultiProcessor
+/// Specification 1.4, 4).
+pub const MP_POINTER: u64 = LOW_RAM_END;
 /// `struct setup_data` that carries the random seed, where no RAM has to be carved up for it.
-pub const SETUP_DATA: u64 = LOW_RAM_END;
+pub const SETUP_DATA: u64 = MP_POINTER + 0x10;
 /// ACPI tables, the RSDP first: firmware looks for it from here on (ACPI 6.5, 5.2.5.1).
-pub const ACPI: Range<u64> = 0xe_0000..0xf_0000;
+pub const ACPI: Range<u64> = 0xe_0000..0xe_e000;
+/// MP table, for kernels without ACPI.
+pub const MP_TABLE: Range<u64> = ACPI.end..0xf_0000;
 /// SMBIOS entry point and table, searched for here (SMBIOS 3.0, 5.2.2).
 pub const SMBIOS: Range<u64> = 0xf_0000..RESET_VECTOR;
 /// Where firmware's code starts, F000:FFF0 in real mode; a kernel jumps here to reset.
@@ -105,7 +110,9 @@ const _: () = {
     assert!(PAGE_TABLES_END <= CMDLINE);
     assert!(CMDLINE + CMDLINE_ROOM <= LOW_RAM_END);
     assert!(SETUP_DATA >= LOW_RAM_END && SETUP_DATA + 0x400 <= ACPI.start);
-    assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= SMBIOS.start && SMBIOS.end < KERNEL_MIN);
+    assert!(MP_POINTER >= LOW_RAM_END && MP_POINTER + 0x10 <= SETUP_DATA);
+    assert!(LOW_RAM_END <= ACPI.start && ACPI.end <= MP_TABLE.start);
+    assert!(MP_TABLE.end <= SMBIOS.start && SMBIOS.end < KERNEL_MIN);
     assert!(GAP_START <= BOOT_TIMER.start && BOOT_TIMER.end <= VIRTIO_MMIO);
     assert!(VIRTIO_MMIO + MAX_VIRTIO as u64 * VIRTIO_MMIO_SIZE <= SERIAL_PAGE - 0x1000);
     assert!(SERIAL_PAGE + 0x1000 <= IOAPIC as u64);

@@ -8,6 +8,7 @@ pub mod cmdline;
 mod cpuid;
 pub mod kernel;
 pub mod layout;
+mod mptable;
 mod regs;
 mod smbios;
 pub mod vm;

@@ -7,7 +7,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::acpi::{self, Hardware};
 use super::cpuid::CpuidTemplate;
 pub use super::regs::set_boot_state;
-use super::{apic, cmdline, layout, regs, smbios};
+use super::{apic, cmdline, layout, mptable, regs, smbios};
 use crate::config::MachineConfig;
 use crate::memory::GuestRam;
 use crate::random;
@@ -43,11 +43,12 @@ pub fn create_vcpus(vm: &VmFd, kvm: &Kvm, config: &MachineConfig) -> Result<Vec<
     (0..config.cpus.count()).map(create).collect()
 }
 
-/// Writes the ACPI and SMBIOS tables of a machine with so many virtio devices.
+/// Writes the ACPI, MP and SMBIOS tables of a machine with so many virtio devices.
 pub fn write_tables(config: &MachineConfig, ram: &GuestRam, virtio_devices: usize) -> Result<()> {
     let rtc = cmdline::without_kvmclock(config);
     let hardware = Hardware { cpus: config.cpus, virtio_devices, rtc, uart: config.uart };
     acpi::write(ram, hardware)?;
+    mptable::write(ram, config.cpus)?;
     let random = uuid::Builder::from_random_bytes(random::bytes()?).into_uuid();
     let uuid = config.uuid.unwrap_or(random);
     smbios::write(ram, config.cpus, config.mem.bytes(), uuid)
