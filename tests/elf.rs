@@ -34,6 +34,35 @@ pub fn elf_up_to(end: u64, code: &[u8]) -> Vec<u8> {
     file
 }
 
+/// The same kernel as `elf`, with a table of Linux's that has one parameter, with this name.
+pub fn elf_with_parameter(name: &str, code: &[u8]) -> Vec<u8> {
+    const SECTION: usize = 64;
+    // What is loaded: the code, the name, the parameter, whose first word is the name's address.
+    let mut loaded = [code, name.as_bytes(), &[0; 8]].concat();
+    loaded.resize(loaded.len().next_multiple_of(8), 0);
+    let table = loaded.len();
+    loaded.extend((LOAD + code.len() as u64).to_le_bytes());
+    loaded.resize(table + 40, 0);
+    let mut file = elf(&loaded);
+    // What is not: the sections' names and headers.
+    let (names, loaded_at) = (file.len(), file.len() - loaded.len());
+    file.extend(b"\0__param\0");
+    let headers = file.len();
+    file.resize(headers + 3 * SECTION, 0);
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    let mut section = |index: usize, name: u32, address: u64, offset: usize, len: u64| {
+        let at = headers + index * SECTION;
+        put(at, &name.to_le_bytes());
+        let words = [address, offset as u64, len].map(u64::to_le_bytes);
+        put(at + 16, words.as_flattened());
+    };
+    section(1, 1, LOAD + table as u64, loaded_at + table, 40);
+    section(2, 0, 0, names, 9);
+    put(40, &(headers as u64).to_le_bytes()); // e_shoff
+    put(58, &[SECTION as u8, 0, 3, 0, 2, 0]); // e_shentsize, e_shnum, e_shstrndx
+    file
+}
+
 fn elf_with(code: &[u8], entry: u64, notes: Option<(&[u8], u64)>) -> Vec<u8> {
     const EHDR: u64 = 64;
     const PHDR: u64 = 56;

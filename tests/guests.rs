@@ -1,6 +1,6 @@
 //! Guests of a few instructions: they run on any KVM, interpreting ones included.
 
-pub use crate::elf::{elf, elf_up_to, only_pvh};
+pub use crate::elf::{elf, elf_up_to, elf_with_parameter, only_pvh};
 
 /// Defines a function that returns the machine code of these lines, in Intel syntax.
 ///

@@ -34,6 +34,20 @@ guest!(
 );
 
 guest!(
+    /// Prints in how many windows from the first on there is a virtio device.
+    counts_devices,
+    "mov ebx, 0xd0000000",
+    "mov al, '0' - 1",
+    "2: inc al",
+    "cmp dword ptr [rbx], 0x74726976", // "virt"
+    "lea rbx, [rbx + 0x1000]",
+    "je 2b",
+    "mov edx, {com1}",
+    "out dx, al",
+    "power_off",
+);
+
+guest!(
     /// Prints the pointer to the MP table, and 512 bytes of that.
     mp_table,
     "mov ebx, 0x9fc00",
@@ -70,6 +84,15 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
 }
 
+/// `line` with what a kernel without ACPI needs to find this many devices, and the rest of the line.
+fn with_devices(line: &str, count: usize, rest: &str) -> String {
+    let device = |index| {
+        let (base, gsi) = (0xd000_0000u64 + 0x1000 * index, 10 + index);
+        format!(" virtio_mmio.device=4096@{base:#x}:{gsi}")
+    };
+    line.to_owned() + &(0..count as u64).map(device).collect::<String>() + rest
+}
+
 fn until_zero(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes.split(|byte| *byte == 0).next().unwrap()).unwrap()
 }
@@ -101,7 +124,7 @@ fn the_zero_page_has_memory_and_the_default_command_line() {
     let (page, cmdline, _) = boot_parameters(Vmm::new().args(["--mem", "64M"]));
     let low = (0, layout::LOW_RAM_END, RAM);
     assert_eq!(e820(&page), [low, (MIB, 64 * MIB, RAM)]);
-    assert_eq!(cmdline, DEFAULT);
+    assert_eq!(cmdline, with_devices(DEFAULT, 2, ""), "and it has no ACPI");
     assert_eq!(u32_at(&page, 0x202), 0x5372_6448, "the setup header's magic");
     let initrd = [0x218, 0x21c, 0xc0, 0xc4].map(|at| u32_at(&page, at));
     assert_eq!(initrd, [0; 4], "no initrd");
@@ -128,10 +151,42 @@ fn the_command_line_is_appended_or_taken_as_it_is() {
         let disk = |name| Vmm::new().sparse_file(name, MIB);
         boot_parameters(disk("root.img").args(args)).1
     };
-    assert_eq!(line(&["--cmdline", "quiet a=b"]), format!("{DEFAULT} quiet a=b"));
+    let default = |added: &str, devices| with_devices(&format!("{DEFAULT}{added}"), devices, "");
+    assert_eq!(line(&["--cmdline", "quiet a=b"]), default(" quiet a=b", 2));
+    assert_eq!(line(&["--cmdline", "-- a=b"]), with_devices(DEFAULT, 2, " -- a=b"));
     assert_eq!(line(&["--cmdline", "-- only", "--cmdline-only"]), "-- only");
-    assert_eq!(line(&["--disk", "root.img"]), format!("{DEFAULT} root=/dev/vda rw"));
-    assert_eq!(line(&["--disk", "root.img,readonly"]), format!("{DEFAULT} root=/dev/vda ro"));
+    assert_eq!(line(&["--disk", "root.img"]), default(" root=/dev/vda rw", 3));
+    assert_eq!(line(&["--disk", "root.img,readonly"]), default(" root=/dev/vda ro", 3));
+    assert_eq!(line(&["--balloon", "off"]), default("", 1));
+}
+
+#[test]
+fn devices_are_on_the_command_line_of_kernels_without_acpi_only() {
+    let line = |name, added| {
+        let kernel = guests::elf_with_parameter(name, &guests::zero_page());
+        let outcome = Vmm::new().kernel(&kernel).args(["--cmdline", added]).run().exits(0);
+        until_zero(&outcome.stdout[4096..8192]).to_owned()
+    };
+    assert_eq!(line("acpi.acpica_version", "quiet"), format!("{DEFAULT} quiet"));
+    let for_init = "quiet -- acpi=off";
+    assert_eq!(line("acpi.acpica_version", for_init), format!("{DEFAULT} {for_init}"));
+    let off = "quiet acpi=off";
+    let without = [("acpi.acpica_version", off), ("acpiphp.disable", "quiet"), ("a.b", "quiet")];
+    for (name, added) in without {
+        assert_eq!(line(name, added), with_devices(&format!("{DEFAULT} {added}"), 2, ""), "{name}");
+    }
+}
+
+#[test]
+fn the_command_line_names_as_many_devices_as_there_are() {
+    let stdout = |guest| {
+        let vmm = Vmm::new().guest(guest).sparse_file("disk", MIB);
+        vmm.args(["--disk", "disk", "--mem", "256M,max=1G"]).run().exits(0).stdout
+    };
+    let parameters = stdout(guests::zero_page);
+    let line = until_zero(&parameters[4096..8192]);
+    assert_eq!(line.matches("virtio_mmio.device=").count(), 4, "{line}");
+    assert_eq!(stdout(counts_devices), b"4");
 }
 
 #[test]
@@ -194,7 +249,7 @@ fn an_elf_with_only_a_pvh_entry_is_entered_there() {
     assert_eq!(u32_at(info, 48), 2, "entries of the memory map");
     let last = map + 24;
     assert_eq!((u64_at(info, last), u64_at(info, last + 8)), (MIB, 63 * MIB), "its last entry");
-    assert_eq!(until_zero(&outcome.stdout[1024..]), DEFAULT);
+    assert_eq!(until_zero(&outcome.stdout[1024..]), with_devices(DEFAULT, 2, ""));
 }
 
 /// Linkers give PT_NOTE the largest alignment of what they put into it, and leave the notes as they are.

@@ -31,7 +31,7 @@ fn curl_is_understood_as_firecrackers_guide_has_it() {
     };
     let machine = r#"{"vcpu_count": 1, "mem_size_mib": 64}"#;
     assert_eq!(put("/machine-config", machine, &[]), "204");
-    let args = "x".repeat(2000);
+    let args = "x".repeat(1900);
     let source = format!(r#"{{"kernel_image_path":"./vmlinux","boot_args":"{args}"}}"#);
     // curl waits for 100 Continue, as it does by itself with long bodies.
     assert_eq!(put("/boot-source", &source, &["-H", "Expect: 100-continue"]), "204");

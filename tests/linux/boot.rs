@@ -204,6 +204,7 @@ fn the_command_line_is_the_default_one_and_what_was_added() {
     let default =
         line.strip_suffix(&added).unwrap_or_else(|| panic!("'{added}' is not at its end: {line}"));
     assert!(default.starts_with("console=ttyS0 panic=-1 "), "no default: {line}");
+    assert!(!default.contains("virtio_mmio"), "it has ACPI: {line}");
 }
 
 #[test]

@@ -54,3 +54,17 @@ fn what_init_and_a_command_report_by_ports_arrives() {
     let outcome = vmm.args(["--", "sh", "-c", "exit 7"]).run().exits(7).silently();
     assert!(outcome.file("report.json").contains("init-mark"));
 }
+
+/// It finds devices by ACPI, and by the command line where that turns ACPI off: once in either case.
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn it_finds_each_disk_once_with_and_without_acpi() {
+    let script = "ls /sys/block; dd if=/dev/vda of=/dev/null bs=64K 2>/dev/null && echo read; \
+                  dmesg | grep -E 'virtio-mmio.*(request|fail)|unknown parameter'";
+    for added in ["quiet", "acpi=off"] {
+        let vmm = SMALL_BZIMAGE.with_cmdline(added).sparse_file("disk", 16 << 20);
+        let vmm = vmm.args(["--disk", "disk", "--", "sh", "-c", script]);
+        let outcome = vmm.run().exits(1).silently(); // grep has found nothing
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout), "vda\nread\n", "{added}");
+    }
+}

@@ -35,7 +35,7 @@ const MAX_SUMS: usize = 4096;
 /// How long to wait for another process that unpacks, before unpacking the kernel beside it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The last bytes of an entry: the version of its format.
-const MAGIC: [u8; 8] = *b"tinyvmk2";
+const MAGIC: [u8; 8] = *b"tinyvmk3";
 /// Length of the image, number of checksums, `MAGIC`.
 const FOOTER: u64 = 24;
 const UNFINISHED: &str = "new-";

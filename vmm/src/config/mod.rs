@@ -51,6 +51,9 @@ pub struct MachineConfig {
     pub cmdline: Option<String>,
     /// Whether `cmdline` is the whole command line.
     pub cmdline_only: bool,
+    /// Whether a kernel without ACPI finds its devices on the command line in spite of `cmdline_only`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cmdline_devices: bool,
     /// Disks: the first is /dev/vda.
     pub disk: Vec<DiskConfig>,
     /// Limits of the random number generator's bytes and requests.
@@ -83,6 +86,7 @@ impl Default for MachineConfig {
             initrd: None,
             cmdline: None,
             cmdline_only: false,
+            cmdline_devices: false,
             disk: Vec::new(),
             entropy_limit: RateLimit::default(),
             uart: Uart::Ports,
@@ -118,15 +122,20 @@ impl MachineConfig {
         );
         self.mem.validate_room(self.hugepages)?;
         self.balloon.validate(self.mem.boot, self.hugepages)?;
-        let room = self.mem.room().is_some();
-        let others = 1 + usize::from(self.balloon_target().is_some()) + usize::from(room); // the random number generator
-        let max_disks = layout::MAX_VIRTIO - others;
+        let max_disks = layout::MAX_VIRTIO + self.disk.len() - self.virtio_devices();
         ensure!(
             self.disk.len() <= max_disks,
             "--disk: {} disks, at most {max_disks} can be had",
             self.disk.len()
         );
         Ok(())
+    }
+
+    /// The number of its virtio devices.
+    pub fn virtio_devices(&self) -> usize {
+        let random_numbers = 1;
+        let (balloon, room) = (self.balloon_target().is_some(), self.mem.room().is_some());
+        self.disk.len() + random_numbers + usize::from(balloon) + usize::from(room)
     }
 
     /// The balloon's target at the start, in bytes; `None` for a machine without a balloon.

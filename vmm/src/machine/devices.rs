@@ -9,7 +9,6 @@ use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Files, Handles, Owner};
-use crate::arch::cmdline;
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
 use crate::config::{MachineConfig, Uart};
@@ -61,7 +60,7 @@ impl Devices {
         let panicked = PanicFlag::default();
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let serial = add_serial(&mut ports, &mut mmio, config, vm, output, &panicked, owner)?;
-        add_pc_devices(&mut ports, config, owner)?;
+        add_pc_devices(&mut ports, owner)?;
         if config.boot_timer {
             mmio.insert(layout::BOOT_TIMER, Arc::new(Mutex::new(BootTimer::start())))?;
         }
@@ -139,11 +138,10 @@ fn add_serial(
     Ok(serial)
 }
 
-fn add_pc_devices(ports: &mut Bus, config: &MachineConfig, owner: &Owner) -> Result<()> {
+fn add_pc_devices(ports: &mut Bus, owner: &Owner) -> Result<()> {
     let events = || owner.events.clone();
-    if cmdline::without_kvmclock(config) {
-        ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
-    }
+    // ACPI says that there is no clock, where a guest has no need of it; it costs nothing then.
+    ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
     ports.insert(layout::PCI_PORTS, Arc::new(Mutex::new(ConfigAddress::default())))?;
     ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;
     ports.insert(layout::I8042_PORTS, Arc::new(Mutex::new(I8042 { events: events() })))?;

@@ -100,13 +100,13 @@ impl Machine {
     ) -> Result<Self> {
         let timeline = &owner.timeline;
         let load = || {
-            let entry = boot::load(config, &files.kernel, files.initrd.as_ref(), ram)?;
+            let kernel = boot::load(config, &files.kernel, files.initrd.as_ref(), ram)?;
             timeline.reach(Mark::KernelLoaded);
-            Ok(entry)
+            Ok(kernel)
         };
         // Making a VM is mostly waiting for the host's kernel.
         let make_vm = || {
-            let vm = Arc::new(vm::create_vm(kvm, config)?);
+            let vm = Arc::new(vm::create_vm(kvm)?);
             timeline.reach(Mark::VmCreated);
             memory::map_into_guest(&vm, ram)?;
             timeline.reach(Mark::MemoryReady);
@@ -116,8 +116,9 @@ impl Machine {
             vm::write_tables(config, ram, devices.virtio.len())?;
             Ok((vm, fds, devices))
         };
-        let (entry, (vm, fds, devices)) = worker::join_concurrently(load, make_vm)?;
-        vm::set_boot_state(&fds[0], ram, entry)?;
+        let (kernel, (vm, fds, devices)) = worker::join_concurrently(load, make_vm)?;
+        vm::create_pit_for(&kernel, &vm, config)?;
+        vm::set_boot_state(&fds[0], ram, kernel.entry)?;
         let coalesced = coalesce_output(&vm, config, &fds[0])?.map(Arc::new);
         let (ports, mmio) = (Arc::new(devices.ports), Arc::new(devices.mmio));
         let buses = Buses { ports, mmio, coalesced };

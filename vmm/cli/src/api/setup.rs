@@ -65,9 +65,9 @@ impl Setup {
             config.initrd = source.initrd_path.clone();
             if let Some(args) = &source.boot_args {
                 // Arguments after ` -- ` are init's.
-                let (kernel, init) = args.split_at(args.find(" -- ").unwrap_or(args.len()));
+                let (kernel, init) = cmdline::split(args);
                 config.cmdline = Some(format!("{kernel}{root}{init}"));
-                config.cmdline_only = true;
+                (config.cmdline_only, config.cmdline_devices) = (true, true);
             }
         }
         whole

@@ -70,7 +70,8 @@ fn kernel() -> Vec<Arg> {
             flag("cmdline", "STRING").allow_hyphen_values(true),
             "Kernel command line, appended to the default one",
             "The default is `console=ttyS0 panic=-1 pci=noearly 8250.nr_uarts=1 cryptomgr.notests`, and \
-                `root=/dev/vda rw` (or `ro`) when there is a disk and no initrd. A ` -- ` within STRING is the \
+                `root=/dev/vda rw` (or `ro`) when there is a disk and no initrd. A kernel without ACPI, or with \
+                `acpi=off`, finds its devices there, too. A ` -- ` within STRING is the \
                 kernel\'s: what follows it are arguments for the guest\'s init. The `--` after tinyvmm\'s flags is \
                 another: it begins a COMMAND.",
         ),

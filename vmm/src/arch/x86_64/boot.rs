@@ -44,13 +44,13 @@ struct LoadedInitrd {
     len: u64,
 }
 
-/// Loads `kernel` and `initrd` as `config` says and returns where the boot CPU starts.
+/// Loads `kernel` and `initrd` as `config` says.
 pub fn load(
     config: &MachineConfig,
     kernel: &KernelFile,
     initrd: Option<&Initrd>,
     ram: &GuestRam,
-) -> Result<Entry> {
+) -> Result<Kernel> {
     let line = cmdline::of(config);
     let low_ram_end = config.mem.bytes().min(layout::GAP_START);
     let options = kernel::Options {
@@ -58,18 +58,20 @@ pub fn load(
         entry: config.kernel_entry,
         kaslr: !line.split_ascii_whitespace().any(|word| word == "nokaslr"),
     };
-    let kernel = kernel::load(kernel, ram, &options)?;
+    let mut kernel = kernel::load(kernel, ram, &options)?;
+    kernel.acpi &= !cmdline::turns_acpi_off(&line);
     let initrd = match initrd {
         Some(initrd) => Some(load_initrd(initrd, ram, &kernel, config.mem.bytes())?),
         None => None,
     };
+    let line = if kernel.acpi { line } else { cmdline::with_devices(config, line) };
     write_cmdline(ram, &line, u64::from(kernel.header.cmdline_size))?;
     ram.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
     match kernel.entry {
         Entry::Linux64(_) => write_zero_page(ram, config, &kernel, initrd.as_ref())?,
         Entry::Pvh(_) => write_start_info(ram, config, initrd.as_ref())?,
     }
-    Ok(kernel.entry)
+    Ok(kernel)
 }
 
 /// Loads the initrd, and what goes before it, beside `kernel` into `ram`, of which there are `mem` bytes.
@@ -221,7 +223,7 @@ mod tests {
     fn kernel(entry: Entry, xloadflags: u16) -> Kernel {
         let header =
             setup_header { initrd_addr_max: 0x7fff_ffff, xloadflags, ..Default::default() };
-        Kernel { entry, end: 64 * MIB, header }
+        Kernel { entry, end: 64 * MIB, header, acpi: true }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The kernel's command line.
 
 use crate::config::{MachineConfig, Uart};
+use crate::layout;
 
 /// What the kernel gets unless the configuration says `cmdline-only`.
 pub const DEFAULT: &str = "console=ttyS0 panic=-1 pci=noearly 8250.nr_uarts=1 cryptomgr.notests";
@@ -29,8 +30,33 @@ pub fn of(config: &MachineConfig) -> String {
     line
 }
 
+/// What of `line` is the kernel's, and what follows from a ` -- ` on: that is for init.
+pub fn split(line: &str) -> (&str, &str) {
+    line.split_at(line.find(" -- ").unwrap_or(line.len()))
+}
+
+/// Whether a kernel with this `line` does without ACPI, though it may have it.
+pub fn turns_acpi_off(line: &str) -> bool {
+    split(line).0.split_ascii_whitespace().any(|word| word == "acpi=off")
+}
+
+/// `line`, the machine's, for a kernel without ACPI: its driver finds virtio devices there
+/// (drivers/virtio/virtio_mmio.c). One with ACPI would find them twice, or warn of words that it does not know.
+pub fn with_devices(config: &MachineConfig, line: String) -> String {
+    if config.cmdline_only && !config.cmdline_devices {
+        return line;
+    }
+    let device = |index| {
+        let (size, base) = (layout::VIRTIO_MMIO_SIZE, layout::virtio_mmio(index));
+        format!(" virtio_mmio.device={size}@{base:#x}:{}", layout::virtio_gsi(index))
+    };
+    let devices: String = (0..config.virtio_devices()).map(device).collect();
+    let (kernel, init) = split(&line);
+    format!("{kernel}{devices}{init}")
+}
+
 /// A guest that does without kvmclock measures its TSC against the PIT and asks the CMOS clock for the
-/// time. To all others they would only cost exits.
+/// time. To others that have ACPI they would only cost exits.
 pub fn without_kvmclock(config: &MachineConfig) -> bool {
     of(config).split_ascii_whitespace().any(|word| ["no-kvmclock", "nopv"].contains(&word))
 }

@@ -6,24 +6,31 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::acpi::{self, Hardware};
 use super::cpuid::CpuidTemplate;
+use super::kernel::Kernel;
 pub use super::regs::set_boot_state;
 use super::{apic, cmdline, layout, mptable, regs, smbios};
 use crate::config::MachineConfig;
 use crate::memory::GuestRam;
 use crate::random;
 
-/// Makes a VM with interrupt chips, and a PIT where the guest measures its clock against it.
-pub fn create_vm(kvm: &Kvm, config: &MachineConfig) -> Result<VmFd> {
+/// Makes a VM with interrupt chips.
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     let vm = kvm.create_vm().context("KVM cannot make a virtual machine")?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
     vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
-    if cmdline::without_kvmclock(config) {
-        // With port 0x61, through which Linux gates the PIT's channel 2 to calibrate.
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).context("KVM_CREATE_PIT2")?;
-    }
     Ok(vm)
+}
+
+/// Makes a PIT if `kernel` needs it: Linux measures its clock against one if it does without kvmclock, and without ACPI
+/// its first timer is one before 5.3.
+pub fn create_pit_for(kernel: &Kernel, vm: &VmFd, config: &MachineConfig) -> Result<()> {
+    if kernel.acpi && !cmdline::without_kvmclock(config) {
+        return Ok(());
+    }
+    // With port 0x61, through which Linux gates channel 2 to calibrate.
+    let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(config).context("KVM_CREATE_PIT2")
 }
 
 /// Makes the vCPUs of `vm`, each with its CPUID and MSRs.

@@ -63,7 +63,7 @@ pub fn load(kernel: &KernelFile, ram: &GuestRam, options: &Options) -> Result<Ke
     }
     BzImage::load(ram, Some(GuestAddress(load)), &mut &*file, None)
         .map_err(|error| anyhow!("cannot load it: {error}"))?;
-    Ok(Kernel { entry: Entry::Linux64(load + ENTRY_64_OFFSET), end, header })
+    Ok(Kernel { entry: Entry::Linux64(load + ENTRY_64_OFFSET), end, header, acpi: true })
 }
 
 /// Whether the bzImage names the version of Linux that it is: only what is made by hand does not.

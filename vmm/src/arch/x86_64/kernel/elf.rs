@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,7 +10,7 @@ use linux_loader::bootparam::{XLF_CAN_BE_LOADED_ABOVE_4G, XLF_KERNEL_64, setup_h
 use linux_loader::elf::{EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::{Entry, Kernel, Options, SETUP_MAGIC, kaslr, needs_ram, truncated};
+use super::{Entry, Kernel, Options, SETUP_MAGIC, kaslr, needs_ram, params, truncated};
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::memory::buffers::Buffers;
@@ -32,6 +33,8 @@ pub struct Layout {
     pub entry: Entry,
     /// Where the ELF ends in its file.
     pub end: u64,
+    /// Virtual addresses of Linux's table of parameters, if it says where that is.
+    pub params: Option<Range<u64>>,
 }
 
 /// Consecutive bytes of the file that go to consecutive addresses of the guest.
@@ -153,7 +156,7 @@ impl Image {
         let headers = u64::from(ehdr.e_shnum) * u64::from(ehdr.e_shentsize);
         let ends = segments.iter().map(|s| s.offset + s.file_len);
         let end = ends.fold(ehdr.e_shoff.saturating_add(headers), u64::max);
-        Ok(Layout { segments, entry, end })
+        Ok(Layout { segments, entry, end, params: params::find(&self.file, &ehdr) })
     }
 
     fn segments(&self, phdrs: &[Elf64_Phdr], ram_end: u64) -> Result<Vec<Segment>> {
@@ -256,6 +259,14 @@ impl Layout {
         self.segments.iter().map(|s| s.address + s.mem_len).max().unwrap_or_default()
     }
 
+    /// Guest physical address of a virtual one that is in the kernel.
+    pub fn physical(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let offset = address.checked_sub(segment.virtual_address)?;
+            (offset < segment.mem_len).then(|| segment.address + offset)
+        })
+    }
+
     fn sum(&self) -> u64 {
         sum_of(format!("{self:?}").as_bytes())
     }
@@ -302,13 +313,14 @@ fn load_layout(
         table_sum = sums.last();
     }
     worker::parallel_for_each(&pieces, |piece| image.load(piece, ram))?;
+    let acpi = params::have_acpi(ram, layout);
     let mut header = header();
     if options.kaslr && matches!(layout.entry, Entry::Linux64(_)) {
         let table = image.relocations(layout)?;
         ensure!(table_sum.is_none_or(|sum| *sum == sum_of(&table)), "damaged relocations");
         header.loadflags = kaslr::randomize(ram, layout, &table)?;
     }
-    Ok(Kernel { entry: layout.entry, end: layout.memory_end(), header })
+    Ok(Kernel { entry: layout.entry, end: layout.memory_end(), header, acpi })
 }
 
 /// Makes the memory of `piece` zero.

@@ -126,7 +126,7 @@ mod tests {
             virtual_address: KERNEL_MAP + START + page * 4096,
         };
         let segments = vec![segment(0), segment(2)];
-        Layout { segments, entry: Entry::Linux64(START), end: 0 }
+        Layout { segments, entry: Entry::Linux64(START), end: 0, params: None }
     }
 
     fn bytes(words: &[u32]) -> Vec<u8> {

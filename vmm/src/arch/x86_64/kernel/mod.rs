@@ -3,6 +3,7 @@
 mod bzimage;
 pub mod elf;
 mod kaslr;
+mod params;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -33,6 +34,8 @@ pub struct Kernel {
     pub end: u64,
     /// Its setup header; for an ELF, one with what the protocol asks of a loader.
     pub header: setup_header,
+    /// Whether it asks ACPI what the machine has. One that unpacks itself is taken to: its file does not say.
+    pub acpi: bool,
 }
 
 /// How a kernel is to be loaded.
