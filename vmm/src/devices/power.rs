@@ -14,6 +14,8 @@ pub const RESET_VALUE: u8 = 1;
 const SLEEP_ENABLE: u8 = 1 << 5;
 /// The i8042 command that pulses the CPU's reset line.
 const PULSE_RESET: u8 = 0xfe;
+/// The i8042's status: there is something to read.
+const OUTPUT_FULL: u8 = 1;
 /// pvpanic's events (QEMU docs/specs/pvpanic): panicked, crash kernel loaded.
 const PVPANIC_EVENTS: u8 = 0b11;
 
@@ -65,9 +67,11 @@ pub struct I8042 {
 }
 
 impl BusDevice for I8042 {
-    /// The input buffer is always empty: the guest's reboot code waits for that.
+    /// Input buffer empty: the guest's reboot code waits for that (kb_wait in arch/x86/kernel/reboot.c). Output buffer full,
+    /// for ever: a guest without ACPI that probes for a keyboard sees at once that there is none (i8042_flush in
+    /// drivers/input/serio/i8042.c) instead of waiting a second for answers.
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+        data.fill(OUTPUT_FULL);
     }
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
