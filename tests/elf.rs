@@ -10,7 +10,7 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     elf_with(code, LOAD, None)
 }
 
-/// The same without a 64-bit entry: the second of two notes tells where to enter by PVH. Notes are laid out in units of
+/// The same without a 64-bit entry: the second of two notes has the PVH entry. Notes are laid out in units of
 /// `unit` bytes, and `align` is what their program header says.
 pub fn only_pvh(code: &[u8], align: u64, unit: usize) -> Vec<u8> {
     const PHYS32_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY

@@ -152,10 +152,10 @@ impl Machine {
         Ok(RunningMachine { vcpus, console, board: self.board })
     }
 
-    /// Starts it again after a stop. The guest's clocks have gone on meanwhile; its watchdogs are told not to mind.
+    /// Starts it again after a stop. The guest's clocks have gone on meanwhile; KVM_KVMCLOCK_CTRL keeps its watchdogs quiet.
     pub fn resume(self) -> Result<RunningMachine> {
         for vcpu in &self.vcpus {
-            // Fails where the guest does not use kvmclock: nobody could be told then.
+            // Fails where the guest does not use kvmclock, which then has nothing to show.
             let _ = vcpu.fd.kvmclock_ctrl();
         }
         self.start()

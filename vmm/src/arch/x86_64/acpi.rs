@@ -32,7 +32,7 @@ const NO_VGA: u16 = 1 << 2;
 /// FADT IAPC_BOOT_ARCH: no CMOS clock. Without the flag Linux would poll its ports for long.
 const NO_RTC: u16 = 1 << 5;
 
-/// What the tables tell of.
+/// What the tables describe.
 #[derive(Clone, Copy)]
 pub struct Hardware {
     /// The processors.
@@ -162,7 +162,7 @@ fn add_port_devices(aml: &mut Vec<u8>, hardware: Hardware) {
 }
 
 /// On hardware-reduced ACPI an event is an interrupt of the generic event device (5.6.9), whose
-/// method tells the button.
+/// method finds out that it was the button.
 fn add_power_button(aml: &mut Vec<u8>) {
     add_device(aml, "PWRB", (&EISAName::new("PNP0C0C"), 0), vec![], vec![]);
     let button = Path::new("\\_SB_.PWRB");

@@ -80,7 +80,7 @@ impl CpuidTemplate {
         Ok(CpuId::from_entries(&entries)?)
     }
 
-    /// Fills in the parts of `entry` that tell where the CPU with APIC id `id` is (Intel SDM
+    /// Fills in the parts of `entry` that say where the CPU with APIC id `id` is (Intel SDM
     /// volume 2, CPUID; AMD APM volume 3, appendix E).
     fn set_topology(&self, entry: &mut kvm_cpuid_entry2, id: u32) {
         let Cpus { cores, threads, .. } = self.cpus;
@@ -101,9 +101,9 @@ impl CpuidTemplate {
             }
             0x8000_0001 => {
                 set(&mut entry.ecx, EXT1_ECX_CMP_LEGACY, per_socket > 1 && self.is_amd());
-                // KVM may offer the leaf and not the bit that tells guests to read it.
-                let told = self.entries.iter().any(|e| e.function == 0x8000_001e);
-                set(&mut entry.ecx, EXT1_ECX_TOPOEXT, told);
+                // KVM may offer the leaf and not the bit by which guests know of it.
+                let has_topology = self.entries.iter().any(|e| e.function == 0x8000_001e);
+                set(&mut entry.ecx, EXT1_ECX_TOPOEXT, has_topology);
             }
             0x8000_0008 if self.is_amd() => {
                 entry.ecx = apic::socket_shift(self.cpus) << 12 | (per_socket - 1).min(255);

@@ -88,7 +88,7 @@ fn processor(cpus: Cpus) -> Vec<u8> {
     formatted.extend([0, 0]); // version; voltage
     formatted.extend([0; 6]); // clocks: unknown
     formatted.extend([0x41, 6]); // populated and enabled; no socket
-    formatted.extend([0xff; 6]); // caches: none told
+    formatted.extend([0xff; 6]); // caches: none described
     formatted.extend([0, 0, 0, small(cores), small(cores), small(threads)]);
     formatted.extend((1u16 << 2).to_le_bytes()); // 64-bit capable
     formatted.extend(1u16.to_le_bytes()); // family "other"

@@ -1,4 +1,4 @@
-//! The VM and its vCPUs as KVM makes them, and the tables that tell a guest of them.
+//! The VM and its vCPUs as KVM makes them, and the tables that describe them to a guest.
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};

@@ -18,7 +18,7 @@ use crate::memory::GuestRam;
 
 const SETUP_HEADER_OFFSET: u64 = 0x1f1;
 const ENTRY_64_OFFSET: u64 = 0x200;
-/// Boot protocol 2.12 brought `xloadflags`, which tells a kernel with a 64-bit entry.
+/// Boot protocol 2.12 brought `xloadflags`, which marks a kernel with a 64-bit entry.
 const PROTOCOL_64: u16 = 0x020c;
 
 /// Loads the bzImage in `kernel`.

@@ -189,7 +189,7 @@ impl Image {
         Ok(segments)
     }
 
-    /// The PVH entry that these notes tell, if any (xen/include/public/elfnote.h).
+    /// The PVH entry in these notes, if any (xen/include/public/elfnote.h).
     fn pvh_entry(&self, phdr: &Elf64_Phdr) -> Option<u64> {
         let mut notes = vec![0; phdr.p_filesz.min(MAX_NOTES) as usize];
         self.file.read_exact_at(&mut notes, phdr.p_offset).ok()?;

@@ -34,7 +34,7 @@ struct Table<'a> {
 }
 
 /// Moves the loaded kernel to a random virtual address, if `table` says how; its physical one stays.
-/// Returns the load flags that tell it so. A table that cannot be is left alone.
+/// Returns the load flags by which it knows. A table that cannot be is left alone.
 pub fn randomize(ram: &GuestRam, layout: &Layout, table: &[u8]) -> Result<u8> {
     if table.is_empty() {
         return Ok(0);

@@ -90,7 +90,7 @@ impl KernelFile {
         Self { file, store, unpacked: OnceLock::new() }
     }
 
-    /// Whether it is Linux, as far as its headers tell.
+    /// Whether it is Linux, as far as its headers show.
     pub fn is_linux(&self) -> bool {
         let Loadable { file, len, .. } = &self.file;
         match (identify(file), file.try_clone()) {
