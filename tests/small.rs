@@ -113,6 +113,14 @@ fn e820(zero_page: &[u8]) -> Vec<(u64, u64, u32)> {
 }
 
 #[test]
+fn an_error_is_one_line_where_backtraces_are_wanted() {
+    // A release has no tables to unwind its stack with.
+    let missing = || Vmm::new().env("RUST_BACKTRACE", "1").args(["--kernel", "none"]);
+    missing().run().refuses(3, &["kernel none"]);
+    missing().env("RUST_LIB_BACKTRACE", "1").run().refuses(3, &["kernel none"]);
+}
+
+#[test]
 fn a_guest_prints_and_powers_off() {
     let outcome = Vmm::new().guest(guests::hello).run().exits(0).silently().leaves_nothing();
     let stdout = String::from_utf8(outcome.stdout).unwrap();

@@ -13,6 +13,7 @@ use tinyvmm_cli::{command, logger, process, signals};
 
 fn main() -> ExitCode {
     let start = process::start_time();
+    process::forget_backtraces();
     signals::reset();
     #[cfg(feature = "boot-test")]
     boot_test::die_with_runner();

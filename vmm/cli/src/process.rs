@@ -53,6 +53,17 @@ extern "C" fn unmap_constant_segments(
     0
 }
 
+/// Makes no error or panic look for a backtrace: a release has no tables to unwind its stack with (build.rs), and what
+/// unwinds without them aborts the process. Before there are other threads.
+pub fn forget_backtraces() {
+    if cfg!(panic = "abort") {
+        for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+            // SAFETY: there is no other thread that could read the environment meanwhile.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
+}
+
 /// Has all threads share one heap, from now on. A thread's own heap would grow and shrink apart from the others, and to
 /// shrink it the C library opens a file (/proc/sys/vm/overcommit_memory), which the jail forbids.
 pub fn share_heap() {
