@@ -110,6 +110,19 @@ fn an_error_is_that_of_its_job_alone() {
 }
 
 #[test]
+fn a_full_device_fails_its_writes_and_no_others() {
+    for mut engine in engines() {
+        let bench = Bench::new();
+        let full = File::options().write(true).open("/dev/full").unwrap().into();
+        engine.start(Job { file: full, ..bench.job(Kind::Write, 1, 0, 0, 4096) });
+        engine.start(bench.job(Kind::Write, 2, 0, 0, 4096));
+        engine.submit().unwrap();
+        let [(1, Err(error)), (2, Ok(()))] = &finish(&mut engine)[..] else { panic!() };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+}
+
+#[test]
 fn a_ring_with_a_job_that_hangs_is_not_used_again_and_its_memory_stays() {
     let Ok(ring) = Ring::new().map(|ring| Arc::new(Mutex::new(ring))) else {
         return eprintln!("skipped: no io_uring");
