@@ -126,6 +126,12 @@ impl DiskImage {
         clone().with_context(|| format!("disk {}", self.path.display()))
     }
 
+    /// The same image, of another file: one that fails, or does not answer. No page cache is asked first.
+    #[cfg(test)]
+    pub fn on_file(self, file: File) -> Self {
+        Self { file: file.into(), direct: true, ..self }
+    }
+
     /// Size in bytes, a multiple of the unit.
     pub fn size(&self) -> u64 {
         self.len

@@ -1,6 +1,8 @@
 //! A disk's responses, and the contents of its file after them.
 
 mod discard;
+mod faults;
+mod in_flight;
 mod limits;
 mod model;
 mod refusals;
@@ -11,8 +13,9 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::block::Block;
 use super::test_driver::{Buffer, DATA, Driver};
-use crate::config::DiskConfig;
-use crate::disk_image;
+use crate::config::{Aio, DiskConfig, Overlay};
+use crate::disk_image::{self, DiskImage};
+use crate::overlay::Layer;
 
 /// Size of the tests' disks.
 const SECTORS: u64 = 128;
@@ -26,6 +29,13 @@ struct Disk {
 
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 512 + seed) as u8 | 1).collect()
+}
+
+/// A file whose sectors are all different.
+fn full() -> TempFile {
+    let file = TempFile::new().unwrap();
+    std::fs::write(file.as_path(), pattern(LEN, 0)).unwrap();
+    file
 }
 
 impl Disk {
@@ -52,9 +62,7 @@ impl Disk {
     }
 
     fn open(readonly: bool, direct: bool) -> Option<Self> {
-        let file = TempFile::new().unwrap();
-        std::fs::write(file.as_path(), pattern(LEN, 0)).unwrap();
-        Self::open_file(file, readonly, direct, LEN as u64)
+        Self::open_file(full(), readonly, direct, LEN as u64)
     }
 
     fn open_file(file: TempFile, readonly: bool, direct: bool, len: u64) -> Option<Self> {
@@ -65,10 +73,39 @@ impl Disk {
             Err(error) if direct && error.to_string().contains("direct I/O") => return None,
             image => image.unwrap(),
         };
+        Some(Self::of_image(file, image))
+    }
+
+    /// A disk whose requests are kept going by `aio`; `None` where the host does not have that.
+    fn with(aio: Aio) -> Option<Self> {
+        let file = full();
+        let config = DiskConfig { aio, ..DiskConfig::new(file.as_path().into()) };
+        match disk_image::open(&config) {
+            Err(error) if aio == Aio::IoUring => {
+                eprintln!("skipped: {error:#}");
+                None
+            }
+            image => Some(Self::of_image(file, image.unwrap())),
+        }
+    }
+
+    /// As `with`, below a layer that takes the writes.
+    fn below_layer(aio: Aio) -> Option<Self> {
+        let file = full();
+        let overlay = Some(Overlay::Temporary);
+        let config = DiskConfig { overlay, aio, ..DiskConfig::new(file.as_path().into()) };
+        let mut image = disk_image::open(&config).ok()?;
+        image
+            .set_layer(|base, len| Layer::temporary(TempFile::new()?.into_file(), base, len))
+            .unwrap();
+        Some(Self::of_image(file, image))
+    }
+
+    fn of_image(file: TempFile, image: DiskImage) -> Self {
         let block = Block::new(image, 7, Some("serial"), 1).unwrap();
         let mut driver = Driver::new(Box::new(block));
         driver.init();
-        Some(Self { driver, file })
+        Self { driver, file }
     }
 
     fn contents(&self) -> Vec<u8> {

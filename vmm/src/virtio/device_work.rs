@@ -14,8 +14,8 @@ use super::VirtioDevice;
 use super::queue::{Interrupt, Virtqueue};
 use crate::worker::{StopFlag, ThreadKind, Work, borrow};
 
-/// How long a stop waits for requests that are in flight.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a stop waits for requests that are in flight. Tests have one that is never answered.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 
 /// A running device: waits for kicks and descriptors, and serves queues.
 pub(super) struct DeviceWork {
