@@ -8,7 +8,7 @@ use crate::fixture::{Outcome, Vmm};
 /// Runs machines described by `machines`, whose kernel and initrd are `kernel`'s, one at a time.
 fn run(kernel: Kernel, machines: &str) -> Outcome {
     let (path, initrd) = (kernel.path(), kernel.initrd());
-    let defaults = format!("[defaults]\nkernel = {path:?}\ninitrd = {initrd:?}\n");
+    let defaults = format!("[defaults]\nkernel = {path:?}\ninitrd = {initrd:?}\ntimeout = '5m'\n");
     let flags = ["boot-test", "spec.toml", "--jobs=1", "--json=results.json"];
     let spec = format!("{defaults}{machines}");
     Vmm::new().patiently(2 * IN_A_BOX).file("spec.toml", spec).args(flags).run()
@@ -25,7 +25,7 @@ fn linux_shows_what_is_expected_and_runs_a_command() {
 [[machine]]
 name = "boots"
 cmdline = '-- "echo said=$((6 * 7))"'
-expect = ["Linux version [56]", { pattern = "tinyvmm-init: up after", timeout = "60s" }, "^said=42$"]
+expect = ["Linux version [56]", { pattern = "tinyvmm-init: up after", timeout = "4m" }, "^said=42$"]
 end = "power-off"
 
 [[machine]]
