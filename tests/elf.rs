@@ -2,7 +2,7 @@
 
 use tinyvmm::layout;
 
-/// Where the code is loaded and entered.
+/// The address at which the code is loaded and entered.
 const LOAD: u64 = layout::KERNEL_MIN;
 
 /// An ELF file with `code` as its one segment, entered at its start.
@@ -10,8 +10,8 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     elf_with(code, LOAD, None)
 }
 
-/// The same without a 64-bit entry: the second of two notes has the PVH entry. Notes are laid out in units of
-/// `unit` bytes, and `align` is what their program header says.
+/// An ELF file without a 64-bit entry: the second of two notes has the PVH entry. Notes are laid out in units of `unit`
+/// bytes, and `align` is what their program header says.
 pub fn only_pvh(code: &[u8], align: u64, unit: usize) -> Vec<u8> {
     const PHYS32_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY
     let note = |name: &[u8], kind: u32, contents: u32| {
@@ -34,7 +34,7 @@ pub fn elf_up_to(end: u64, code: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The same kernel as `elf`, with a table of Linux's that has one parameter, with this name.
+/// An ELF file as `elf` makes it, with Linux's table of parameters, which has one, with this name.
 pub fn elf_with_parameter(name: &str, code: &[u8]) -> Vec<u8> {
     const SECTION: usize = 64;
     // What is loaded: the code, the name, the parameter, whose first word is the name's address.

@@ -1,7 +1,7 @@
 //! `tinyvmm ... -- COMMAND`: a command runs in the guest, and its exit status is tinyvmm's.
 //!
-//! A small cpio archive is put before the initrd; Linux unpacks one after the other. It has an init that
-//! runs the command and reports its exit status through [`tinyvmm::devices::guest_report`].
+//! A small cpio archive is put before the initrd; Linux unpacks one after the other. The archive has an init that runs
+//! the command and reports its exit status through [`tinyvmm::devices::guest_report`].
 //!
 //! Not behind it: a compressed initrd need not say where it ends. Linux takes what follows LZ4's legacy frame for more of
 //! the frame, but for zeroes since 5.14 (lib/decompress_unlz4.c), and does not look at what follows an error.

@@ -67,9 +67,9 @@ pub struct I8042 {
 }
 
 impl BusDevice for I8042 {
-    /// Input buffer empty: the guest's reboot code waits for that (kb_wait in arch/x86/kernel/reboot.c). Output buffer full,
-    /// for ever: a guest without ACPI that probes for a keyboard sees at once that there is none (i8042_flush in
-    /// drivers/input/serio/i8042.c) instead of waiting a second for answers.
+    /// The input buffer is always empty: the guest's reboot code waits for that (kb_wait in arch/x86/kernel/reboot.c). The
+    /// output buffer is always full: so a guest without ACPI, which probes for a keyboard, finds none at once (i8042_flush
+    /// in drivers/input/serio/i8042.c) instead of waiting a second for answers.
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(OUTPUT_FULL);
     }

@@ -140,7 +140,7 @@ fn add_serial(
 
 fn add_pc_devices(ports: &mut Bus, owner: &Owner) -> Result<()> {
     let events = || owner.events.clone();
-    // ACPI says that there is no clock, where a guest has no need of it; it costs nothing then.
+    // Where a guest does not need the clock ACPI says that there is none, and the clock costs no exits.
     ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
     ports.insert(layout::PCI_PORTS, Arc::new(Mutex::new(ConfigAddress::default())))?;
     ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;

@@ -30,18 +30,18 @@ pub fn of(config: &MachineConfig) -> String {
     line
 }
 
-/// What of `line` is the kernel's, and what follows from a ` -- ` on: that is for init.
+/// The kernel's part of `line`, and init's, which begins with ` -- `.
 pub fn split(line: &str) -> (&str, &str) {
     line.split_at(line.find(" -- ").unwrap_or(line.len()))
 }
 
-/// Whether a kernel with this `line` does without ACPI, though it may have it.
+/// Whether `line` turns ACPI off.
 pub fn turns_acpi_off(line: &str) -> bool {
     split(line).0.split_ascii_whitespace().any(|word| word == "acpi=off")
 }
 
-/// `line`, the machine's, for a kernel without ACPI: its driver finds virtio devices there
-/// (drivers/virtio/virtio_mmio.c). One with ACPI would find them twice, or warn of words that it does not know.
+/// `line` with the parameters by which a kernel without ACPI finds the virtio devices of `config`
+/// (drivers/virtio/virtio_mmio.c). A kernel with ACPI would find each device twice, or warn of unknown parameters.
 pub fn with_devices(config: &MachineConfig, line: String) -> String {
     if config.cmdline_only && !config.cmdline_devices {
         return line;

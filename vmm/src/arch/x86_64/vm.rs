@@ -22,8 +22,8 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     Ok(vm)
 }
 
-/// Makes a PIT if `kernel` needs it: Linux measures its clock against one if it does without kvmclock, and without ACPI
-/// its first timer is one before 5.3.
+/// Makes a PIT if `kernel` needs it: without kvmclock Linux measures its TSC against the PIT, and without ACPI the PIT is
+/// its first timer (before 5.3).
 pub fn create_pit_for(kernel: &Kernel, vm: &VmFd, config: &MachineConfig) -> Result<()> {
     if kernel.acpi && !cmdline::without_kvmclock(config) {
         return Ok(());

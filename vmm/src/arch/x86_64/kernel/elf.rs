@@ -33,7 +33,7 @@ pub struct Layout {
     pub entry: Entry,
     /// Where the ELF ends in its file.
     pub end: u64,
-    /// Virtual addresses of Linux's table of parameters, if it says where that is.
+    /// Virtual addresses of Linux's table of parameters, if a section names it.
     pub params: Option<Range<u64>>,
 }
 
@@ -259,7 +259,7 @@ impl Layout {
         self.segments.iter().map(|s| s.address + s.mem_len).max().unwrap_or_default()
     }
 
-    /// Guest physical address of a virtual one that is in the kernel.
+    /// The guest physical address of a virtual address, if that is in a segment.
     pub fn physical(&self, address: u64) -> Option<u64> {
         self.segments.iter().find_map(|segment| {
             let offset = address.checked_sub(segment.virtual_address)?;

@@ -34,7 +34,7 @@ pub struct Kernel {
     pub end: u64,
     /// Its setup header; for an ELF, one with what the protocol asks of a loader.
     pub header: setup_header,
-    /// Whether it asks ACPI what the machine has. One that unpacks itself is taken to: its file does not say.
+    /// Whether the kernel finds devices by ACPI. One that unpacks itself is assumed to: its file does not say.
     pub acpi: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Which parameters a Linux kernel has built in, and so what it was configured with.
+//! The parameters that are built into a Linux kernel, which show how it was configured.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,19 +10,19 @@ use vm_memory::{Bytes, GuestAddress};
 use super::elf::Layout;
 use crate::memory::GuestRam;
 
-/// Bytes of a `struct kernel_param`, which starts with its name's address (include/linux/moduleparam.h, since Linux 4.1).
+/// Bytes of a `struct kernel_param`, which starts with its name's address (include/linux/moduleparam.h, Linux 4.1).
 const PARAM_LEN: usize = 40;
-/// The most bytes of parameters that are looked at; Debian's kernels have some 36 KiB.
+/// Most bytes of parameters that are read; Debian's kernels have some 36 KiB.
 const MAX_PARAMS: u64 = 1 << 20;
-/// The most sections that a kernel may have; Linux has some 70.
+/// Most sections of a kernel; Linux has some 70.
 const MAX_SECTIONS: u16 = 1024;
-/// The most bytes of their names that are looked at.
+/// Most bytes of their names that are read.
 const MAX_NAMES: u64 = 64 << 10;
 
 /// An Elf64_Shdr: sh_name and sh_type, sh_flags, sh_addr, sh_offset, sh_size, and what is of no use here.
 type Section = [u64; 8];
 
-/// The virtual addresses of the parameters, if `file` is an ELF that says where they are.
+/// The virtual addresses of the parameters, if the sections of the ELF in `file` name them.
 pub fn find(file: &File, ehdr: &Elf64_Ehdr) -> Option<Range<u64>> {
     let is_listed = usize::from(ehdr.e_shentsize) == size_of::<Section>();
     let count = if is_listed && ehdr.e_shnum <= MAX_SECTIONS { ehdr.e_shnum.into() } else { 0 };
@@ -41,8 +41,8 @@ pub fn find(file: &File, ehdr: &Elf64_Ehdr) -> Option<Range<u64>> {
     Some(address..address.checked_add(len.min(MAX_PARAMS))?)
 }
 
-/// Whether the kernel that is loaded as `layout` says has ACPI: then it has `acpi.acpica_version` and others
-/// (drivers/acpi/sysfs.c). To be asked before the kernel is moved.
+/// Whether the kernel in `ram`, loaded as `layout` says and not yet relocated, has ACPI: then it has
+/// `acpi.acpica_version` and other parameters (drivers/acpi/sysfs.c).
 pub fn have_acpi(ram: &GuestRam, layout: &Layout) -> bool {
     let Some(params) = &layout.params else { return false };
     let mut table = vec![0; (params.end - params.start) as usize];
