@@ -73,9 +73,9 @@ pub fn share_heap() {
 
 /// Stands in for the C library's function, with which Rust's start finds the end of a stack, to report its overflow.
 /// The C library's one reads a text of the kernel's with scanf: a tenth of a megabyte of code that nothing else needs,
-/// at each start. Without it a stack overflow is a plain SIGSEGV, as in C.
+/// at each start. Without it a stack overflow is a plain SIGSEGV, as in C. AddressSanitizer needs the real one.
 // SAFETY: it has the C library's name, parameters and meaning (pthread_getattr_np(3)), and may fail.
-#[cfg(target_env = "gnu")]
+#[cfg(all(target_env = "gnu", not(fuzzing)))]
 #[unsafe(no_mangle)]
 extern "C" fn pthread_getattr_np(_: libc::pthread_t, _: *mut libc::pthread_attr_t) -> libc::c_int {
     libc::ENOSYS
