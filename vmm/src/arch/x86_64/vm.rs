@@ -15,7 +15,13 @@ use crate::random;
 
 /// Makes a VM with interrupt chips.
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
-    let vm = kvm.create_vm().context("KVM cannot make a virtual machine")?;
+    // A ring of io_uring that was closed leaves work to this thread, which interrupts the call as a signal does.
+    let vm = loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            vm => break vm.context("KVM cannot make a virtual machine")?,
+        }
+    };
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
     vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
