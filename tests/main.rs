@@ -13,6 +13,7 @@ mod cli;
 mod config;
 mod console;
 mod dir;
+mod disk;
 mod elf;
 mod files;
 mod fixture;

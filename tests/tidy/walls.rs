@@ -6,8 +6,8 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 7450),
-    ("vmm/cli/src/", 7050),
+    ("vmm/src/", 7525),
+    ("vmm/cli/src/", 7120),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
 ];
@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &["devices", "virtio"],
     &["vcpu", "disk_image"],
     &["coalesced", "engine", "overlay"],
-    &["pieces"],
+    &["geometry", "pieces"],
     &["memory", "timeline"],
     &["bus", "config", "event"],
     &["worker"],

@@ -14,13 +14,11 @@ use crate::config::{Aio, DiskConfig};
 use crate::engine::ring::Ring;
 use crate::engine::{Engine, Kind};
 use crate::flock;
+use crate::geometry::{Geometry, SECTOR};
 use crate::memory::buffers::Buffers;
 use crate::overlay::Layer;
 use crate::pieces::{self, Zero};
 use crate::sync;
-
-/// The unit of virtio-blk's addresses, in bytes.
-pub const SECTOR: u64 = 512;
 
 /// An open disk image. Its format is raw: contents are never interpreted.
 pub struct DiskImage {
@@ -31,6 +29,8 @@ pub struct DiskImage {
     direct: bool,
     /// The unit of O_DIRECT in bytes; without O_DIRECT a sector.
     unit: u64,
+    /// What the guest sees.
+    geometry: Geometry,
     /// The layer that takes the writes, if there is one.
     layer: Option<Layer>,
     /// A flush has failed: the host reports that once, and the data is lost (fsync(2)).
@@ -53,30 +53,44 @@ impl DiskImage {
     /// Locks `file`, a file or block device that is open as `config` says: for one writer, or for any number of
     /// readers.
     pub fn new(file: File, config: &DiskConfig) -> Result<Self> {
-        Self::of_other_file(file, config, open_ring(config.aio)?)
+        let geometry = Geometry::of(&file, config.sector)?;
+        Self::of_other_file(file, config, geometry, open_ring(config.aio)?)
     }
 
     fn of_other_file(
         file: File,
         config: &DiskConfig,
+        geometry: Geometry,
         ring: Option<Arc<Mutex<Ring>>>,
     ) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
         lock(&file, config.is_shared())?;
-        Self::of_file(file.into(), config, ring)
+        Self::of_file(file.into(), config, geometry, ring)
     }
 
     /// Adds a layer that takes the writes.
     pub fn set_layer(&mut self, layer: impl FnOnce(&File, u64) -> Result<Layer>) -> Result<()> {
-        self.layer = Some(layer(&self.file, self.len)?);
+        let layer = layer(&self.file, self.len)?;
+        let block = self.geometry.sector.max(layer.block());
+        self.geometry = Geometry { block, discard: block, ..self.geometry };
+        self.layer = Some(layer);
         Ok(())
+    }
+
+    /// Sets what the host discards at least, where that is known to whoever opened the file.
+    pub fn set_discard(&mut self, granularity: u64) {
+        let granularity = granularity.max(self.geometry.sector);
+        if self.layer.is_none() && granularity.is_multiple_of(self.geometry.sector) {
+            self.geometry.discard = granularity;
+        }
     }
 
     /// `file` is locked.
     fn of_file(
         file: Arc<File>,
         config: &DiskConfig,
+        geometry: Geometry,
         ring: Option<Arc<Mutex<Ring>>>,
     ) -> Result<Self> {
         let kind = file.metadata()?.file_type();
@@ -92,27 +106,46 @@ impl DiskImage {
             "direct I/O of its file system has a unit of {unit} bytes: leave ,direct out"
         );
         ensure!(len > 0, "empty: give it a size, as in truncate -s 1G");
+        // Both are powers of two.
+        let least = unit.max(geometry.sector);
+        let how = match least {
+            _ if unit > geometry.sector => ", or leave ,direct out",
+            SECTOR => "",
+            _ => ", or say ,sector=512",
+        };
         ensure!(
-            len.is_multiple_of(unit),
-            "its size of {len} bytes is not a multiple of {unit}: use truncate -s %{unit} on it"
+            len.is_multiple_of(least),
+            "its size of {len} bytes is not a multiple of {least}: use truncate -s %{least} on it{how}"
         );
         let (readonly, direct) = (config.readonly, config.direct);
         let path = config.path.clone();
         let (flush_failed, logged) = Default::default();
         let layer = None;
-        Ok(Self { file, path, len, readonly, direct, unit, layer, flush_failed, logged, ring })
+        Ok(Self {
+            file,
+            path,
+            len,
+            readonly,
+            direct,
+            unit,
+            geometry,
+            layer,
+            flush_failed,
+            logged,
+            ring,
+        })
     }
 
-    /// An image of `file`, open as `config` says, that takes the place of this one. If it is the same file, its size is
-    /// read again.
+    /// An image of `file`, open as `config` says, that takes the place of this one: the guest goes on to see the same
+    /// units. If it is the same file, its size is read again.
     pub fn replacement(&self, file: File, config: &DiskConfig) -> Result<Self> {
         ensure!(self.layer.is_none(), "it has an overlay, which belongs to its file");
         let (old, new) = (self.file.metadata()?, file.metadata()?);
         if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
             // The lock is that of the file as it was opened first.
-            return Self::of_file(self.file.clone(), config, self.ring.clone());
+            return Self::of_file(self.file.clone(), config, self.geometry, self.ring.clone());
         }
-        Self::of_other_file(file, config, self.ring.clone())
+        Self::of_other_file(file, config, self.geometry, self.ring.clone())
     }
 
     /// The same image for the next boot of the machine, after the last one has ended; all clones share the lock.
@@ -132,14 +165,14 @@ impl DiskImage {
         Self { file: file.into(), direct: true, ..self }
     }
 
-    /// Size in bytes, a multiple of the unit.
+    /// Size in bytes, a multiple of the sector and of the unit of O_DIRECT.
     pub fn size(&self) -> u64 {
         self.len
     }
 
-    /// The unit of reads and writes, in bytes: smaller writes of a guest cost a read.
-    pub fn unit(&self) -> u64 {
-        self.unit
+    /// The units that the guest sees.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// Whether it goes around the host's page cache.

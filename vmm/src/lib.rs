@@ -69,6 +69,7 @@ pub mod disk_image;
 pub mod engine;
 pub mod event;
 pub mod flock;
+pub mod geometry;
 pub mod machine;
 pub mod memory;
 pub mod overlay;

@@ -1,8 +1,8 @@
 //! The files of disks and of their overlays, opened by name.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -16,7 +16,11 @@ use vmm_sys_util::tempfile::TempFile;
 pub fn open(config: &DiskConfig) -> Result<DiskImage> {
     let open = || -> Result<DiskImage> {
         let file = open_path(config).map_err(|error| explain_open(&error, config))?;
+        let granularity = discard_granularity(&file);
         let mut image = DiskImage::new(file, config)?;
+        if let Some(granularity) = granularity {
+            image.set_discard(granularity);
+        }
         match &config.overlay {
             None => {}
             Some(Overlay::Temporary) => image.set_layer(temporary_layer)?,
@@ -43,6 +47,23 @@ pub fn replace(image: &DiskImage, config: &DiskConfig) -> Result<DiskImage> {
         image.replacement(file, config)
     };
     open().with_context(|| format!("disk {}", config.path.display()))
+}
+
+/// What a block device discards at least, in bytes. No ioctl has it.
+fn discard_granularity(file: &File) -> Option<u64> {
+    let status = file.metadata().ok().filter(|status| status.file_type().is_block_device())?;
+    let (major, minor) = (libc::major(status.rdev()), libc::minor(status.rdev()));
+    let device = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
+    let read = |name: &str| fs::read_to_string(device.join(name)).ok()?.trim().parse().ok();
+    // A partition's queue is that of its disk.
+    let granularity = read("queue/discard_granularity").or(read("../queue/discard_granularity"))?;
+    Some(aligned(granularity, read("discard_alignment").unwrap_or(0)))
+}
+
+/// The largest unit in which whole units of `granularity` can be discarded that begin at `offset`: virtio-blk knows no
+/// offset.
+fn aligned(granularity: u64, offset: u64) -> u64 {
+    if offset == 0 { granularity } else { aligned(offset, granularity % offset) }
 }
 
 /// The layer in the file at `path`, which is made if it does not exist.
@@ -103,5 +124,28 @@ fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
             anyhow!("its file system has no direct I/O: leave ,direct out")
         }
         _ => anyhow!("cannot open it: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discards_are_aligned_to_what_the_host_discards() {
+        for (granularity, offset, unit) in [
+            (4096, 0, 4096),
+            (0, 0, 0), // a device that discards nothing
+            (4 << 20, 1 << 20, 1 << 20),
+            (192 << 10, 64 << 10, 64 << 10),
+            (192 << 10, 0, 192 << 10),
+        ] {
+            assert_eq!(aligned(granularity, offset), unit);
+        }
+        assert_eq!(discard_granularity(&tempfile()), None);
+    }
+
+    fn tempfile() -> File {
+        TempFile::new().unwrap().into_file()
     }
 }

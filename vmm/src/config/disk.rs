@@ -26,6 +26,8 @@ pub struct DiskConfig {
     pub overlay: Option<Overlay>,
     /// How many of its requests are kept going at a time.
     pub aio: Aio,
+    /// Bytes of a sector that the guest sees, 512 or 4096; `None` is the host's choice.
+    pub sector: Option<u32>,
     /// Limits of bandwidth and requests; only the API sets them.
     pub limit: RateLimit,
 }
@@ -47,6 +49,8 @@ impl Aio {
         [("auto", Self::Auto), ("io_uring", Self::IoUring), ("threads", Self::Threads)];
 }
 
+const SECTORS: [(&str, u32); 2] = [("512", 512), ("4096", 4096)];
+
 /// The layer that takes the guest's writes instead of the disk's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Overlay {
@@ -63,7 +67,7 @@ impl DiskConfig {
     /// A disk in the file at `path`, without options.
     pub fn new(path: PathBuf) -> Self {
         let (readonly, direct, (aio, limit)) = (false, false, Default::default());
-        Self { path, readonly, direct, id: None, overlay: None, aio, limit }
+        Self { path, readonly, direct, id: None, overlay: None, aio, sector: None, limit }
     }
 
     /// Refuses a file to which two of `disks` would write, or that one writes and another reads.
@@ -138,11 +142,8 @@ impl FromStr for DiskConfig {
                     return Err(format!("id '{id}' is not 1 to {} bytes long", Self::MAX_ID));
                 }
                 Some(("id", id)) => disk.id = Some(id.to_owned()),
-                Some(("aio", name)) => {
-                    let named = Aio::NAMES.into_iter().find(|(known, _)| *known == name);
-                    let unknown = || format!("'{part}': say aio=auto, aio=io_uring or aio=threads");
-                    disk.aio = named.ok_or_else(unknown)?.1;
-                }
+                Some(("aio", name)) => disk.aio = choice("aio", name, &Aio::NAMES)?,
+                Some(("sector", size)) => disk.sector = Some(choice("sector", size, &SECTORS)?),
                 None if part == "overlay" => disk.overlay = Some(Overlay::Temporary),
                 Some(("overlay", file)) if !file.is_empty() => {
                     disk.overlay = Some(Overlay::Kept(file.into()));
@@ -163,6 +164,17 @@ impl FromStr for DiskConfig {
     }
 }
 
+/// What `name` stands for among the values of `option`.
+fn choice<T: Copy>(option: &str, name: &str, known: &[(&str, T)]) -> Result<T, String> {
+    match known.iter().find(|(known, _)| *known == name) {
+        Some((_, value)) => Ok(*value),
+        None => {
+            let known: Vec<_> = known.iter().map(|(name, _)| format!("{option}={name}")).collect();
+            Err(format!("'{option}={name}': say {}", known.join(" or ")))
+        }
+    }
+}
+
 /// The remedy for an unknown option.
 fn remedy(part: &str) -> &'static str {
     match part.split('=').next().unwrap_or_default() {
@@ -171,9 +183,10 @@ fn remedy(part: &str) -> &'static str {
         "direct" | "cache" => "say direct, or leave it out",
         "aio" | "io" | "engine" | "io_engine" => "say aio=io_uring or aio=threads, or leave it out",
         "overlay" | "snapshot" | "cow" => "say overlay or overlay=FILE",
+        "sector" | "logical_block_size" | "block_size" => "say sector=512 or sector=4096",
         "id" | "serial" | "name" => "say id=NAME",
         "format" | "if" | "media" | "index" => "leave it out, a disk is raw and virtio",
-        _ => "say readonly, direct, overlay, overlay=FILE, aio=WAY or id=NAME",
+        _ => "say readonly, direct, overlay, overlay=FILE, aio=WAY, sector=SIZE or id=NAME",
     }
 }
 
@@ -196,6 +209,9 @@ impl fmt::Display for DiskConfig {
         {
             write!(f, ",aio={name}")?;
         }
+        if let Some(sector) = self.sector {
+            write!(f, ",sector={sector}")?;
+        }
         match &self.id {
             Some(id) => write!(f, ",id={id}"),
             None => Ok(()),
@@ -209,8 +225,10 @@ mod tests {
 
     #[test]
     fn options_follow_the_file() {
-        let disk: DiskConfig = "a b.img,direct,id=root,readonly,aio=threads".parse().unwrap();
+        let disk: DiskConfig =
+            "a b.img,direct,id=root,readonly,aio=threads,sector=4096".parse().unwrap();
         assert!(disk.readonly && disk.direct && disk.aio == Aio::Threads);
+        assert_eq!(disk.sector, Some(4096));
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert_eq!(disk.to_string().parse(), Ok(disk));
         for (text, why) in [
@@ -222,7 +240,10 @@ mod tests {
             ("a,id", "say id=NAME"),
             ("a,snapshot=on", "say overlay"),
             ("a,format=raw", "leave it out"),
-            ("a,aio=native", "say aio=auto, aio=io_uring or aio=threads"),
+            ("a,aio=native", "say aio=auto or aio=io_uring or aio=threads"),
+            ("a,sector=1024", "'sector=1024': say sector=512 or sector=4096"),
+            ("a,sector", "say sector=512 or sector=4096"),
+            ("a,logical_block_size=512", "say sector=512"),
             ("a,io=sync", "say aio=io_uring or aio=threads"),
             ("a,id=b,id=c", "'id' is there twice"),
             ("a,overlay,overlay=b", "'overlay' is there twice"),

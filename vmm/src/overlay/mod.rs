@@ -85,6 +85,11 @@ impl Layer {
         &self.file
     }
 
+    /// Bytes of a block: what it takes and gives back at least.
+    pub fn block(&self) -> u64 {
+        self.header.block
+    }
+
     /// Where `offset` of the disk is in that file.
     pub fn place(&self, offset: u64) -> u64 {
         self.header.data() + offset

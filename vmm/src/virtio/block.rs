@@ -18,8 +18,9 @@ use super::queue::{Chain, Left, Served, Turn, Virtqueue};
 use super::rate::Limiter;
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::DiskConfig;
-use crate::disk_image::{DiskImage, SECTOR, Way};
+use crate::disk_image::{DiskImage, Way};
 use crate::engine::{Engine, Job, Kind, MAX_JOBS};
+use crate::geometry::{Geometry, SECTOR};
 use crate::memory::buffers::{Buffers, Held};
 
 /// Entries of each queue: what a request of [`SEG_MAX`] data buffers takes, with header and status.
@@ -85,7 +86,7 @@ impl Block {
         })
     }
 
-    /// Replaces the image. The driver sees its size; the block size and whether it is read-only do not change.
+    /// Replaces the image. The driver sees its size; its units and whether it is read-only do not change.
     pub fn set_image(&mut self, image: DiskImage) {
         // The driver's next flush reaches only the new one.
         if let Err(error) = self.image.flush() {
@@ -324,17 +325,17 @@ impl VirtioDevice for Block {
 
     /// `struct virtio_blk_config` (5.2.4).
     fn config(&self) -> Arc<dyn ConfigSpace> {
-        let unit = self.image.unit() / SECTOR;
+        let Geometry { sector, block, discard } = self.image.geometry();
         let mut config = (self.image.size() / SECTOR).to_le_bytes().to_vec();
         config.extend(SIZE_MAX.to_le_bytes());
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
-        // Always 512: a partition table that was made for this sector size would not be found otherwise.
-        config.extend((SECTOR as u32).to_le_bytes());
-        config.extend([unit.ilog2() as u8, 0, 0, 0, 0, 0, 0, 0]); // sectors in a physical block
+        config.extend((sector as u32).to_le_bytes());
+        config.extend([(block / sector).ilog2() as u8, 0, 0, 0, 0, 0, 0, 0]); // sectors in a physical block
         config.extend([0; 2]); // writeback: not offered
         config.extend(self.queues.to_le_bytes());
-        let alignment = unit as u32;
+        // To Linux the alignment is the granularity, too (drivers/block/virtio_blk.c).
+        let alignment = (discard / SECTOR) as u32;
         let (discard, zeroes) = (DISCARD, WRITE_ZEROES);
         for field in [discard.sectors, discard.ranges, alignment, zeroes.sectors, zeroes.ranges] {
             config.extend(field.to_le_bytes());

@@ -5,8 +5,9 @@ use std::io;
 use virtio_bindings::virtio_blk as blk;
 
 use super::queue::Chain;
-use crate::disk_image::{DiskImage, SECTOR};
+use crate::disk_image::DiskImage;
 use crate::engine::Kind;
+use crate::geometry::SECTOR;
 use crate::memory::buffers::Buffers;
 use crate::pieces::Zero;
 

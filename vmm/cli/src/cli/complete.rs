@@ -269,6 +269,8 @@ mod tests {
             ("--mem=1G,m", "--mem=1G,max="),
             ("--disk a b,", ""),
             ("--disk b,r", "b,readonly"),
+            ("--disk b,s", "b,sector="),
+            ("--disk b,a", "b,aio="),
             ("--disk b,readonly,o", "b,readonly,overlay b,readonly,overlay="),
             ("--cpus 4,", "4,sockets= 4,cores= 4,threads="),
             ("--jail ", "user="),

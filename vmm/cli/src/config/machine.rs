@@ -82,14 +82,19 @@ fn kernel() -> Vec<Arg> {
 fn devices() -> Vec<Arg> {
     vec![
         about(
-            text::<DiskConfig>("disk", "FILE[,readonly][,direct][,overlay[=FILE]][,id=NAME]")
-                .action(ArgAction::Append),
+            text::<DiskConfig>(
+                "disk",
+                "FILE[,readonly][,direct][,overlay[=FILE]][,sector=512|4096][,aio=WAY][,id=NAME]",
+            )
+            .action(ArgAction::Append),
             "Disk: a raw image file or block device. May be given several times",
             "`readonly` refuses writes and lets other machines read the same file. `direct` goes around the \
                 host's page cache (O_DIRECT). `id` is the serial number that the guest sees, at most 20 bytes. \
                 With `overlay` the file is only read, by any number of machines: what the guest writes goes to a \
                 temporary file in $TMPDIR and is lost when tinyvmm ends, or to the file named by `overlay=FILE`, \
-                made if it is not there, to go on with the next time.",
+                made if it is not there, to go on with the next time. The guest sees sectors of 512 bytes, or those \
+                of the block device, unless `sector` says otherwise. `aio=threads` or `aio=io_uring` chooses how \
+                many requests are kept going at a time.",
         ),
         about(
             flag("uart", "ports|memory")
