@@ -196,6 +196,20 @@ fn a_disk_is_for_one_writer_or_many_readers() {
     vmm().args(["--disk", "disk", "--disk", "disk"]).run().refuses(2, &["--disk disk", "twice"]);
 }
 
+#[test]
+fn a_disk_whose_owner_wants_no_lock_is_used_whoever_has_it() {
+    for (locked, disk) in [
+        ("disk", "disk,lock=off"),
+        ("disk", "disk,readonly,lock=off"),
+        ("layer", "disk,overlay=layer,lock=off"),
+    ] {
+        let vmm = vmm().sparse_file("disk", MIB).file("layer", "").guest(guests::hello);
+        let other = File::open(vmm.dir().path(locked)).unwrap();
+        other.try_lock().unwrap();
+        vmm.args(["--disk", disk]).run().exits(0).silently();
+    }
+}
+
 /// As systemd-udevd locks a block device whenever it has changed.
 #[test]
 fn a_lock_that_is_held_for_a_moment_is_waited_for() {

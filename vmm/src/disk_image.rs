@@ -1,13 +1,13 @@
 //! A disk's file or block device on the host: opened, locked, read, written, punched.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::fs::{AtFlags, StatxFlags, ioctl_blksszget, statx};
 
 use crate::config::{Aio, DiskConfig};
@@ -29,6 +29,8 @@ pub struct DiskImage {
     direct: bool,
     /// The unit of O_DIRECT in bytes; without O_DIRECT a sector.
     unit: u64,
+    /// As well as its owner wants it.
+    locked: bool,
     /// What the guest sees.
     geometry: Geometry,
     /// The layer that takes the writes, if there is one.
@@ -65,8 +67,8 @@ impl DiskImage {
     ) -> Result<Self> {
         let kind = file.metadata()?.file_type();
         ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
-        lock(&file, config.is_shared())?;
-        Self::of_file(file.into(), config, geometry, ring)
+        let locked = lock(&file, config)?;
+        Ok(Self { locked, ..Self::of_file(file.into(), config, geometry, ring)? })
     }
 
     /// Adds a layer that takes the writes.
@@ -128,6 +130,7 @@ impl DiskImage {
             readonly,
             direct,
             unit,
+            locked: true,
             geometry,
             layer,
             flush_failed,
@@ -143,7 +146,8 @@ impl DiskImage {
         let (old, new) = (self.file.metadata()?, file.metadata()?);
         if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
             // The lock is that of the file as it was opened first.
-            return Self::of_file(self.file.clone(), config, self.geometry, self.ring.clone());
+            let same = Self::of_file(self.file.clone(), config, self.geometry, self.ring.clone())?;
+            return Ok(Self { locked: self.locked, ..same });
         }
         Self::of_other_file(file, config, self.geometry, self.ring.clone())
     }
@@ -183,6 +187,11 @@ impl DiskImage {
     /// Whether writes have to be refused.
     pub fn readonly(&self) -> bool {
         self.readonly
+    }
+
+    /// Whether it is locked as well as its owner wants it: some file systems have no locks.
+    pub fn locked(&self) -> bool {
+        self.locked
     }
 
     /// The path, for messages.
@@ -339,19 +348,13 @@ fn direct_unit(file: &File) -> u32 {
     if unit >= SECTOR as u32 { unit } else { pieces::ALIGN as u32 }
 }
 
-fn lock(file: &File, shared: bool) -> Result<()> {
-    match flock::lock(file, shared) {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => bail!(
-            "in use by another machine{}",
-            if shared {
-                " that writes to it: stop that one"
-            } else {
-                ": stop that one, or use a copy, or ,overlay in both"
-            }
-        ),
-        Err(TryLockError::Error(error)) => bail!("cannot lock it: {error}"),
-    }
+/// Whether it is locked now, if it is to be.
+fn lock(file: &File, config: &DiskConfig) -> Result<bool> {
+    let remedy = match config.is_shared() {
+        true => " that writes to it: stop that one",
+        false => ": stop that one, or use a copy, or ,overlay in both",
+    };
+    Ok(config.unlocked || flock::lock(file, config.is_shared(), remedy)?)
 }
 
 #[cfg(test)]

@@ -25,13 +25,25 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
             None => {}
             Some(Overlay::Temporary) => image.set_layer(temporary_layer)?,
             Some(Overlay::Kept(path)) => image.set_layer(|base, len| {
-                let layer = kept_layer(path, base, len);
+                let layer = kept_layer(path, base, len, config.unlocked);
                 layer.with_context(|| format!("overlay {}", path.display()))
             })?,
         }
         Ok(image)
     };
     open().with_context(|| format!("disk {}", config.path.display()))
+}
+
+/// What the owner of the disk should hear about it, in a line each.
+pub fn warnings(image: &DiskImage) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !image.locked() {
+        warnings.push(
+            "its file system has no locks: let no other machine write to it, and add ,lock=off"
+                .into(),
+        );
+    }
+    warnings
 }
 
 /// Opens and locks the file that takes the place of `image` while a machine runs.
@@ -67,13 +79,13 @@ fn aligned(granularity: u64, offset: u64) -> u64 {
 }
 
 /// The layer in the file at `path`, which is made if it does not exist.
-fn kept_layer(path: &Path, base: &File, len: u64) -> Result<Layer> {
+fn kept_layer(path: &Path, base: &File, len: u64, unlocked: bool) -> Result<Layer> {
     let mut options = OpenOptions::new();
     // O_NONBLOCK: a named pipe is refused instead of waited for.
     options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
     let file = options.open(path).context("cannot open it for writing")?;
     let is_new = file.metadata()?.len() == 0;
-    let layer = Layer::kept(file, base, len)?;
+    let layer = Layer::kept(file, base, len, unlocked)?;
     if is_new {
         sync_folder_of(path).context("cannot sync its folder")?;
     }

@@ -32,7 +32,12 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
         Ok(Initrd { file, prefix })
     };
     let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
-    let disks = machine.disk.iter().map(disks::open).collect::<Result<_>>()?;
+    let disks = machine.disk.iter().map(disks::open).collect::<Result<Vec<_>>>()?;
+    for disk in &disks {
+        for warning in disks::warnings(disk) {
+            log::warn!("disk {}: {warning}", disk.path().display());
+        }
+    }
     Ok(Files { kernel, initrd, disks })
 }
 

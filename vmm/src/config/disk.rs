@@ -28,6 +28,8 @@ pub struct DiskConfig {
     pub aio: Aio,
     /// Bytes of a sector that the guest sees, 512 or 4096; `None` is the host's choice.
     pub sector: Option<u32>,
+    /// Other machines are not kept from using its files meanwhile.
+    pub unlocked: bool,
     /// Limits of bandwidth and requests; only the API sets them.
     pub limit: RateLimit,
 }
@@ -63,11 +65,25 @@ pub enum Overlay {
 impl DiskConfig {
     /// Longest serial number, in bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID).
     pub const MAX_ID: usize = 20;
+    /// What can follow the file; a value that is not named follows a `=`.
+    pub const OPTIONS: [&str; 10] = [
+        "readonly",
+        "direct",
+        "overlay",
+        "overlay=",
+        "aio=threads",
+        "aio=io_uring",
+        "sector=512",
+        "sector=4096",
+        "lock=off",
+        "id=",
+    ];
 
     /// A disk in the file at `path`, without options.
     pub fn new(path: PathBuf) -> Self {
-        let (readonly, direct, (aio, limit)) = (false, false, Default::default());
-        Self { path, readonly, direct, id: None, overlay: None, aio, sector: None, limit }
+        let (readonly, direct, unlocked) = (false, false, false);
+        let (id, overlay, aio, sector, limit) = Default::default();
+        Self { path, readonly, direct, id, overlay, aio, sector, unlocked, limit }
     }
 
     /// Refuses a file to which two of `disks` would write, or that one writes and another reads.
@@ -143,6 +159,7 @@ impl FromStr for DiskConfig {
                 }
                 Some(("id", id)) => disk.id = Some(id.to_owned()),
                 Some(("aio", name)) => disk.aio = choice("aio", name, &Aio::NAMES)?,
+                Some(("lock", how)) => disk.unlocked = choice("lock", how, &[("off", true)])?,
                 Some(("sector", size)) => disk.sector = Some(choice("sector", size, &SECTORS)?),
                 None if part == "overlay" => disk.overlay = Some(Overlay::Temporary),
                 Some(("overlay", file)) if !file.is_empty() => {
@@ -183,10 +200,13 @@ fn remedy(part: &str) -> &'static str {
         "direct" | "cache" => "say direct, or leave it out",
         "aio" | "io" | "engine" | "io_engine" => "say aio=io_uring or aio=threads, or leave it out",
         "overlay" | "snapshot" | "cow" => "say overlay or overlay=FILE",
+        "lock" | "locking" | "file.locking" => "say lock=off, or leave it out",
         "sector" | "logical_block_size" | "block_size" => "say sector=512 or sector=4096",
         "id" | "serial" | "name" => "say id=NAME",
         "format" | "if" | "media" | "index" => "leave it out, a disk is raw and virtio",
-        _ => "say readonly, direct, overlay, overlay=FILE, aio=WAY, sector=SIZE or id=NAME",
+        _ => {
+            "say readonly, direct, overlay, overlay=FILE, aio=WAY, sector=SIZE, lock=off or id=NAME"
+        }
     }
 }
 
@@ -212,6 +232,9 @@ impl fmt::Display for DiskConfig {
         if let Some(sector) = self.sector {
             write!(f, ",sector={sector}")?;
         }
+        if self.unlocked {
+            f.write_str(",lock=off")?;
+        }
         match &self.id {
             Some(id) => write!(f, ",id={id}"),
             None => Ok(()),
@@ -226,9 +249,9 @@ mod tests {
     #[test]
     fn options_follow_the_file() {
         let disk: DiskConfig =
-            "a b.img,direct,id=root,readonly,aio=threads,sector=4096".parse().unwrap();
+            "a b.img,direct,id=root,readonly,aio=threads,sector=4096,lock=off".parse().unwrap();
         assert!(disk.readonly && disk.direct && disk.aio == Aio::Threads);
-        assert_eq!(disk.sector, Some(4096));
+        assert_eq!((disk.sector, disk.unlocked), (Some(4096), true));
         assert_eq!(disk.id.as_deref(), Some("root"));
         assert_eq!(disk.to_string().parse(), Ok(disk));
         for (text, why) in [
@@ -241,6 +264,8 @@ mod tests {
             ("a,snapshot=on", "say overlay"),
             ("a,format=raw", "leave it out"),
             ("a,aio=native", "say aio=auto or aio=io_uring or aio=threads"),
+            ("a,lock=on", "'lock=on': say lock=off"),
+            ("a,file.locking=off", "say lock=off"),
             ("a,sector=1024", "'sector=1024': say sector=512 or sector=4096"),
             ("a,sector", "say sector=512 or sector=4096"),
             ("a,logical_block_size=512", "say sector=512"),

@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use self::bitmap::Bitmap;
 use self::header::{BITMAP, Header};
@@ -38,14 +38,14 @@ pub struct Layer {
 
 impl Layer {
     /// Opens the layer in `file` over `base`, which has `len` bytes; makes the layer if the file is empty. Locks the
-    /// file.
-    pub fn kept(file: File, base: &File, len: u64) -> Result<Self> {
+    /// file unless it stays `unlocked`.
+    pub fn kept(file: File, base: &File, len: u64, unlocked: bool) -> Result<Self> {
         let (ours, theirs) = (file.metadata()?, base.metadata()?);
         ensure!(ours.is_file(), "not a regular file");
         let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
         ensure!(!same, "it is the disk itself: name another file");
-        if flock::lock(&file, false).is_err() {
-            bail!("in use by another machine: stop that one, or use another overlay");
+        if !unlocked {
+            flock::lock(&file, false, ": stop that one, or use another overlay")?;
         }
         Self::of_file(file, base, len, true)
     }

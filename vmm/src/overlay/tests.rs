@@ -43,7 +43,7 @@ impl Files {
 
     fn open(&self) -> anyhow::Result<Layer> {
         let file = File::options().read(true).write(true).open(self.layer.as_path())?;
-        Layer::kept(file, self.base.as_file(), self.len())
+        Layer::kept(file, self.base.as_file(), self.len(), false)
     }
 
     /// Buffers of `len` bytes, in two pieces.
@@ -121,6 +121,7 @@ fn a_layer_takes_the_space_of_what_was_written_to_it() {
         files.layer.as_file().try_clone().unwrap(),
         files.base.as_file(),
         (32 << 40) + 512,
+        false,
     );
     let refused = format!("{:#}", large.err().unwrap());
     assert!(refused.contains("32 TiB"), "{refused}");

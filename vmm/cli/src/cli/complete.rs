@@ -2,6 +2,7 @@
 //! all shells offer the same: what this tinyvmm takes.
 
 use clap::{Arg, Command, ValueEnum, ValueHint};
+use tinyvmm::config::DiskConfig;
 
 /// A shell with a completion script.
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -185,6 +186,11 @@ impl Offers {
         let (first, options) = name.split_once("[,").unwrap_or((name, ""));
         if let Some((kept, _)) = typed.rsplit_once(',') {
             let kept = format!("{prefix}{kept},");
+            if arg.get_id() == "disk" {
+                let words =
+                    DiskConfig::OPTIONS.map(|option| (format!("{kept}{option}"), String::new()));
+                return self.words.extend(words);
+            }
             for option in options.split("[,") {
                 let end = option.find(['=', '[', ']']).unwrap_or(option.len());
                 let (option, rest) = option.split_at(end);
@@ -269,8 +275,9 @@ mod tests {
             ("--mem=1G,m", "--mem=1G,max="),
             ("--disk a b,", ""),
             ("--disk b,r", "b,readonly"),
-            ("--disk b,s", "b,sector="),
-            ("--disk b,a", "b,aio="),
+            ("--disk b,s", "b,sector=512 b,sector=4096"),
+            ("--disk b,a", "b,aio=threads b,aio=io_uring"),
+            ("--disk b,lock", "b,lock=off"),
             ("--disk b,readonly,o", "b,readonly,overlay b,readonly,overlay="),
             ("--cpus 4,", "4,sockets= 4,cores= 4,threads="),
             ("--jail ", "user="),

@@ -82,19 +82,18 @@ fn kernel() -> Vec<Arg> {
 fn devices() -> Vec<Arg> {
     vec![
         about(
-            text::<DiskConfig>(
-                "disk",
-                "FILE[,readonly][,direct][,overlay[=FILE]][,sector=512|4096][,aio=WAY][,id=NAME]",
-            )
-            .action(ArgAction::Append),
+            text::<DiskConfig>("disk", "FILE[,OPTION]...").action(ArgAction::Append),
             "Disk: a raw image file or block device. May be given several times",
-            "`readonly` refuses writes and lets other machines read the same file. `direct` goes around the \
+            "An OPTION is readonly, direct, overlay, overlay=FILE, aio=threads, aio=io_uring, sector=512, \
+                sector=4096, lock=off or id=NAME.\n\n\
+                `readonly` refuses writes and lets other machines read the same file. `direct` goes around the \
                 host's page cache (O_DIRECT). `id` is the serial number that the guest sees, at most 20 bytes. \
                 With `overlay` the file is only read, by any number of machines: what the guest writes goes to a \
                 temporary file in $TMPDIR and is lost when tinyvmm ends, or to the file named by `overlay=FILE`, \
                 made if it is not there, to go on with the next time. The guest sees sectors of 512 bytes, or those \
                 of the block device, unless `sector` says otherwise. `aio=threads` or `aio=io_uring` chooses how \
-                many requests are kept going at a time.",
+                many requests are kept going at a time. A disk is locked for one machine that writes or many that \
+                read; `lock=off` leaves that out, for file systems that have no locks.",
         ),
         about(
             flag("uart", "ports|memory")
