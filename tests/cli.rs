@@ -210,6 +210,8 @@ fn disks_that_cannot_be() {
     twice("disk").run().refuses(2, &["--disk disk", "twice", "readonly"]);
     twice("disk,readonly").run().refuses(2, &["--disk disk", "twice", "readonly"]);
     disk("disk,id=123456789012345678901").refuses(2, &["id", "20 bytes"]);
+    let same = vmm().args(["--disk=a,id=x", "--disk=b,id=x"]);
+    same.run().refuses(2, &["--disk b,id=x: a has the id x, too"]);
     let many = ["--disk=disk,readonly"; 14];
     let many = vmm().sparse_file("disk", 1 << 20).args(many);
     many.run().refuses(2, &["14 disks", "at most 12"]);

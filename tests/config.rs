@@ -170,6 +170,7 @@ fn wrong_values_are_reported_with_their_line() {
     refused("cpus = 2\nmem = '5'", &["vm.toml:2: --mem 5: ", "16M"]);
     refused("cpus = 2\n\nballoon = '1G'", &["vm.toml:3: --balloon 1G: "]);
     refused("disk = [\n'a',\n'b',\n'b']", &["vm.toml:3: --disk b: ", "twice"]);
+    refused("disk = [\n'a,id=x',\n'b,id=x']", &["vm.toml:3: --disk b,id=x: a has the id x"]);
     let host = with_config("mem = '64M'\ncpus = 10000").guest(guests::hello);
     host.args(["--console", "c"]).run().refuses(3, &["vm.toml:2: --cpus 10000", "at most"]);
     // Flags of the command line are not the file's.

@@ -197,6 +197,23 @@ fn a_disk_is_for_one_writer_or_many_readers() {
 }
 
 #[test]
+fn a_disk_that_is_there_twice_by_other_names_is_not_taken_for_another_machines() {
+    let vmm = || {
+        let vmm = vmm().sparse_file("disk", MIB).sparse_file("base", MIB).guest(guests::hello);
+        std::os::unix::fs::symlink("disk", vmm.dir().path("link")).unwrap();
+        fs::hard_link(vmm.dir().path("disk"), vmm.dir().path("hard")).unwrap();
+        vmm
+    };
+    for other in ["./disk", "link", "hard", "link,readonly", "base,overlay=hard", "hard,lock=off"] {
+        let name =
+            other.split([',', '=']).find(|name| !["base", "overlay"].contains(name)).unwrap();
+        let twice = vmm().args(["--disk", "disk", "--disk", other]);
+        twice.run().refuses(3, &["another disk has this file, as disk", name, "leave one out"]);
+    }
+    vmm().args(["--disk", "disk,readonly", "--disk", "link,overlay"]).run().exits(0).silently();
+}
+
+#[test]
 fn a_disk_whose_owner_wants_no_lock_is_used_whoever_has_it() {
     for (locked, disk) in [
         ("disk", "disk,lock=off"),

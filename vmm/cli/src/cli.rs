@@ -13,6 +13,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
+use tinyvmm::config::DiskConfig;
 
 pub use complete::Shell;
 pub use keys::{FileKeys, read_text};
@@ -185,11 +186,15 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
     let merged = alone.clone().chain(argv.get(1..).unwrap_or(&[]));
     Cli::command().try_get_matches_from(alone).map_err(|e| keys.place(one_line(&e)))?;
     let matches = Cli::command().try_get_matches_from(merged).map_err(|e| wrong(&argv, &e))?;
-    Ok(Invocation::Run(Box::new(Cli { keys: Some(keys), ..cli(&matches)? })))
+    let cli = cli(&matches).map_err(|error| keys.place(error))?;
+    Ok(Invocation::Run(Box::new(Cli { keys: Some(keys), ..cli })))
 }
 
 fn cli(matches: &ArgMatches) -> Result<Cli> {
-    Cli::from_arg_matches(matches).map_err(|e| one_line(&e))
+    let cli = Cli::from_arg_matches(matches).map_err(|e| one_line(&e))?;
+    // The API's drives have names of any length, of which a guest sees the start.
+    DiskConfig::ensure_named_apart(&cli.config.machine.0.disk)?;
+    Ok(cli)
 }
 
 fn is_shown(error: &clap::Error) -> bool {

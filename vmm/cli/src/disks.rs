@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tinyvmm::config::{DiskConfig, Overlay};
 use tinyvmm::disk_image::DiskImage;
@@ -32,6 +32,34 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
         Ok(image)
     };
     open().with_context(|| format!("disk {}", config.path.display()))
+}
+
+/// Refuses a file that two of `disks` use, by whatever names, if one of them writes to it: the lock would be taken for
+/// another machine's.
+pub fn ensure_apart(disks: &[DiskConfig]) -> Result<()> {
+    let mut known = Vec::<(&Path, bool, (u64, u64))>::new();
+    for disk in disks {
+        let found = disk.files().filter_map(|(path, shared)| {
+            // One that is not there is reported as it is opened.
+            let status = fs::metadata(path).ok()?;
+            let device = status.file_type().is_block_device();
+            let id = if device { (0, status.rdev()) } else { (status.dev(), status.ino()) };
+            Some((path, shared, id))
+        });
+        let found: Vec<_> = found.collect();
+        for (path, shared, id) in &found {
+            let other = known.iter().find(|(_, also, other)| other == id && !(*also && *shared));
+            if let Some((other, ..)) = other {
+                bail!(
+                    "disk {}: another disk has this file, as {}: leave one out, or say readonly or overlay in both",
+                    path.display(),
+                    other.display()
+                );
+            }
+        }
+        known.extend(found);
+    }
+    Ok(())
 }
 
 /// What the owner of the disk should hear about it, in a line each.

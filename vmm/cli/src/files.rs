@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tinyvmm::arch::boot::Initrd;
 use tinyvmm::arch::kernel::{KernelFile, KernelStore};
-use tinyvmm::config::{MachineConfig, Overlay};
+use tinyvmm::config::{DiskConfig, MachineConfig};
 use tinyvmm::machine::Files;
 use tinyvmm::memory::loadable::Loadable;
 
@@ -32,6 +32,7 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
         Ok(Initrd { file, prefix })
     };
     let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
+    disks::ensure_apart(&machine.disk)?;
     let disks = machine.disk.iter().map(disks::open).collect::<Result<Vec<_>>>()?;
     for disk in &disks {
         for warning in disks::warnings(disk) {
@@ -50,12 +51,8 @@ pub fn loadable(path: &Path) -> Result<Loadable> {
 
 /// The files that a machine is made of.
 fn inputs(config: &MachineConfig) -> impl Iterator<Item = &Path> {
-    let layers = config.disk.iter().filter_map(|disk| match &disk.overlay {
-        Some(Overlay::Kept(path)) => Some(path),
-        _ => None,
-    });
-    let disks = config.disk.iter().map(|disk| &disk.path);
-    config.kernel.iter().chain(&config.initrd).chain(disks).chain(layers).map(PathBuf::as_path)
+    let disks = config.disk.iter().flat_map(DiskConfig::files).map(|(path, _)| path);
+    config.kernel.iter().chain(&config.initrd).map(PathBuf::as_path).chain(disks)
 }
 
 /// Creates an empty file at `path` for the output of the machine of `config`. A file that the machine is made of is

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use log::LevelFilter;
 use serde::Serialize;
 
-use tinyvmm::config::{DiskConfig, Overlay};
+use tinyvmm::config::DiskConfig;
 
 use crate::config::Config;
 
@@ -47,16 +47,6 @@ struct DiskFile<'a> {
     shared: bool,
 }
 
-impl<'a> DiskFile<'a> {
-    fn all_of(disk: &'a DiskConfig) -> impl Iterator<Item = Self> {
-        let layer = match &disk.overlay {
-            Some(Overlay::Kept(path)) => Some(Self { path, shared: false }),
-            _ => None,
-        };
-        std::iter::once(Self { path: &disk.path, shared: disk.is_shared() }).chain(layer)
-    }
-}
-
 /// The machine as a configuration file.
 pub fn toml(config: &Config) -> Result<String> {
     Ok(toml::to_string(config)?)
@@ -70,7 +60,12 @@ pub fn json(config: &Config, level: LevelFilter) -> Result<String> {
         command: &config.process.command,
         cpus: machine.cpus.count(),
         memory: machine.mem.bytes(),
-        disks: machine.disk.iter().flat_map(DiskFile::all_of).collect(),
+        disks: machine
+            .disk
+            .iter()
+            .flat_map(DiskConfig::files)
+            .map(|(path, shared)| DiskFile { path, shared })
+            .collect(),
     };
     Ok(serde_json::to_string_pretty(&printed)? + "\n")
 }

@@ -1,10 +1,10 @@
 //! The configuration of a disk.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::text::ensure_once;
@@ -103,6 +103,32 @@ impl DiskConfig {
             }
         }
         Ok(())
+    }
+
+    /// Refuses two of `disks` that have one serial number: a guest finds one of them by it.
+    pub fn ensure_named_apart(disks: &[Self]) -> Result<()> {
+        let names: Vec<_> = disks.iter().enumerate().map(|(at, disk)| disk.name(at)).collect();
+        for (at, name) in names.iter().enumerate() {
+            if let Some(first) = names[..at].iter().position(|other| other == name) {
+                let (disk, first) = (&disks[at], disks[first].path.display());
+                bail!("--disk {disk}: {first} has the id {name}, too: give each one of its own");
+            }
+        }
+        Ok(())
+    }
+
+    /// The serial number that the guest sees, of the disk at `index`.
+    pub fn name(&self, index: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("disk{index}"))
+    }
+
+    /// Its files: the image, and the layer that takes its writes; and whether other machines may have each open.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let layer = match &self.overlay {
+            Some(Overlay::Kept(path)) => Some((&**path, false)),
+            _ => None,
+        };
+        std::iter::once((&*self.path, self.is_shared())).chain(layer)
     }
 
     /// Whether other machines may have the disk's file open at the same time.
@@ -294,6 +320,18 @@ mod tests {
             assert!(apart(&disks).unwrap_err().contains("--disk a: it is there twice"));
         }
         assert!(apart(&["a,overlay=l", "b", "c,overlay=l"]).unwrap_err().contains("another file"));
+    }
+
+    #[test]
+    fn no_two_disks_have_one_id() {
+        let apart = |disks: &[&str]| {
+            let disks: Vec<DiskConfig> = disks.iter().map(|text| text.parse().unwrap()).collect();
+            DiskConfig::ensure_named_apart(&disks).map_err(|error| error.to_string())
+        };
+        apart(&["a,id=x", "b,id=y", "c"]).unwrap();
+        let error = apart(&["a,id=x", "c", "b,id=x"]).unwrap_err();
+        assert_eq!(error, "--disk b,id=x: a has the id x, too: give each one of its own");
+        apart(&["a", "b,id=disk0"]).unwrap_err();
     }
 
     #[test]

@@ -182,10 +182,7 @@ impl Setup {
 
     /// The names of the flags' disks.
     fn ids_of_flags(&self) -> impl Iterator<Item = String> {
-        let name = |(index, disk): (usize, &DiskConfig)| {
-            disk.id.clone().unwrap_or_else(|| format!("disk{index}"))
-        };
-        self.config.machine.0.disk.iter().enumerate().map(name)
+        self.config.machine.0.disk.iter().enumerate().map(|(index, disk)| disk.name(index))
     }
 
     /// The names of all drives, in the order of the machine's disks.
