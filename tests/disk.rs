@@ -99,3 +99,29 @@ fn a_block_device_shows_its_sectors_with_and_without_direct() {
         }
     }
 }
+
+#[test]
+fn a_writable_disk_that_is_no_raw_image_is_one_line_and_raw_all_the_same() {
+    let image = |at: usize, start: &[u8]| {
+        let mut bytes = vec![0; MIB as usize];
+        bytes[at..at + start.len()].copy_from_slice(start);
+        Vmm::new().file("disk", bytes)
+    };
+    for (at, start, what, remedy) in [
+        (0, &b"QFI\xfb\0\0\0\x03"[..], "qcow2", "qemu-img convert -O raw"),
+        (0, b"conectix", "VHD", "qemu-img convert -O raw"),
+        (0, b"KDMV", "VMDK", "qemu-img convert -O raw"),
+        (0x8001, b"CD001\x01", "ISO", "add ,readonly"),
+    ] {
+        for options in ["", ",direct"] {
+            let vmm = image(at, start).guest(shows_its_disk);
+            let outcome = vmm.args(["--disk", &format!("disk{options}")]).run().exits(0);
+            let outcome = outcome.says(&["disk disk: ", what, remedy]);
+            assert_eq!(outcome.stdout[..8], (MIB / 512).to_le_bytes(), "{what}");
+        }
+        for options in ["readonly", "overlay"] {
+            let vmm = image(at, start).guest(guests::hello);
+            vmm.args(["--disk", &format!("disk,{options}")]).run().exits(0).silently();
+        }
+    }
+}

@@ -246,6 +246,14 @@ impl DiskImage {
         self.flush_failed.store(true, Ordering::SeqCst);
     }
 
+    /// The `len` bytes at `offset` of the file, or fewer at its end.
+    pub fn peek(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let range = offset.min(self.len)..self.len.min(offset + len);
+        pieces::read(&self.file, self.unit, range, |part| bytes.extend(part))?;
+        Ok(bytes)
+    }
+
     /// Reads into all of `data` from `offset`.
     pub fn read(&self, mut data: Buffers, offset: u64) -> io::Result<()> {
         if let Some(layer) = &self.layer {

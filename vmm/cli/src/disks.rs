@@ -62,14 +62,37 @@ pub fn ensure_apart(disks: &[DiskConfig]) -> Result<()> {
     Ok(())
 }
 
+/// The starts of files that are no raw disks: at which offset they have which bytes, and what they are.
+const OTHER_FORMATS: [(u64, &[u8], &str); 6] = [
+    (0, b"QFI\xfb", "a qcow2 image"),
+    (0, b"conectix", "a VHD image"),
+    (0, b"vhdxfile", "a VHDX image"),
+    (0, b"KDMV", "a VMDK image"),
+    (0, b"# Disk DescriptorFile", "a VMDK image"),
+    (0x8001, b"CD001", ISO), // ECMA-119, 8.1
+];
+const ISO: &str = "an ISO image";
+
 /// What the owner of the disk should hear about it, in a line each.
-pub fn warnings(image: &DiskImage) -> Vec<String> {
+pub fn warnings(config: &DiskConfig, image: &DiskImage) -> Vec<String> {
     let mut warnings = Vec::new();
     if !image.locked() {
         warnings.push(
             "its file system has no locks: let no other machine write to it, and add ,lock=off"
                 .into(),
         );
+    }
+    let is = |(offset, start, _): &&(u64, &[u8], _)| {
+        image.peek(*offset, start.len() as u64).is_ok_and(|found| found == *start)
+    };
+    // The guest would write over it.
+    let format = OTHER_FORMATS.iter().find(is).filter(|_| !config.is_shared());
+    if let Some((_, _, what)) = format {
+        let remedy = match *what {
+            ISO => "add ,readonly",
+            _ => "convert it, as in qemu-img convert -O raw",
+        };
+        warnings.push(format!("{what}, which the guest writes to as if it were raw: {remedy}"));
     }
     warnings
 }

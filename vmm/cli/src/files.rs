@@ -34,9 +34,9 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
     let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
     disks::ensure_apart(&machine.disk)?;
     let disks = machine.disk.iter().map(disks::open).collect::<Result<Vec<_>>>()?;
-    for disk in &disks {
-        for warning in disks::warnings(disk) {
-            log::warn!("disk {}: {warning}", disk.path().display());
+    for (config, disk) in machine.disk.iter().zip(&disks) {
+        for warning in disks::warnings(config, disk) {
+            log::warn!("disk {}: {warning}", config.path.display());
         }
     }
     Ok(Files { kernel, initrd, disks })
