@@ -134,6 +134,26 @@ fn a_disk_list_keeps_its_order() {
 }
 
 #[test]
+fn a_disk_can_be_a_table_and_its_file_have_a_comma() {
+    let table = "[[disk]]\npath = 'a,b.img'\nreadonly = true\ndirect = false\nsector = 4096\n\
+        [[disk]]\npath = 'c'\noverlay = 'd,e'\nid = 'x,y'\n";
+    let first = printed(with_config(table));
+    let lines = ["\"a,,b.img,readonly,sector=4096\"", "\"c,overlay=d,,e,id=x,,y\""];
+    assert!(lines.iter().all(|line| first.contains(line)), "{first}");
+    assert_eq!(printed(with_config(&first)), first);
+    let flags = ["--disk=a,,b.img,readonly,sector=4096", "--disk=c,overlay=d,,e,id=x,,y"];
+    assert_eq!(printed(Vmm::new().args(flags)), first);
+    let mixed = "disk = [{ path = 'a,b', overlay = true }, 'c,,d']";
+    let vmm = with_config(mixed).sparse_file("a,b", 1 << 20).sparse_file("c,d", 1 << 20);
+    vmm.guest(guests::hello).run().exits(0).prints("hello").silently();
+    assert_has(&printed(with_config("[disk]\npath = 'a'\nid = 5")), &["disk = [\"a,id=5\"]"]);
+    refused("cpus = 2\n[[disk]]\nreadonly = true", &["vm.toml:2: disk: say its file", "path ="]);
+    refused("[[disk]]\npath = 'a'\n[[disk]]\npath = 'b'\nro = true", &["vm.toml:3: ", "'ro'"]);
+    refused("[[disk]]\npath = 'a'\nid = 1.5", &["disk: id", "float"]);
+    refused("[[disk]]\npath = 'a,b'\n[[disk]]\npath = 'a,b'", &["vm.toml:1: ", "a,,b: ", "twice"]);
+}
+
+#[test]
 fn an_unknown_key_is_reported_with_the_nearest_one() {
     refused("memory = '1G'", &["'memory'", "'mem'"]);
     refused("kernal = 'x'", &["'kernal'", "'kernel'"]);

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::text::ensure_once;
+use super::text::{self, ensure_once};
 use super::{RateLimit, is_default};
 
 /// A raw disk image or block device.
@@ -94,7 +94,7 @@ impl DiskConfig {
                 ensure!(
                     *path != other.path || disk.is_shared() && other.is_shared(),
                     "--disk {}: it is there twice: leave one out, or say readonly or overlay in both",
-                    path.display()
+                    text::part(path.display())
                 );
                 ensure!(
                     !matches!(overlay, Some(Overlay::Kept(_))) || *overlay != other.overlay,
@@ -169,14 +169,14 @@ impl FromStr for DiskConfig {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let path = parts.next().unwrap_or_default();
-        if path.is_empty() {
-            return Err("say the disk's file first, then its options".into());
-        }
-        ensure_once(parts.clone())?;
+        let parts = text::parts(text);
+        let (path, options) = match parts.split_first() {
+            Some((path, options)) if !path.is_empty() => (path, options),
+            _ => return Err("say the disk's file first, then its options".into()),
+        };
+        ensure_once(options.iter().map(String::as_str))?;
         let mut disk = Self::new(path.into());
-        for part in parts {
+        for part in options.iter().map(String::as_str) {
             match part.split_once('=') {
                 None if part == "readonly" => disk.readonly = true,
                 None if part == "direct" => disk.direct = true,
@@ -220,25 +220,38 @@ fn choice<T: Copy>(option: &str, name: &str, known: &[(&str, T)]) -> Result<T, S
 
 /// The remedy for an unknown option.
 fn remedy(part: &str) -> &'static str {
-    match part.split('=').next().unwrap_or_default() {
-        "readonly" | "ro" | "read-only" | "read_only" => "say readonly",
-        "rw" | "writable" => "leave it out, a disk can be written unless readonly",
-        "direct" | "cache" => "say direct, or leave it out",
-        "aio" | "io" | "engine" | "io_engine" => "say aio=io_uring or aio=threads, or leave it out",
-        "overlay" | "snapshot" | "cow" => "say overlay or overlay=FILE",
-        "lock" | "locking" | "file.locking" => "say lock=off, or leave it out",
-        "sector" | "logical_block_size" | "block_size" => "say sector=512 or sector=4096",
-        "id" | "serial" | "name" => "say id=NAME",
-        "format" | "if" | "media" | "index" => "leave it out, a disk is raw and virtio",
+    let name = part.split('=').next().unwrap_or_default().to_lowercase();
+    let name = match &*name {
+        "ro" | "read-only" | "read_only" => "readonly",
+        "cache" => "direct",
+        "io" | "engine" | "io_engine" => "aio",
+        "snapshot" | "cow" => "overlay",
+        "locking" | "file.locking" => "lock",
+        "logical_block_size" | "block_size" | "blocksize" => "sector",
+        "serial" | "name" => "id",
+        "rw" | "writable" => return "leave it out, a disk can be written unless readonly",
+        "format" | "if" | "media" | "index" => return "leave it out, a disk is raw and virtio",
+        name => name,
+    };
+    let names = ["readonly", "direct", "aio", "overlay", "lock", "sector", "id"];
+    match text::nearest(name, names.into_iter()) {
+        Some("readonly") => "say readonly, or leave it out",
+        Some("direct") => "say direct, or leave it out",
+        Some("aio") => "say aio=io_uring or aio=threads, or leave it out",
+        Some("overlay") => "say overlay or overlay=FILE",
+        Some("lock") => "say lock=off, or leave it out",
+        Some("sector") => "say sector=512 or sector=4096",
+        Some("id") => "say id=NAME",
         _ => {
-            "say readonly, direct, overlay, overlay=FILE, aio=WAY, sector=SIZE, lock=off or id=NAME"
+            "say readonly, direct, overlay, overlay=FILE, aio=WAY, sector=SIZE, lock=off or \
+             id=NAME; a comma of a file's name is ,,"
         }
     }
 }
 
 impl fmt::Display for DiskConfig {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
+        f.write_str(&text::part(self.path.display()))?;
         if self.readonly {
             f.write_str(",readonly")?;
         }
@@ -248,7 +261,7 @@ impl fmt::Display for DiskConfig {
         match &self.overlay {
             None => {}
             Some(Overlay::Temporary) => f.write_str(",overlay")?,
-            Some(Overlay::Kept(file)) => write!(f, ",overlay={}", file.display())?,
+            Some(Overlay::Kept(file)) => write!(f, ",overlay={}", text::part(file.display()))?,
         }
         if let Some((name, _)) =
             Aio::NAMES.iter().find(|(_, aio)| *aio == self.aio && *aio != Aio::Auto)
@@ -262,7 +275,7 @@ impl fmt::Display for DiskConfig {
             f.write_str(",lock=off")?;
         }
         match &self.id {
-            Some(id) => write!(f, ",id={id}"),
+            Some(id) => write!(f, ",id={}", text::part(id)),
             None => Ok(()),
         }
     }
@@ -290,6 +303,12 @@ mod tests {
             ("a,snapshot=on", "say overlay"),
             ("a,format=raw", "leave it out"),
             ("a,aio=native", "say aio=auto or aio=io_uring or aio=threads"),
+            ("a,readnoly", "'readnoly' is no option of a disk: say readonly"),
+            ("a,Direct", "say direct"),
+            ("a,overlya=b", "say overlay or overlay=FILE"),
+            ("a,sectors=512", "say sector=512"),
+            ("a,locks=off", "say lock=off"),
+            ("a,b.img", "a comma of a file's name is ,,"),
             ("a,lock=on", "'lock=on': say lock=off"),
             ("a,file.locking=off", "say lock=off"),
             ("a,sector=1024", "'sector=1024': say sector=512 or sector=4096"),
@@ -339,6 +358,7 @@ mod tests {
         for (text, overlay) in [
             ("a,overlay", Overlay::Temporary),
             ("a,overlay=b c.layer,id=x", Overlay::Kept("b c.layer".into())),
+            ("a,,b,overlay=c,,,id=x,,y", Overlay::Kept("c,".into())),
         ] {
             let disk: DiskConfig = text.parse().unwrap();
             assert_eq!(disk.overlay, Some(overlay));

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, CommandFactory};
 use serde::Deserialize;
+use tinyvmm::config::text;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
@@ -101,10 +102,31 @@ impl FileKeys {
 fn flags(key: &str, value: &Spanned<DeValue>, arg: &Arg, is_item: bool) -> Result<Vec<OsString>> {
     let value = ValueDeserializer::from(value.clone());
     let value = toml::Value::deserialize(value).map_err(|e| anyhow!(one_toml_line(&e)))?;
-    ensure!(!is_item || value.is_str(), "{key}: say a list of strings");
+    ensure!(!is_item || value.is_str() || value.is_table(), "{key}: say a list of strings");
+    let value = match &value {
+        toml::Value::Table(table) if is_list(arg) => toml::Value::String(options(key, table)?),
+        _ => value,
+    };
     let mut flags = Vec::new();
     push_flags(&mut flags, key, &value, arg)?;
     Ok(flags)
+}
+
+/// The flag's value that a table stands for: its `path`, then its other keys as options.
+fn options(key: &str, table: &toml::Table) -> Result<String> {
+    let path = table.get("path").and_then(toml::Value::as_str);
+    let path = path.with_context(|| format!("{key}: say its file, as in path = \"root.img\""))?;
+    let mut value = text::part(path);
+    for (name, setting) in table.iter().filter(|(name, _)| *name != "path") {
+        match setting {
+            toml::Value::Boolean(false) => {}
+            toml::Value::Boolean(true) => value += &format!(",{name}"),
+            toml::Value::String(text) => value += &format!(",{name}={}", text::part(text)),
+            toml::Value::Integer(number) => value += &format!(",{name}={number}"),
+            other => bail!("{key}: {name} cannot be of type {}", other.type_str()),
+        }
+    }
+    Ok(value)
 }
 
 fn is_list(arg: &Arg) -> bool {

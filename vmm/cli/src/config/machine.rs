@@ -85,7 +85,7 @@ fn devices() -> Vec<Arg> {
             text::<DiskConfig>("disk", "FILE[,OPTION]...").action(ArgAction::Append),
             "Disk: a raw image file or block device. May be given several times",
             "An OPTION is readonly, direct, overlay, overlay=FILE, aio=threads, aio=io_uring, sector=512, \
-                sector=4096, lock=off or id=NAME.\n\n\
+                sector=4096, lock=off or id=NAME; a comma of a file's name is `,,`.\n\n\
                 `readonly` refuses writes and lets other machines read the same file. `direct` goes around the \
                 host's page cache (O_DIRECT). `id` is the serial number that the guest sees, at most 20 bytes. \
                 With `overlay` the file is only read, by any number of machines: what the guest writes goes to a \
