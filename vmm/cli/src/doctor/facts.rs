@@ -7,8 +7,9 @@ use std::{io, thread};
 use kvm_ioctls::Kvm;
 use vmm_sys_util::errno;
 
-use super::{POOL, THP};
+use super::{IO_URING, POOL, THP};
 use tinyvmm::arch::capabilities;
+use tinyvmm::engine::ring::Ring;
 
 use crate::host::KvmKind;
 use crate::jail::{self, landlock};
@@ -31,6 +32,10 @@ pub(super) struct Facts {
     pub(super) tun: io::Result<()>,
     /// Whether the kernel has seccomp filters.
     pub(super) seccomp: bool,
+    /// Whether a disk's requests can be kept going by io_uring.
+    pub(super) io_uring: io::Result<()>,
+    /// The contents of [`IO_URING`].
+    pub(super) io_uring_disabled: Option<String>,
     /// The version of Landlock's ABI.
     pub(super) landlock: Option<i32>,
 }
@@ -59,6 +64,8 @@ impl Facts {
             available_mib: available_mib(),
             tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
             seccomp: jail::has_seccomp(),
+            io_uring: Ring::new().map(drop),
+            io_uring_disabled: fs::read_to_string(IO_URING).ok(),
             landlock: landlock(),
         }
     }

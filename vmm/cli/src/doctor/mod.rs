@@ -15,6 +15,7 @@ use facts::{Facts, KvmFacts};
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+const IO_URING: &str = "/proc/sys/kernel/io_uring_disabled";
 /// A CI runner's user cannot log in again, so this rule lets everybody open /dev/kvm.
 const OPEN_TO_ALL: &str = r#"echo 'KERNEL=="kvm", GROUP="kvm", MODE="0666", OPTIONS+="static_node=kvm"' | sudo tee /etc/udev/rules.d/99-kvm4all.rules && sudo udevadm control --reload-rules && sudo udevadm trigger --name-match=kvm"#;
 
@@ -66,6 +67,7 @@ impl Diagnosis {
         let (kvm_kind, kind) = judge_kind(facts.kind);
         findings.push(kind);
         findings.extend(judge_surroundings(facts));
+        findings.push(judge_io_uring(facts));
         findings.extend(judge_jail(facts));
         let (verdict, exit_code) = match findings.iter().map(|finding| finding.status).max() {
             Some(Severity::Unusable) => ("unusable", 2),
@@ -204,6 +206,24 @@ fn judge_surroundings(facts: &Facts) -> [Finding; 5] {
     [nested, thp, pool, memory, Severity::Info.on("/dev/net/tun", tun)]
 }
 
+/// Without io_uring threads do the same, with more switches between them.
+fn judge_io_uring(facts: &Facts) -> Finding {
+    let Err(error) = &facts.io_uring else {
+        return Severity::Ok.on("io_uring", "keeps many requests of a disk going");
+    };
+    let setting = facts.io_uring_disabled.as_ref().map_or("0", |text| text.trim());
+    let remedy = match error.raw_os_error() {
+        Some(libc::EPERM) if setting != "0" => "sudo sysctl kernel.io_uring_disabled=0",
+        Some(libc::EPERM | libc::EACCES) => {
+            "a sandbox's filter forbids it: let it allow io_uring_setup, _enter and _register"
+        }
+        Some(libc::ENOMEM) => "raise the limit of locked memory: ulimit -l",
+        _ => "use Linux 5.10 or later with CONFIG_IO_URING, or a sandbox that has it",
+    };
+    let detail = format!("none, threads keep a disk's requests going: {error}");
+    Severity::Info.on("io_uring", detail).remedy(remedy)
+}
+
 /// What stands in the way of a guest that has taken over the process.
 fn judge_jail(facts: &Facts) -> [Finding; 2] {
     let seccomp = match facts.seccomp {
@@ -256,6 +276,8 @@ mod tests {
             available_mib: Some(4096),
             tun: Err(io::ErrorKind::NotFound.into()),
             seccomp: true,
+            io_uring: Ok(()),
+            io_uring_disabled: None,
             landlock: None,
         }
     }
@@ -324,6 +346,29 @@ mod tests {
             spoil(facts.kvm.as_mut().unwrap());
             assert_eq!(outcome(facts).0, "unusable");
         }
+    }
+
+    #[test]
+    fn a_host_without_io_uring_is_ready_and_shows_why_it_has_none() {
+        for (errno, setting, remedy) in [
+            (libc::EPERM, Some("2\n"), "sysctl kernel.io_uring_disabled=0"),
+            (libc::EPERM, Some("0\n"), "sandbox's filter"),
+            (libc::EPERM, None, "sandbox's filter"),
+            (libc::ENOSYS, None, "Linux 5.10"),
+            (libc::EINVAL, None, "Linux 5.10"),
+            (libc::ENOMEM, Some("0\n"), "ulimit -l"),
+        ] {
+            let io_uring = Err(io::Error::from_raw_os_error(errno));
+            let setting = setting.map(String::from);
+            let report =
+                Diagnosis::judge(&Facts { io_uring, io_uring_disabled: setting, ..good() });
+            assert_eq!(report.verdict, "ready");
+            let finding = report.findings.iter().find(|finding| finding.name == "io_uring");
+            let said = finding.unwrap().remedy.as_ref().unwrap();
+            assert!(said.contains(remedy) && !said.contains('\n'), "{errno}: {said}");
+        }
+        let text = Diagnosis::judge(&good()).to_string();
+        assert!(text.contains("\nok        io_uring      keeps many requests"), "{text}");
     }
 
     #[test]
