@@ -1,12 +1,14 @@
 //! A drive that gets another file while the machine runs.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
 use super::{Client, SOCKET, listening};
 use crate::dir::Dir;
+use crate::disk::LoopDevice;
 use crate::fixture::{Running, Vmm};
 use crate::guests::{self, guest};
 
@@ -79,6 +81,30 @@ fn a_file_that_has_grown_is_looked_at_again() {
     assert!(file.try_lock().is_err(), "it is locked still");
     client.does("PATCH", "/vm", RESUME);
     running.wait().exits(0).prints("small\nlarge").silently();
+}
+
+#[test]
+fn a_block_device_in_the_folder_takes_its_place() {
+    for sector in [512, 4096] {
+        let (running, client) = machine(Vmm::new(), DRIVE);
+        drop(sparse(&running, "image", 2 * MIB));
+        let Some(device) = LoopDevice::new(&running.dir().path("image"), sector) else { return };
+        let node = running.dir().path("disks/node");
+        let number = fs::metadata(&device.0).unwrap().rdev();
+        let mode = Mode::RUSR | Mode::WUSR;
+        if let Err(error) = mknodat(CWD, &node, FileType::BlockDevice, mode, number) {
+            return eprintln!("SKIPPED: no block device can be made here: {error}");
+        }
+        if let Err(error) = File::open(&node) {
+            return eprintln!("SKIPPED: no block device can be opened here: {error}");
+        }
+        client.does("PATCH", "/vm", PAUSE);
+        client.does("PATCH", "/drives/d", &path("disks/node"));
+        // Again: it may have another size by now.
+        client.does("PATCH", "/drives/d", &path("disks/node"));
+        client.does("PATCH", "/vm", RESUME);
+        running.wait().exits(0).prints("small\nlarge").silently();
+    }
 }
 
 #[test]
