@@ -73,9 +73,9 @@ impl Pool {
 
     pub fn next(&mut self) -> Option<Returned> {
         if self.done.is_empty() && self.busy > 0 {
-            // Before the list is looked at: what comes after that is an event again.
+            let mut done = lock(&self.shared.done);
             let _ = self.shared.event.read();
-            self.done.append(&mut lock(&self.shared.done));
+            self.done.append(&mut done);
             self.busy -= self.done.len();
         }
         self.done.pop()
@@ -94,7 +94,9 @@ fn serve(shared: &Shared) {
         let next = lock(&shared.jobs).recv();
         let Ok(job) = next else { return };
         let returned = run(job);
-        lock(&shared.done).push(returned);
+        // The event is there as long as the list is not empty: neither is seen without the other.
+        let mut done = lock(&shared.done);
+        done.push(returned);
         // Cannot fail: the counter is far from its limit.
         let _ = shared.event.write(1);
     }

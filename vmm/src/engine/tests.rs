@@ -148,3 +148,24 @@ fn memory_that_is_elsewhere_is_not_held() {
     let slice = bench.ram.get_slices(GuestAddress(0), 512).next().unwrap().unwrap();
     assert!(Held::new(slice.into(), &other).is_none());
 }
+
+#[test]
+fn the_descriptor_is_readable_only_while_a_job_is_done() {
+    for mut engine in engines() {
+        let bench = Bench::new();
+        for round in 0..1000 {
+            for key in 0..4 {
+                engine.start(bench.job(Kind::Read, key, 0, 0, 512));
+            }
+            engine.submit().unwrap();
+            // The owner also asks without having waited.
+            while engine.jobs() > 0 {
+                engine.finished().unwrap();
+            }
+            let mut done = [PollFd::new(&engine, PollFlags::IN)];
+            std::thread::sleep(std::time::Duration::from_micros(50));
+            let readable = poll(&mut done, Some(&Default::default())).unwrap();
+            assert_eq!(readable, 0, "round {round}: its owner would ask for ever");
+        }
+    }
+}
