@@ -132,9 +132,8 @@ fn aligned(granularity: u64, offset: u64) -> u64 {
 /// The layer in the file at `path`, which is made if it does not exist.
 fn kept_layer(path: &Path, base: &File, len: u64, unlocked: bool) -> Result<Layer> {
     let mut options = OpenOptions::new();
-    // O_NONBLOCK: a named pipe is refused instead of waited for.
-    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
-    let file = options.open(path).context("cannot open it for writing")?;
+    options.read(true).write(true).create(true).truncate(false);
+    let file = open_at_once(&mut options, 0, path).context("cannot open it for writing")?;
     let is_new = file.metadata()?.len() == 0;
     let layer = Layer::kept(file, base, len, unlocked)?;
     if is_new {
@@ -169,10 +168,17 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
 }
 
 fn open_path(config: &DiskConfig) -> io::Result<File> {
-    // O_NONBLOCK: a named pipe is refused instead of waited for.
-    let flags = libc::O_NONBLOCK | if config.direct { libc::O_DIRECT } else { 0 };
-    let mut options = OpenOptions::new();
-    options.read(true).write(!config.is_shared()).custom_flags(flags).open(&config.path)
+    let (flags, mut options) = (if config.direct { libc::O_DIRECT } else { 0 }, OpenOptions::new());
+    open_at_once(options.read(true).write(!config.is_shared()), flags, &config.path)
+}
+
+/// A named pipe is refused, later, instead of waited for.
+fn open_at_once(options: &mut OpenOptions, flags: i32, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags(flags | libc::O_NONBLOCK).open(path)?;
+    // Of such a file io_uring either waits in the thread that submits (io_file_get_flags, io_uring/rw.c), where the
+    // file system knows no other way, or fails with EAGAIN what the page cache lacks (io_prep_rw, Linux 5.10).
+    rustix::io::ioctl_fionbio(&file, false)?;
+    Ok(file)
 }
 
 fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
@@ -193,6 +199,7 @@ fn explain_open(error: &io::Error, config: &DiskConfig) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::fcntl_getfl;
 
     #[test]
     fn discards_are_aligned_to_what_the_host_discards() {
@@ -210,5 +217,17 @@ mod tests {
 
     fn tempfile() -> File {
         TempFile::new().unwrap().into_file()
+    }
+
+    #[test]
+    fn requests_to_the_files_of_a_disk_may_wait() {
+        let (disk, layer) = (TempFile::new().unwrap(), TempFile::new().unwrap());
+        disk.as_file().set_len(4096).unwrap();
+        let config = DiskConfig::new(disk.as_path().into());
+        let base = open_path(&config).unwrap();
+        let layer = kept_layer(layer.as_path(), &base, 4096, false).unwrap();
+        for file in [&base, &**layer.file()] {
+            assert!(!fcntl_getfl(file).unwrap().contains(OFlags::NONBLOCK));
+        }
     }
 }

@@ -171,6 +171,7 @@ const LEAVE: &[SyscallRule] =
 pub(super) const OPEN: &[SyscallRule] = &[
     SyscallRule(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32), 0)),
     always(SYS_flock),
+    SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32])),
 ];
 
 /// To start threads; also what a new thread needs until it has a filter of its own.
