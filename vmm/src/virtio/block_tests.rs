@@ -3,9 +3,12 @@
 mod discard;
 mod faults;
 mod in_flight;
+mod killed;
 mod limits;
 mod model;
 mod refusals;
+mod sleeps;
+mod slots;
 mod transfers;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
@@ -99,6 +102,15 @@ impl Disk {
             .set_layer(|base, len| Layer::temporary(TempFile::new()?.into_file(), base, len))
             .unwrap();
         Some(Self::of_image(file, image))
+    }
+
+    /// As `with`, and all requests are jobs: nothing is read or written at once.
+    fn with_jobs_for_all(aio: Aio) -> Option<Self> {
+        let file = full();
+        let config = DiskConfig { aio, ..DiskConfig::new(file.as_path().into()) };
+        let image = disk_image::open(&config).ok()?;
+        let again = std::fs::File::options().read(true).write(true).open(file.as_path()).unwrap();
+        Some(Self::of_image(file, image.on_file(again)))
     }
 
     fn of_image(file: TempFile, image: DiskImage) -> Self {

@@ -355,13 +355,26 @@ impl Driver {
 
     /// Waits for the next completed request; returns its head and the written bytes.
     pub fn wait_used(&mut self, queue: usize) -> (u16, u32) {
-        let seen = self.queues[queue].seen;
-        self.wait_until("an answer", |driver| driver.used_index(queue) != seen);
-        let ring = &mut self.queues[queue];
-        ring.seen = seen.wrapping_add(1);
-        let element = rings(queue)[2] + 4 + 8 * u64::from(seen % ring.size);
+        let mut used = None;
+        self.wait_until("an answer", |driver| {
+            used = driver.take_used(queue);
+            used.is_some()
+        });
+        used.unwrap()
+    }
+
+    /// The next completed request, if there is one: its head and the written bytes.
+    pub fn take_used(&mut self, queue: usize) -> Option<(u16, u32)> {
+        let Ring { size, seen, .. } = self.queues[queue];
+        let index: u16 =
+            self.ram.load(GuestAddress(rings(queue)[2] + 2), Ordering::Acquire).unwrap();
+        if index == seen {
+            return None;
+        }
+        self.queues[queue].seen = seen.wrapping_add(1);
+        let element = rings(queue)[2] + 4 + 8 * u64::from(seen % size);
         let [head, len]: [u32; 2] = self.ram.read_obj(GuestAddress(element)).unwrap();
-        (head as u16, len)
+        Some((head as u16, len))
     }
 
     /// Waits for DEVICE_NEEDS_RESET, which comes with a configuration interrupt.
