@@ -39,7 +39,7 @@ pub(super) fn ext4(dir: &Dir, name: &str) -> PathBuf {
 
 /// The output of `command`.
 #[track_caller]
-fn run(command: &mut Command) -> String {
+pub(super) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
