@@ -106,15 +106,30 @@ impl Disk {
 
     /// As `with`, and all requests are jobs: nothing is read or written at once.
     fn with_jobs_for_all(aio: Aio) -> Option<Self> {
+        let (file, image) = Self::image_with_jobs_for_all(aio)?;
+        Some(Self::of_image(file, image))
+    }
+
+    /// As `with_jobs_for_all`, in a machine with four CPUs.
+    fn with_four_queues(aio: Aio) -> Option<Self> {
+        let (file, image) = Self::image_with_jobs_for_all(aio)?;
+        Some(Self::for_cpus(file, image, 4))
+    }
+
+    fn image_with_jobs_for_all(aio: Aio) -> Option<(TempFile, DiskImage)> {
         let file = full();
         let config = DiskConfig { aio, ..DiskConfig::new(file.as_path().into()) };
         let image = disk_image::open(&config).ok()?;
         let again = std::fs::File::options().read(true).write(true).open(file.as_path()).unwrap();
-        Some(Self::of_image(file, image.on_file(again)))
+        Some((file, image.on_file(again)))
     }
 
     fn of_image(file: TempFile, image: DiskImage) -> Self {
-        let block = Block::new(image, 7, Some("serial"), 1).unwrap();
+        Self::for_cpus(file, image, 1)
+    }
+
+    fn for_cpus(file: TempFile, image: DiskImage, cpus: u32) -> Self {
+        let block = Block::new(image, 7, Some("serial"), cpus).unwrap();
         let mut driver = Driver::new(Box::new(block));
         driver.init();
         Self { driver, file }

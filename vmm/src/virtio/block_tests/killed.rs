@@ -67,20 +67,20 @@ fn write_numbers(mut disk: Disk, is_layer: bool, mut number: u64) {
     loop {
         for (slot, busy) in busy.iter_mut().enumerate().filter(|(_, busy)| busy.is_none()) {
             if random.below(20) == 0 {
-                slots::offer(&mut disk.driver, slot, VIRTIO_BLK_T_FLUSH, 0, &[]);
+                slots::offer(&mut disk.driver, 0, slot, VIRTIO_BLK_T_FLUSH, 0, &[]);
                 *busy = Some(Request::Flush(std::mem::take(&mut unflushed)));
                 continue;
             }
             let sector = random.below(PART / SECTOR);
             let count = 1 + random.below(PART / SECTOR - sector);
             let data = number.to_le_bytes().repeat(count * SECTOR / 8);
-            slots::offer(&mut disk.driver, slot, VIRTIO_BLK_T_OUT, sector, &data);
+            slots::offer(&mut disk.driver, 0, slot, VIRTIO_BLK_T_OUT, sector, &data);
             let sector = slot * PART / SECTOR + sector;
             *busy = Some(Request::Write(Written { sector, count, number }));
             number += 1;
         }
         disk.driver.kick(0);
-        while let Some((slot, status)) = slots::take(&mut disk.driver) {
+        while let Some((slot, status)) = slots::take(&mut disk.driver, 0) {
             assert_eq!(status, VIRTIO_BLK_S_OK);
             match busy[slot].take().expect("a request that is completed once") {
                 Request::Write(written) if is_layer => unflushed.push(written),

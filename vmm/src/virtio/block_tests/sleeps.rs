@@ -14,7 +14,8 @@ use super::{Disk, LEN, pattern};
 use crate::config::Aio;
 use crate::virtio::test_driver::rings;
 
-/// Drives a queue as Linux does (virtqueue_add, virtqueue_kick_prepare, virtqueue_enable_cb; virtio_ring.c).
+/// Drives queues as Linux does (virtqueue_add, virtqueue_kick_prepare, virtqueue_enable_cb; virtio_ring.c). A slot's
+/// requests are in the queue `slot % queues`.
 struct Sleeper<'a> {
     disk: &'a mut Disk,
     event_idx: bool,
@@ -23,6 +24,12 @@ struct Sleeper<'a> {
     busy: [Option<u32>; SLOTS],
     /// What is in each slot's part of the disk.
     contents: Vec<Vec<u8>>,
+    queues: Vec<Indices>,
+}
+
+/// What the driver knows of a queue.
+#[derive(Clone, Copy, Default)]
+struct Indices {
     /// The available index, and what it was when a kick was last thought of.
     avail: u16,
     kicked: u16,
@@ -36,11 +43,12 @@ impl<'a> Sleeper<'a> {
         let without = if event_idx { 0 } else { 1 << VIRTIO_RING_F_EVENT_IDX };
         let features = disk.driver.offered_features() & !without;
         disk.driver.init_with(features);
-        let (busy, random) = ([None; SLOTS], Random::new());
-        Self { disk, event_idx, random, busy, contents, avail: 0, kicked: 0, seen: 0 }
+        let queues = vec![Indices::default(); disk.driver.queue_count()];
+        Self { disk, event_idx, random: Random::new(), busy: [None; SLOTS], contents, queues }
     }
 
-    fn add(&mut self, slot: usize) {
+    /// Returns the request's queue.
+    fn add(&mut self, slot: usize) -> usize {
         let (kind, contents) = (self.random.below(40), &mut self.contents[slot]);
         let kind = match kind {
             0 => VIRTIO_BLK_T_FLUSH,
@@ -53,17 +61,19 @@ impl<'a> Sleeper<'a> {
             VIRTIO_BLK_T_WRITE_ZEROES => contents.fill(0),
             _ => {}
         }
-        slots::offer(&mut self.disk.driver, slot, kind, 0, contents);
+        let queue = slot % self.queues.len();
+        slots::offer(&mut self.disk.driver, queue, slot, kind, 0, contents);
         self.busy[slot] = Some(kind);
-        self.avail = self.avail.wrapping_add(1);
+        self.queues[queue].avail = self.queues[queue].avail.wrapping_add(1);
+        queue
     }
 
-    fn kick(&mut self) {
+    fn kick(&mut self, queue: usize) {
         fence(Ordering::SeqCst);
-        let used = rings(0)[2];
+        let used = rings(queue)[2];
         let load =
             |at| self.disk.driver.ram.load::<u16>(GuestAddress(at), Ordering::Relaxed).unwrap();
-        let (new, old) = (self.avail, self.kicked);
+        let Indices { avail: new, kicked: old, .. } = self.queues[queue];
         let wanted = match self.event_idx {
             // vring_need_event (virtio 1.2, 2.7.10.1); the event is after a ring of 256.
             true => {
@@ -72,40 +82,46 @@ impl<'a> Sleeper<'a> {
             }
             false => load(used) & 1 == 0,
         };
-        self.kicked = new;
+        self.queues[queue].kicked = new;
         if wanted {
-            self.disk.driver.kick(0);
+            self.disk.driver.kick(queue);
         }
     }
 
     /// Takes and checks what is completed; returns how many.
     fn take(&mut self) -> usize {
-        let before = self.seen;
-        while let Some((slot, status)) = slots::take(&mut self.disk.driver) {
-            self.seen = self.seen.wrapping_add(1);
-            let kind = self.busy[slot].take().expect("a request that is completed once");
-            assert_eq!(status, VIRTIO_BLK_S_OK);
-            if kind == VIRTIO_BLK_T_IN {
-                let found = slots::read(&self.disk.driver, slot);
-                assert!(found == self.contents[slot], "slot {slot}");
+        let mut taken = 0;
+        for (queue, indices) in self.queues.iter_mut().enumerate() {
+            while let Some((slot, status)) = slots::take(&mut self.disk.driver, queue) {
+                indices.seen = indices.seen.wrapping_add(1);
+                taken += 1;
+                let kind = self.busy[slot].take().expect("a request that is completed once");
+                assert_eq!(status, VIRTIO_BLK_S_OK);
+                if kind == VIRTIO_BLK_T_IN {
+                    let found = slots::read(&self.disk.driver, slot);
+                    assert!(found == self.contents[slot], "slot {slot}");
+                }
             }
         }
-        self.seen.wrapping_sub(before).into()
+        taken
     }
 
     /// Sleeps until there is an interrupt, unless something is completed.
     fn sleep(&mut self) {
         let driver = &mut self.disk.driver;
-        match self.event_idx {
-            true => driver.set_used_event(0, self.seen),
-            false => driver.want_interrupts(0, true),
+        for (queue, indices) in self.queues.iter().enumerate() {
+            match self.event_idx {
+                true => driver.set_used_event(queue, indices.seen),
+                false => driver.want_interrupts(queue, true),
+            }
         }
         fence(Ordering::SeqCst);
-        if driver.used_index(0) == self.seen {
+        let mut queues = self.queues.iter().enumerate();
+        if queues.all(|(queue, indices)| driver.used_index(queue) == indices.seen) {
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
         }
         if !self.event_idx {
-            driver.want_interrupts(0, false);
+            (0..self.queues.len()).for_each(|queue| driver.want_interrupts(queue, false));
         }
     }
 
@@ -115,12 +131,12 @@ impl<'a> Sleeper<'a> {
             let free = (0..depth).filter(|slot| self.busy[*slot].is_none());
             let free: Vec<_> = free.take(self.random.below(depth + 1)).collect();
             for slot in free.into_iter().filter(|_| answered < requests) {
-                self.add(slot);
+                let queue = self.add(slot);
                 if self.random.below(3) == 0 {
-                    self.kick();
+                    self.kick(queue);
                 }
             }
-            self.kick();
+            (0..self.queues.len()).for_each(|queue| self.kick(queue));
             if self.random.below(500) == 0 {
                 self.disk.driver.paused(|_| {});
             }
@@ -136,7 +152,7 @@ impl<'a> Sleeper<'a> {
 
 fn is_never_left_asleep(open: impl Fn() -> Option<Disk>) {
     // A number of requests, to look for what is rare.
-    let requests = std::env::var("TINYVMM_TEST_REQUESTS").map_or(2000, |n| n.parse().unwrap());
+    let requests = std::env::var("TINYVMM_TEST_REQUESTS").map_or(1000, |n| n.parse().unwrap());
     for event_idx in [true, false] {
         let Some(mut disk) = open() else { return };
         for _ in 0..3 {
@@ -173,5 +189,12 @@ fn by_io_uring_alone() {
 fn below_a_layer() {
     for aio in [Aio::IoUring, Aio::Threads] {
         is_never_left_asleep(|| Disk::below_layer(aio));
+    }
+}
+
+#[test]
+fn with_four_queues() {
+    for aio in [Aio::IoUring, Aio::Threads] {
+        is_never_left_asleep(|| Disk::with_four_queues(aio));
     }
 }

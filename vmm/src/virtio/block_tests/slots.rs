@@ -16,7 +16,14 @@ fn room(slot: usize) -> u64 {
 }
 
 /// Makes a request of `kind` for `count` sectors from `sector` of the slot's part on available; it writes `sent`.
-pub fn offer(driver: &mut Driver, slot: usize, kind: u32, sector: usize, sent: &[u8]) {
+pub fn offer(
+    driver: &mut Driver,
+    queue: usize,
+    slot: usize,
+    kind: u32,
+    sector: usize,
+    sent: &[u8],
+) {
     let at = (slot * PART / 512 + sector) as u64;
     let zeroes = range(at, (PART / 512 - sector) as u32, 0);
     let (sent, at) = match kind {
@@ -27,19 +34,19 @@ pub fn offer(driver: &mut Driver, slot: usize, kind: u32, sector: usize, sent: &
     driver.write(room(slot), &header(kind, at));
     driver.write(room(slot) + 0x200, sent);
     driver.write(room(slot) + ROOM - 1, &[0xee]);
-    let (table, head) = (rings(0)[0], slot as u16 * 3);
+    let (table, head) = (rings(queue)[0], slot as u16 * 3);
     let sends = matches!(kind, VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_WRITE_ZEROES);
     let next = if sends || kind == VIRTIO_BLK_T_IN { head + 1 } else { head + 2 };
     let flags = if sends { NEXT } else { NEXT | WRITE };
     driver.set_desc(table, head, room(slot), 16, NEXT, next);
     driver.set_desc(table, head + 1, room(slot) + 0x200, sent.len() as u32, flags, head + 2);
     driver.set_desc(table, head + 2, room(slot) + ROOM - 1, 1, WRITE, 0);
-    driver.offer(0, head);
+    driver.offer(queue, head);
 }
 
-/// The next slot whose request is completed, and its status.
-pub fn take(driver: &mut Driver) -> Option<(usize, u32)> {
-    let slot = usize::from(driver.take_used(0)?.0 / 3);
+/// The next slot whose request of `queue` is completed, and its status.
+pub fn take(driver: &mut Driver, queue: usize) -> Option<(usize, u32)> {
+    let slot = usize::from(driver.take_used(queue)?.0 / 3);
     Some((slot, driver.read(room(slot) + ROOM - 1, 1)[0].into()))
 }
 
