@@ -70,6 +70,8 @@ pub struct Console {
     sink: Option<File>,
     /// The source of input; `None` at its end.
     source: Option<File>,
+    /// A socket that gets the output as well, and is another source of input; `None` once it is gone.
+    copy: Option<File>,
     /// With a keyboard, input is read even while the guest's FIFO is full.
     keyboard: Option<Box<dyn Keyboard>>,
     /// Input that waits for room in the guest's FIFO.
@@ -88,6 +90,7 @@ impl Console {
             output: Output::new(discard)?,
             sink: None,
             source: None,
+            copy: None,
             keyboard: None,
             typed: Vec::new(),
             for_command: false,
@@ -98,6 +101,12 @@ impl Console {
     pub fn connect(&mut self, sink: File, source: Option<File>) {
         self.sink = Some(sink);
         self.source = source;
+    }
+
+    /// Has `copy`, a non-blocking socket, get the output as well and be another source of input. The output follows the
+    /// sink's pace: what `copy` has no room for then is lost to it. Without a sink it follows that of `copy`.
+    pub fn copy_to(&mut self, copy: File) {
+        self.copy = Some(copy);
     }
 
     /// Puts the input under the control of `keyboard`.
@@ -117,20 +126,48 @@ impl Console {
 
     /// Writes waiting output, at most `CHUNK` bytes.
     fn write_out(&mut self) {
-        let Some(sink) = &mut self.sink else { return };
-        match sink.write(&self.output.front(CHUNK)) {
+        let bytes = self.output.front(CHUNK);
+        let written = match (&mut self.sink, &mut self.copy) {
+            (Some(sink), copy) => sink.write(&bytes).inspect(|count| {
+                // Not retried: nobody waits for the copy's reader.
+                let _ = copy.as_mut().map(|copy| copy.write(&bytes[..*count]));
+            }),
+            (None, Some(copy)) => copy.write(&bytes),
+            (None, None) => return,
+        };
+        match written {
             Ok(count) => self.output.written(count),
             Err(error) if is_retryable(&error) => {}
             Err(error) => {
-                log::warn!("console: {error}: its output is dropped from now on");
-                self.sink = None;
-                self.output.close();
+                if self.sink.take().is_some() {
+                    log::warn!("console: {error}: its output is dropped from now on");
+                } else {
+                    self.copy = None;
+                }
+                if self.copy.is_none() {
+                    self.output.close();
+                }
             }
         }
     }
 
+    /// What sets the pace of the output.
+    fn pacer(&self) -> Option<&File> {
+        self.sink.as_ref().or(self.copy.as_ref())
+    }
+
     fn pending(&self) -> bool {
-        self.sink.is_some() && !self.output.is_empty()
+        self.pacer().is_some() && !self.output.is_empty()
+    }
+
+    /// Reads input of the copy's other end into `typed`.
+    fn read_copy(&mut self) {
+        let mut bytes = [0; 64];
+        match self.copy.as_mut().map(|copy| copy.read(&mut bytes)) {
+            Some(Ok(len)) if len > 0 => self.typed.extend(&bytes[..len]),
+            Some(Err(error)) if is_retryable(&error) => {}
+            _ => self.copy = None,
+        }
     }
 
     /// Reads input into `typed`.
@@ -143,11 +180,7 @@ impl Console {
         };
         let bytes = match read {
             Ok(len) if len > 0 => &bytes[..len],
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
-            {
-                return;
-            }
+            Err(error) if is_retryable(&error) => return,
             // The end of a pipe or file, or a terminal that is gone: no more input.
             _ => {
                 self.source = None;
@@ -225,7 +258,7 @@ impl Work for ConsoleWork {
         // The remaining output; a reader that does not read cannot hold up the end for ever.
         let deadline = Instant::now() + FAREWELL;
         while self.console.pending() && Instant::now() < deadline {
-            if writable(self.console.sink.as_ref(), Duration::from_millis(50)) {
+            if writable(self.console.pacer(), Duration::from_millis(50)) {
                 self.console.write_out();
             }
         }
@@ -276,11 +309,12 @@ impl ConsoleWork {
         let console = &self.console;
         let (pending, output) = (console.pending(), console.output.clone());
         let nothing = stop.as_fd();
-        let sink = console.sink.as_ref().filter(|_| pending).map(File::as_fd);
+        let pacer = console.pacer().filter(|_| pending).map(File::as_fd);
         // Input from a pipe waits until the guest has room; a terminal is always read, for the program's keys.
         let keyboard = console.keyboard.as_deref();
         let listen = keyboard.map_or(fed, Keyboard::is_ours);
         let source = console.source.as_ref().filter(|_| listen).map(File::as_fd);
+        let copy = console.copy.as_ref().filter(|_| fed).map(File::as_fd);
         let watch = |fd: Option<_>, flags| match fd {
             Some(fd) => PollFd::from_borrowed_fd(fd, flags),
             None => PollFd::from_borrowed_fd(nothing, PollFlags::empty()),
@@ -288,9 +322,10 @@ impl ConsoleWork {
         let mut fds = [
             PollFd::from_borrowed_fd(nothing, PollFlags::IN),
             PollFd::from_borrowed_fd(borrow(output.filled()), PollFlags::IN),
-            watch(sink, PollFlags::OUT),
+            watch(pacer, PollFlags::OUT),
             watch(source, PollFlags::IN),
             watch(keyboard.map(Keyboard::changed), PollFlags::IN),
+            watch(copy, PollFlags::IN),
         ];
         let collecting = self.buses.coalesced.as_ref().is_some_and(|writes| writes.is_collecting());
         let tick = collecting.then_some(LATEST);
@@ -314,6 +349,9 @@ impl ConsoleWork {
         if ready[3] && listen {
             self.console.read_in();
         }
+        if ready[5] && fed {
+            self.console.read_copy();
+        }
     }
 }
 
@@ -327,4 +365,61 @@ fn writable(sink: Option<&File>, timeout: Duration) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(sink.as_fd(), PollFlags::OUT)];
     let timeout = Timespec::try_from(timeout).ok();
     poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn socket() -> (UnixStream, File) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, File::from(OwnedFd::from(theirs)))
+    }
+
+    #[test]
+    fn a_copy_gets_what_the_sink_gets_and_goes_on_without_it() {
+        let mut console = Console::new(false).unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut ours, copy) = socket();
+        console.connect(File::from(OwnedFd::from(writer)), None);
+        console.copy_to(copy);
+        let mut bytes = [0; 3];
+        for gone in [false, true] {
+            b"abc".iter().for_each(|byte| console.output.push(*byte));
+            // The first write finds that nobody reads the sink, the second is the copy's alone.
+            for _ in 0..=usize::from(gone) {
+                console.write_out();
+            }
+            ours.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"abc");
+            if !gone {
+                reader.read_exact(&mut bytes).unwrap();
+                assert_eq!(&bytes, b"abc");
+                drop(std::mem::replace(&mut reader, io::pipe().unwrap().0));
+            }
+        }
+        ours.write_all(b"xyz").unwrap();
+        console.read_copy();
+        assert_eq!(console.typed, b"xyz");
+        drop(ours);
+        console.read_copy();
+        assert!(console.copy.is_none());
+    }
+
+    #[test]
+    fn a_copy_that_nobody_reads_holds_nothing_up() {
+        let mut console = Console::new(false).unwrap();
+        let (_unread, copy) = socket();
+        console.connect(File::create("/dev/null").unwrap(), None);
+        console.copy_to(copy);
+        for _ in 0..16 << 20 >> 12 {
+            (0..CHUNK).for_each(|_| console.output.push(b'x'));
+            console.write_out();
+            assert!(console.output.is_empty());
+        }
+    }
 }
