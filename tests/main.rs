@@ -26,6 +26,7 @@ mod jail;
 mod kvm_box;
 mod linux;
 mod measure;
+mod names;
 mod recipes;
 mod release;
 mod shells;

@@ -144,7 +144,8 @@ zpty -d shell
 
 #[test]
 fn every_page_of_the_manual_is_as_man_wants_it() {
-    let pages = ["doctor", "boot-test", "cache", "ctl", "completions", "man"];
+    let pages = ["ps", "stop", "logs", "attach", "completions", "man"];
+    let pages = ["doctor", "boot-test", "cache", "ctl"].into_iter().chain(pages);
     for args in [vec!["man"]].into_iter().chain(pages.map(|page| vec!["man", page])) {
         let page = Vmm::new().args(&args).run().exits(0).silently();
         let text = String::from_utf8(page.stdout).unwrap();

@@ -90,7 +90,7 @@ impl Terminal {
     }
 
     /// The number that follows `text` on the screen.
-    fn number_after(&self, text: &str) -> i32 {
+    pub fn number_after(&self, text: &str) -> i32 {
         let screen = self.screen.lock().unwrap();
         let rest = screen.split(text).nth(1).unwrap();
         rest.split('.').next().unwrap().parse().unwrap()

@@ -12,6 +12,7 @@ use std::process::Command;
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
 const MAX_ARCHITECTURE_LINES: usize = 150;
+const MAX_THREAT_MODEL_LINES: usize = 165;
 /// The crates, from below.
 const CRATES: [&str; 4] = ["vmm/unpack/src", "vmm/src", "vmm/boot-test/src", "vmm/cli/src"];
 /// The attributes of items that are not part of a build for users.
@@ -343,7 +344,7 @@ fn tests_that_the_threat_model_names_exist() {
         assert!(is_test(name), "THREAT_MODEL.md names the test {name}, which does not exist");
     }
     assert!(names.len() > 50, "only {} tests are found: is this test blind?", names.len());
-    assert!(text.lines().count() <= MAX_ARCHITECTURE_LINES, "THREAT_MODEL.md is long");
+    assert!(text.lines().count() <= MAX_THREAT_MODEL_LINES, "THREAT_MODEL.md is long");
 }
 
 #[test]

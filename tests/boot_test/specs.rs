@@ -66,6 +66,7 @@ fn wrong_types_and_values() {
     refused_key("cpus = 0", &["machine.cpus", "at least 1"]);
     refused_key("cmdline = ['a', 'b']", &["machine.cmdline", "array", "a string"]);
     refused_key("console = 'file'", &["machine.console", "the runner reads the console"]);
+    refused_key("detach = true", &["machine.detach", "no key"]);
     refused_key("boot-report = 'file'", &["machine.boot-report", "for itself"]);
     refused_key("expect = 7", &["machine.expect", "integer"]);
     refused_key("expect = []", &["machine.expect", "empty list"]);

@@ -19,9 +19,9 @@ pub use complete::Shell;
 pub use keys::{FileKeys, read_text};
 
 use crate::config::Config;
-#[cfg(feature = "api")]
-use crate::ctl;
 use crate::print_config::PrintFormat;
+#[cfg(feature = "api")]
+use crate::{ctl, machines};
 
 /// Exit code of an internal error.
 pub const EXIT_INTERNAL: u8 = 1;
@@ -119,6 +119,22 @@ pub enum Command {
     #[cfg(feature = "api")]
     #[command(after_help = pages::examples("ctl"), after_long_help = pages::epilogue("ctl"))]
     Ctl(ctl::CtlOptions),
+    /// List the machines that have names
+    #[cfg(feature = "api")]
+    #[command(after_help = pages::examples("ps"), after_long_help = pages::epilogue("ps"))]
+    Ps(machines::PsOptions),
+    /// Press the power button of a machine, and end it if it does not power off in time
+    #[cfg(feature = "api")]
+    #[command(after_help = pages::examples("stop"), after_long_help = pages::epilogue("stop"))]
+    Stop(machines::StopOptions),
+    /// Print what a machine has printed on its console
+    #[cfg(feature = "api")]
+    #[command(after_help = pages::examples("logs"), after_long_help = pages::epilogue("logs"))]
+    Logs(machines::LogsOptions),
+    /// Use the console of a machine that runs
+    #[cfg(feature = "api")]
+    #[command(after_help = pages::examples("attach"), after_long_help = pages::epilogue("attach"))]
+    Attach(machines::AttachOptions),
     /// Print a script by which a shell completes tinyvmm's command lines
     #[command(after_help = pages::examples("completions"))]
     #[command(after_long_help = pages::epilogue("completions"))]

@@ -30,12 +30,15 @@ pub fn connect(console: &mut Console, config: &Config, waker: Waker) -> Result<(
             console.connect(file.with_context(|| format!("console {}", path.display()))?, None);
             Ok(())
         }
+        ConsoleConfig::Stdio if config.process.detach => Ok(()),
         ConsoleConfig::Stdio => {
             // Copies of the descriptors, so that std does not buffer.
             let sink = File::from(io::stdout().as_fd().try_clone_to_owned()?);
             let source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
             console.connect(sink, source);
-            if let Some(terminal) = Terminal::open(waker).context("cannot set up the terminal")? {
+            if let Some(terminal) =
+                Terminal::open(waker, false).context("cannot set up the terminal")?
+            {
                 console.set_keyboard(Box::new(terminal));
             }
             Ok(())

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tinyvmm::config::Size;
 use tinyvmm::layout;
 
+use crate::names;
+
 /// How long a response may take; a machine that starts may unpack a kernel first.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most bytes of a response.
@@ -25,9 +27,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// The flags of `tinyvmm ctl`.
 #[derive(Args, Debug)]
 pub struct CtlOptions {
-    /// The path that --api-sock gave the machine
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub socket: PathBuf,
+    /// The machine's name, or the path that --api-sock gave it
+    #[arg(value_name = "MACHINE", value_hint = ValueHint::FilePath)]
+    pub machine: PathBuf,
 
     /// What to do
     #[command(subcommand)]
@@ -83,25 +85,26 @@ type HttpRequest = (&'static str, &'static str, Option<Value>);
 
 /// Makes the request and prints the response. An error is one line: no machine listens there, or it refuses.
 pub fn main(options: &CtlOptions) -> Result<ExitCode> {
+    let socket = &names::socket(&options.machine)?;
     let (method, path, body) = match options.action {
-        Action::Memory { size: Some(size) } => resize_memory(options, size)?,
+        Action::Memory { size: Some(size) } => resize_memory(socket, size)?,
         _ => options.action.request(),
     };
     let is_question = method == "GET";
     let mut seen = false;
     loop {
-        let mut answer = match ask(options, method, path, body.as_ref()) {
+        let mut answer = match ask(socket, PATIENCE, method, path, body.as_ref()) {
             // The machine has ended, and with it the watch.
             Err(_) if seen => return Ok(ExitCode::SUCCESS),
             answer => answer?,
         };
         if matches!(options.action, Action::Status)
-            && let Ok(memory) = ask(options, "GET", "/hotplug/memory", None)
+            && let Ok(memory) = get(socket, "/hotplug/memory")
         {
             answer["memory"] = memory;
         }
         if matches!(options.action, Action::Memory { .. }) && is_question {
-            let machine = ask(options, "GET", "/machine-config", None)?;
+            let machine = get(socket, "/machine-config")?;
             let (first, more) = (&machine["mem_size_mib"], &answer["plugged_size_mib"]);
             answer["in_all_mib"] = json!(first.as_u64().zip(more.as_u64()).map(|(a, b)| a + b));
         }
@@ -158,25 +161,40 @@ impl Action {
 }
 
 /// The request that makes `size` the machine's total of memory.
-fn resize_memory(options: &CtlOptions, size: Size) -> Result<HttpRequest> {
-    let machine = ask(options, "GET", "/machine-config", None)?;
+fn resize_memory(socket: &Path, size: Size) -> Result<HttpRequest> {
+    let machine = get(socket, "/machine-config")?;
     let first = machine["mem_size_mib"].as_u64().context("the response has no mem_size_mib")?;
     let more = (size.bytes() / layout::MIB).checked_sub(first);
     let more = more.with_context(|| {
         format!("memory {size}: the machine has started with {first}M, shrink it with the balloon")
     })?;
-    let room = ask(options, "GET", "/hotplug/memory", None)?;
+    let room = get(socket, "/hotplug/memory")?;
     let most = room["total_size_mib"].as_u64().context("the response has no total_size_mib")?;
     ensure!(more <= most, "memory {size}: the machine can have {}M in all", first + most);
     Ok(("PATCH", "/hotplug/memory", Some(json!({ "requested_size_mib": more }))))
 }
 
-fn ask(options: &CtlOptions, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
-    let named = || format!("{}", options.socket.display());
-    let stream = UnixStream::connect(&options.socket);
+fn get(socket: &Path, path: &str) -> Result<Value> {
+    ask(socket, PATIENCE, "GET", path, None)
+}
+
+/// Makes a request of the machine that listens at `socket`, and returns the body of its response.
+///
+/// # Errors
+///
+/// No machine listens there, it does not answer within `patience`, or it refuses.
+pub fn ask(
+    socket: &Path,
+    patience: Duration,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Value> {
+    let named = || format!("{}", socket.display());
+    let stream = UnixStream::connect(socket);
     let mut stream = stream.context("no machine listens there").with_context(named)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let len = body.len();
     let request = format!(

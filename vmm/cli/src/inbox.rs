@@ -1,6 +1,7 @@
 //! The messages to the thread that owns the machine: events of the machine, signals, and calls of doors.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -166,6 +167,11 @@ impl Inbox {
     /// Drops the events of the guest that has just stopped. Requests of the user are kept.
     pub fn forget_guest(&self) {
         self.machine.forget();
+    }
+
+    /// Readable when there may be a message.
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.machine.as_fd()
     }
 
     /// The next message, or `None` when `deadline` has passed.

@@ -24,7 +24,14 @@ pub mod jail;
 pub mod kernel_cache;
 mod last_words;
 pub mod logger;
+#[cfg(feature = "api")]
+pub mod machines;
 pub mod measure;
+#[cfg(feature = "api")]
+pub mod names;
+#[cfg(not(feature = "api"))]
+#[path = "no_names.rs"]
+pub mod names;
 pub mod print_config;
 pub mod process;
 pub mod report;

@@ -5,11 +5,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use tinyvmm::event::Halt;
 use tinyvmm_cli::cli::{self, CacheCommand, Cli, Command, Invocation};
+#[cfg(feature = "api")]
+use tinyvmm_cli::config::ProcessConfig;
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
 use tinyvmm_cli::print_config::{self, PrintFormat};
 use tinyvmm_cli::run::{self, RunOutcome};
 use tinyvmm_cli::{command, logger, process, signals};
+#[cfg(feature = "api")]
+use tinyvmm_cli::{machines, names};
 
 fn main() -> ExitCode {
     let start = process::start_time();
@@ -41,9 +45,16 @@ fn main() -> ExitCode {
             if let Err(error) = options.validate() {
                 return fail(&error, cli::EXIT_USAGE);
             }
-            return tinyvmm_cli::ctl::main(&options)
-                .unwrap_or_else(|error| fail(&error, cli::EXIT_INTERNAL));
+            return done(tinyvmm_cli::ctl::main(&options));
         }
+        #[cfg(feature = "api")]
+        Some(Command::Ps(options)) => return done(machines::ps(&options)),
+        #[cfg(feature = "api")]
+        Some(Command::Stop(options)) => return done(machines::stop(&options)),
+        #[cfg(feature = "api")]
+        Some(Command::Logs(options)) => return done(machines::logs(&options)),
+        #[cfg(feature = "api")]
+        Some(Command::Attach(options)) => return done(machines::attach(&options)),
         Some(Command::Completions { shell }) => return show(shell.script()),
         Some(Command::Complete { words }) => return show(&cli::offers(&words)),
         Some(Command::Man { name }) => return show(&cli::man_page(name.as_deref())),
@@ -58,6 +69,14 @@ fn main() -> ExitCode {
     if let Err(error) = cli.config.validate() {
         return fail(&cli.place(error), ours(cli::EXIT_USAGE));
     }
+    #[cfg(feature = "api")]
+    let mut cli = cli;
+    #[cfg(feature = "api")]
+    match into_background(&mut cli.config.process) {
+        Ok(None) => {}
+        Ok(Some(code)) => return code,
+        Err(error) => return fail(&error, ours(cli::EXIT_CANNOT_START)),
+    }
     match run::run(&cli.config, start) {
         Ok(RunOutcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
             ExitCode::from(status)
@@ -65,6 +84,19 @@ fn main() -> ExitCode {
         Ok(outcome) => conclude(&outcome, ours(outcome.end.exit_code())),
         Err(error) => fail(&cli.place(error), ours(cli::EXIT_CANNOT_START)),
     }
+}
+
+/// The exit code of a sub-command for machines that run.
+#[cfg(feature = "api")]
+fn done(code: Result<ExitCode>) -> ExitCode {
+    code.unwrap_or_else(|error| fail(&error, cli::EXIT_INTERNAL))
+}
+
+/// Prepares a machine that has a name; with `--detach`, returns the exit code of the process that does not run it.
+#[cfg(feature = "api")]
+fn into_background(process: &mut ProcessConfig) -> Result<Option<ExitCode>> {
+    let new_name = names::adopt(process)?;
+    if process.detach { names::detach(new_name.as_deref()) } else { Ok(None) }
 }
 
 /// Each machine of a boot test is a process of this program.

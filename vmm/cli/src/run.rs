@@ -1,5 +1,6 @@
 //! The thread that owns the machine: builds it, waits for its end, starts it again.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
 use crate::last_words::LastWords;
 use crate::measure::Record;
+use crate::names::{self, Named};
 use crate::report::ReportFile;
 use crate::{console, files, host, logger, process};
 
@@ -40,7 +42,9 @@ pub struct RunOutcome {
 /// is the start of the process.
 pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
     let process = &config.process;
-    let record = Arc::new(Record::since(start, process.trace_exits));
+    let mut record = Record::since(start, process.trace_exits);
+    record.hook = process.detach.then_some(names::reached);
+    let record = Arc::new(record);
     record.reached(Mark::Configured);
     process::share_heap();
     let jail = Jail::begin(process)?;
@@ -48,7 +52,9 @@ pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
         record.count_instructions();
     }
     let (kvm, inbox) = (host::open_kvm()?, Inbox::new()?);
-    let host = Host { jail, kvm, inbox, record, is_measured: is_measured(process) };
+    let mut named = Named::open(config, &jail)?;
+    let copy = named.as_ref().map(Named::copy).transpose()?;
+    let host = Host { jail, kvm, inbox, record, copy, is_measured: is_measured(process) };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
     let mut report = report.map(|path| ReportFile::open(path, &config.machine.0)).transpose()?;
@@ -56,6 +62,9 @@ pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
         Ok(started) => started,
         Err(end) => return Ok(RunOutcome { end, reason: None }),
     };
+    if let Some(named) = &mut named {
+        named.serve(&parts.machine)?;
+    }
     host.close_jail(&mut parts, &mut api)?;
     let machine = LiveMachine::Running(machine.start()?);
     process::trim_code();
@@ -77,6 +86,9 @@ pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
     if let Some(trace) = host.record.trace() {
         logger::print_message(trace.trim_end());
     }
+    if let Some(named) = &mut named {
+        named.ended(&end);
+    }
     let reason = parts.misfit.and_then(|misfit| misfit.explain(&end));
     Ok(RunOutcome { end, reason })
 }
@@ -92,6 +104,8 @@ struct Host<'a> {
     kvm: Kvm,
     inbox: Inbox,
     record: Arc<Record>,
+    /// Gets a copy of the console of a machine with a name.
+    copy: Option<File>,
     is_measured: bool,
 }
 
@@ -155,6 +169,9 @@ impl Host<'_> {
         let files = files::open(&machine, process)?;
         let misfit = Misfit::find(&files.kernel);
         let mut console = console::new(config)?;
+        if let Some(copy) = &self.copy {
+            console.copy_to(copy.try_clone()?);
+        }
         if process.jail.is_some() {
             // The console's file is opened before privileges are dropped, as all files are.
             console::connect(&mut console, config, self.inbox.waker())?;

@@ -45,8 +45,9 @@ extern "C" fn on_continue(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void)
 }
 
 impl Terminal {
-    /// Makes standard input raw, now or once the process is in the foreground; `None` if it is no terminal.
-    pub fn open(waker: Waker) -> Result<Option<Self>> {
+    /// Makes standard input raw, now or once the process is in the foreground; `None` if it is no terminal. One that is
+    /// attached to a machine has a key by which it leaves.
+    pub fn open(waker: Waker, is_attached: bool) -> Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
@@ -58,7 +59,7 @@ impl Terminal {
             restore();
             default_hook(panic);
         }));
-        let (keys, looked) = (EscapeKeys::default(), Instant::now());
+        let (keys, looked) = (EscapeKeys::new(is_attached), Instant::now());
         let mut terminal = Self { keys, waker, continued, foreground: false, looked };
         terminal.look()?;
         Ok(Some(terminal))
@@ -110,7 +111,12 @@ impl Keyboard for Terminal {
     fn input(&mut self, byte: u8) -> KeyAction {
         match self.keys.feed(byte) {
             Some(Key::Guest(byte)) => KeyAction::Guest(byte),
+            Some(Key::Help) if self.keys.is_attached => KeyAction::Show(HELP_ATTACHED),
             Some(Key::Help) => KeyAction::Show(HELP),
+            Some(Key::Leave) => {
+                self.waker.door();
+                KeyAction::Ignore
+            }
             Some(Key::Quit) => {
                 self.waker.quit();
                 KeyAction::Ignore
@@ -188,6 +194,12 @@ pub const HELP: &str = "\n\
     Ctrl-A h  this help\n\
     Ctrl-A x  stop the machine\n\
     Ctrl-A a  send Ctrl-A to the guest\n";
+/// The same for a terminal that is attached.
+pub const HELP_ATTACHED: &str = "\n\
+    Ctrl-A h  this help\n\
+    Ctrl-A d  leave, the machine goes on\n\
+    Ctrl-A x  stop the machine\n\
+    Ctrl-A a  send Ctrl-A to the guest\n";
 
 /// A key of the user's.
 #[derive(Debug, PartialEq, Eq)]
@@ -198,16 +210,24 @@ pub enum Key {
     Quit,
     /// Show [`HELP`].
     Help,
+    /// Leave the machine that the terminal is attached to.
+    Leave,
 }
 
 /// Finds tinyvmm's keys in the user's input: those after Ctrl-A.
-#[derive(Default)]
 pub struct EscapeKeys {
     escaped: bool,
+    /// There is a key to leave.
+    is_attached: bool,
 }
 
 impl EscapeKeys {
     const ESCAPE: u8 = 0x01;
+
+    /// With `is_attached` there is a key to leave.
+    pub fn new(is_attached: bool) -> Self {
+        Self { escaped: false, is_attached }
+    }
 
     /// The key that `byte` completes.
     pub fn feed(&mut self, byte: u8) -> Option<Key> {
@@ -219,6 +239,7 @@ impl EscapeKeys {
         Some(match byte {
             b'x' | b'X' if escaped => Key::Quit,
             b'h' | b'H' | b'?' if escaped => Key::Help,
+            b'd' | b'D' if escaped && self.is_attached => Key::Leave,
             b'a' | b'A' if escaped => Key::Guest(Self::ESCAPE),
             _ => Key::Guest(byte),
         })
@@ -231,8 +252,8 @@ mod tests {
 
     #[test]
     fn keys_after_ctrl_a_are_ours() {
-        let mut keys = EscapeKeys::default();
-        let typed = b"ax\x01x\x01h\x01a\x01\x01z";
+        let mut keys = EscapeKeys::new(false);
+        let typed = b"ax\x01x\x01h\x01a\x01\x01z\x01d";
         let meant: Vec<Key> = typed.iter().filter_map(|byte| keys.feed(*byte)).collect();
         let expected = [
             Key::Guest(b'a'),
@@ -242,7 +263,11 @@ mod tests {
             Key::Guest(1),
             Key::Guest(1),
             Key::Guest(b'z'),
+            Key::Guest(b'd'),
         ];
         assert_eq!(meant, expected);
+        let mut keys = EscapeKeys::new(true);
+        assert_eq!(keys.feed(1), None);
+        assert_eq!(keys.feed(b'd'), Some(Key::Leave));
     }
 }

@@ -12,7 +12,7 @@ mod metrics;
 pub mod routes;
 mod server;
 mod setup;
-mod socket;
+pub mod socket;
 mod stats;
 
 use std::fs::File;

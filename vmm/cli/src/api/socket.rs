@@ -16,14 +16,15 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::process::umask;
 
 /// A listening socket.
-pub(super) struct Socket {
+pub struct Socket {
     /// Non-blocking.
     pub listener: UnixListener,
+    /// Where it is.
     pub place: SocketPath,
 }
 
 /// The path of a socket.
-pub(super) struct SocketPath {
+pub struct SocketPath {
     folder: File,
     name: OsString,
     /// Device and inode, to recognize the socket.
@@ -47,7 +48,7 @@ impl SocketPath {
 }
 
 /// Listens at `path`, mode 0600. An existing file is replaced only if it is a socket without a listener.
-pub(super) fn listen(path: &Path) -> Result<Socket> {
+pub fn listen(path: &Path) -> Result<Socket> {
     let name = path.file_name().context("name a file")?.to_owned();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.map_or_else(|| PathBuf::from("."), Path::to_owned);

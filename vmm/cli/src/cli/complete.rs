@@ -211,6 +211,13 @@ impl Offers {
                 None if word.starts_with(|c: char| c.is_ascii_lowercase()) => {
                     self.words.push((format!("{prefix}{word}"), String::new()));
                 }
+                #[cfg(feature = "api")]
+                None if word == "MACHINE" => {
+                    let machines = crate::names::all().unwrap_or_default();
+                    self.words
+                        .extend(machines.into_iter().map(|known| (known.name, String::new())));
+                    self.files |= arg.get_value_hint() != ValueHint::Unknown;
+                }
                 None => self.files |= word == "FILE" || arg.get_value_hint() != ValueHint::Unknown,
             }
         }
@@ -257,7 +264,7 @@ mod tests {
     #[test]
     fn a_word_is_offered_where_it_can_be() {
         for (line, words) in [
-            ("", "doctor boot-test cache ctl completions man"),
+            ("", "doctor boot-test cache ctl ps stop logs attach completions man"),
             ("d", "doctor"),
             ("--ker", "--kernel --kernel-entry"),
             ("--kernel x --ker", "--kernel-entry"),
@@ -288,9 +295,9 @@ mod tests {
             ("doctor --json --", "--help"),
             ("cache ", "list clear"),
             ("cache l", "list"),
-            ("ctl ", "*"),
             ("ctl S st", "status stats stop"),
             ("ctl S --w", "--watch"),
+            ("logs S --f", "--follow"),
             ("ctl S status --j", "--json"),
             ("ctl S balloon 1M --ker", ""),
             ("boot-test ", "*"),

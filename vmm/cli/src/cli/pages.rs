@@ -13,7 +13,7 @@ struct Page {
     examples: &'static [&'static str],
 }
 
-const PAGES: [Page; 7] = [
+const PAGES: [Page; 11] = [
     Page {
         name: "tinyvmm",
         exit_codes: &[
@@ -41,6 +41,7 @@ const PAGES: [Page; 7] = [
             "tinyvmm --kernel bzImage --initrd initrd.img -- uname -a",
             "tinyvmm --cpus 2 --mem 512M --kernel bzImage --disk root.img",
             "tinyvmm --config vm.toml --mem 1G --print-config",
+            "tinyvmm -d --name vm --kernel bzImage --initrd initrd.img",
         ],
     },
     Page {
@@ -90,7 +91,53 @@ const PAGES: [Page; 7] = [
             "tinyvmm ctl vm.sock stats --watch",
             "tinyvmm ctl vm.sock balloon 64M",
             "tinyvmm ctl vm.sock power-button",
+            "tinyvmm ctl vm stats",
         ],
+    },
+    Page {
+        name: "ps",
+        exit_codes: &[
+            ("0", "listed"),
+            ("1", "the folder of the machines is not this user's alone"),
+            ("2", "the command line is wrong"),
+        ],
+        note: "States are running, paused, waiting (to be configured over the API), silent (its API does not answer); and \
+               of machines whose process is gone, failed (with the reason) and killed. The next machine of that name \
+               takes the place of such a one, and `tinyvmm stop` removes it.",
+        examples: &["tinyvmm ps", "tinyvmm ps --json"],
+    },
+    Page {
+        name: "stop",
+        exit_codes: &[
+            ("0", "the machine has ended, and its folder is gone"),
+            ("1", "there is no such machine, or it cannot be ended"),
+            ("2", "the command line is wrong"),
+        ],
+        note: "The guest has 5 s to power off, then the machine is ended; a process that does not react within 10 s is \
+               killed.",
+        examples: &["tinyvmm -d --name vm --kernel bzImage --initrd initrd.img", "tinyvmm stop vm"],
+    },
+    Page {
+        name: "logs",
+        exit_codes: &[
+            ("0", "printed"),
+            ("1", "there is no such machine"),
+            ("2", "the command line is wrong"),
+        ],
+        note: "A log has the last MiB that the console has printed. It is gone with its machine, unless that was \
+               detached and has failed.",
+        examples: &["tinyvmm logs vm", "tinyvmm logs vm --follow"],
+    },
+    Page {
+        name: "attach",
+        exit_codes: &[
+            ("0", "the user has left, or the machine has ended"),
+            ("1", "there is no such machine, or it has ended before"),
+            ("2", "the command line is wrong"),
+        ],
+        note: "Ctrl-A h shows the keys, Ctrl-A d leaves, Ctrl-A x stops the machine. Several can be attached at once: all \
+               see what the guest prints, and what each types reaches the guest. Who reads slowly misses output.",
+        examples: &["tinyvmm attach vm"],
     },
     Page {
         name: "completions",
@@ -283,7 +330,8 @@ impl Roff {
                     (true, true) => format!("[={value}]"),
                     (true, false) => format!(" {value}"),
                 };
-                format!("\\fB\\-\\-{}\\fR{value}", escape(long))
+                let short = arg.get_short().map(|letter| format!("\\fB\\-{letter}\\fR, "));
+                format!("{}\\fB\\-\\-{}\\fR{value}", short.unwrap_or_default(), escape(long))
             }
         };
         let mut body = text(arg.get_long_help().or(arg.get_help()));

@@ -110,7 +110,7 @@ impl<'a> CommandLine<'a> {
         self.commands.len() == 1
     }
 
-    /// The usage of the sub-command: `tinyvmm ctl SOCKET balloon SIZE`.
+    /// The usage of the sub-command: `tinyvmm ctl MACHINE balloon SIZE`.
     fn usage(&self) -> String {
         let mut usage = Vec::new();
         for command in &self.commands {
@@ -142,7 +142,12 @@ impl<'a> CommandLine<'a> {
             word.split('=').next() == Some(wrong)
                 || is_short && word.starts_with(wrong) && !word.starts_with("--")
         };
-        let at = self.words.iter().position(is_it);
+        // And -d is a flag: of -drive, it takes the next letter for one.
+        let in_it = |word: &&str| {
+            is_short && word.starts_with("-d") && word.contains(&wrong[1..]) && word.len() > 2
+        };
+        let mut words = self.words.iter();
+        let at = words.position(is_it).or_else(|| self.words.iter().position(in_it));
         let word = at.map_or(wrong, |at| self.words[at]);
         if let Some((flag, _)) = at.and_then(|at| self.flag_before(at))
             && word[1..].starts_with(|c: char| c.is_ascii_digit())
@@ -223,7 +228,7 @@ impl<'a> CommandLine<'a> {
             }
             None if Path::new(word).is_file() => meant_file(word),
             None if acts.is_some() => {
-                format!("say tinyvmm ctl SOCKET {}", acts.unwrap_or_default())
+                format!("say tinyvmm ctl MACHINE {}", acts.unwrap_or_default())
             }
             None => match nearest(word, names()) {
                 Some(near) => format!("the nearest is '{near}'"),

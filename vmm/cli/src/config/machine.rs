@@ -37,7 +37,7 @@ fn cpus_and_memory() -> Vec<Arg> {
             "Memory of the guest, with K, M, G or T (powers of 1024; KiB and so on mean the same)",
             "From 16M. Memory that the guest does not touch costs the host nothing. With `max` the machine \
                 has that much more that it can be given, and give back, while it runs (virtio-mem): `tinyvmm ctl \
-                SOCKET memory SIZE`.",
+                MACHINE memory SIZE`.",
         ),
         about(
             switch("hugepages"),

@@ -17,7 +17,7 @@ use tinyvmm::config::{DiskConfig, MachineConfig};
 
 pub use console::ConsoleConfig;
 pub use firecracker::{FirecrackerConfig, StartTimes};
-pub use id::instance_id;
+pub use id::{DEFAULT_ID, instance_id, machine_name};
 pub use jail::JailConfig;
 pub use machine::MachineFlags;
 
@@ -58,6 +58,26 @@ pub struct ProcessConfig {
     #[arg(hide_possible_values = true, hide_default_value = true)]
     pub no_kernel_cache: bool,
 
+    /// Give the machine a name, by which `tinyvmm ps`, `ctl`, `stop`, `logs` and `attach` find it
+    ///
+    /// It has a folder below $XDG_RUNTIME_DIR/tinyvmm, or /tmp/tinyvmm-UID, with the socket of its API and the last
+    /// MiB of what its console printed. Only the same user has access. The folder is gone when the machine ends,
+    /// unless it was detached and failed.
+    #[arg(long, value_name = "NAME", value_parser = machine_name, help_heading = "Control")]
+    #[arg(conflicts_with = "api_sock")]
+    pub name: Option<String>,
+
+    /// Run in the background: return when the guest's init runs, or with the exit code if the machine ends before
+    ///
+    /// A guest shows that init runs by a byte to port 0x700, as those of guest-images do, or by the kernel's message
+    /// "Run /init as init process". If it does neither within 10 s of its start, it is left to itself. Without --name
+    /// the machine gets a random name, which is printed. A machine that fails keeps its log, for `tinyvmm logs`, until
+    /// another takes its name or `tinyvmm stop` removes it.
+    #[arg(long, short = 'd', value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Control")]
+    pub detach: bool,
+
     /// Listen for Firecracker's API at this Unix socket; without --kernel, wait to be configured there
     ///
     /// The socket is its user's alone, and is removed at the end: give it a folder of its own.
@@ -70,8 +90,8 @@ pub struct ProcessConfig {
     #[arg(conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     pub config_file: Option<PathBuf>,
 
-    /// The machine's name, as the API reports it
-    #[arg(long, value_name = "NAME", default_value = "anonymous-instance", value_parser = instance_id)]
+    /// The machine's name, as the API reports it; that of --name if there is one
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_ID, value_parser = instance_id)]
     #[arg(help_heading = "Control")]
     pub id: String,
 
@@ -145,10 +165,12 @@ impl Config {
     /// Checks what can be checked without looking at the host.
     pub fn validate(&self) -> Result<()> {
         let (machine, process) = (&self.machine.0, &self.process);
-        let has_api = process.api_sock.is_some() || process.config_file.is_some();
-        if machine.kernel.is_none() && !has_api {
+        let is_complete = machine.kernel.is_some() || process.config_file.is_some();
+        if !is_complete && (process.detach || process.api_sock.is_none() && process.name.is_none())
+        {
             bail!("no kernel: name a bzImage or vmlinux with --kernel FILE");
         }
+        process.check_background()?;
         if let Some(word) = process.command.first() {
             ensure!(
                 machine.initrd.is_some(),
@@ -184,6 +206,20 @@ impl Config {
 }
 
 impl ProcessConfig {
+    /// Checks what does not go with a machine that has a name, or is detached.
+    fn check_background(&self) -> Result<()> {
+        ensure!(
+            self.jail.is_none() || self.name.is_none() && !self.detach,
+            "--name and --jail: leave one out, the jail's user could not remove the machine's folder"
+        );
+        let to_stderr = self.boot_report.as_deref() == Some("-".as_ref()) || self.trace_exits;
+        ensure!(
+            !self.detach || !to_stderr,
+            "--detach: nobody reads its standard error, say --boot-report=FILE and no --trace-exits"
+        );
+        Ok(())
+    }
+
     /// Whether a reset ends the machine: with --no-reboot, or with a command, which is not to run again.
     pub fn ends_at_reset(&self) -> bool {
         self.no_reboot || !self.command.is_empty()

@@ -89,7 +89,10 @@ impl KvmFacts {
 
 /// Restricts a thread that ends then: only trying shows whether Landlock is in force.
 fn landlock() -> Option<i32> {
-    thread::spawn(|| landlock::forbid_opening(None, &[]).ok().flatten()).join().ok().flatten()
+    thread::spawn(|| landlock::forbid_opening(landlock::Kept::default(), &[]).ok().flatten())
+        .join()
+        .ok()
+        .flatten()
 }
 
 /// Memory that new programs can have without swapping, in MiB (proc(5)).

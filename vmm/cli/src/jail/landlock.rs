@@ -32,18 +32,31 @@ impl AllowedPath {
     }
 }
 
+/// Folders from which the main thread removes something at the end.
+#[derive(Clone, Copy, Default)]
+pub struct Kept<'a> {
+    /// That of the API's socket, whose files can be removed.
+    pub api: Option<&'a File>,
+    /// That of all machines with names, whose empty folders can be removed.
+    pub names: Option<&'a File>,
+}
+
 /// Forbids to open files, to bind or connect TCP sockets, and to reach other processes by signals or abstract sockets,
-/// as far as the kernel can. Open files stay open; files in `folder` can be removed, and those in `paths` opened.
+/// as far as the kernel can. Open files stay open; what is in the folders of `kept` can be removed, and files in
+/// `places` opened.
 ///
 /// Returns the version of Landlock's ABI that was used; `None` where the kernel has none.
-pub fn forbid_opening(folder: Option<&File>, places: &[AllowedPath]) -> Result<Option<i32>> {
+pub fn forbid_opening(kept: Kept, places: &[AllowedPath]) -> Result<Option<i32>> {
     const ALL: ABI = ABI::V6;
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort);
     let ruleset =
         ruleset.handle_access(AccessFs::from_all(ALL))?.handle_access(AccessNet::from_all(ALL))?;
     let mut ruleset = ruleset.scope(Scope::from_all(ALL))?.create()?;
-    if let Some(folder) = folder {
+    if let Some(folder) = kept.api {
         ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::RemoveFile))?;
+    }
+    if let Some(folder) = kept.names {
+        ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::RemoveDir))?;
     }
     for place in places {
         ruleset = ruleset.add_rule(PathBeneath::new(&place.file, place.access()))?;

@@ -11,15 +11,17 @@ mod rules;
 mod seccomp;
 mod violation;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fs::File;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-use self::landlock::AllowedPath;
+use self::landlock::{AllowedPath, Kept};
 use self::raw::Inherited;
+pub use self::raw::fork;
 use crate::command::EXIT_NO_STATUS;
 use crate::config::{JailConfig, ProcessConfig};
 use crate::logger;
@@ -36,7 +38,7 @@ enum FilterRole {
 
 #[cfg(test)]
 impl FilterRole {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
         Self::Worker(ThreadKind::Vcpu),
@@ -44,11 +46,14 @@ impl FilterRole {
         Self::Worker(ThreadKind::Memory),
         Self::Worker(ThreadKind::Console),
         Self::Worker(API),
+        Self::Worker(ATTACH),
     ];
 }
 
 /// The thread that serves clients of the API.
 pub const API: ThreadKind = ThreadKind::Program("Api");
+/// The thread that serves those who are attached to the console of a machine with a name.
+pub const ATTACH: ThreadKind = ThreadKind::Program("Attach");
 
 /// Set once new threads get a filter.
 static FILTERS: AtomicBool = AtomicBool::new(false);
@@ -74,6 +79,8 @@ pub struct Jail<'a> {
     exit_code: u8,
     /// Kept open until the files are open that may be named by them, as in /dev/fd/3.
     inherited: RefCell<Inherited>,
+    /// The folder of all machines with names.
+    names: OnceCell<Rc<File>>,
 }
 
 impl<'a> Jail<'a> {
@@ -90,7 +97,8 @@ impl<'a> Jail<'a> {
             logger::print_message(
                 "--no-jail: this process may do all that its user may, and so may a guest that breaks out",
             );
-            return Ok(Self { on, config, exit_code, inherited: RefCell::default() });
+            let (inherited, names) = (RefCell::default(), OnceCell::new());
+            return Ok(Self { on, config, exit_code, inherited, names });
         }
         let mut inherited = Inherited::find().unwrap_or_else(|error| {
             log::warn!(
@@ -103,7 +111,17 @@ impl<'a> Jail<'a> {
         if let Some(config) = config {
             confine::isolate(config, &mut inherited).with_context(|| format!("--jail {config}"))?;
         }
-        Ok(Self { on, config, exit_code, inherited: RefCell::new(inherited) })
+        let (inherited, names) = (RefCell::new(inherited), OnceCell::new());
+        Ok(Self { on, config, exit_code, inherited, names })
+    }
+
+    /// Has the main thread remove empty folders of `names`, even once the jail is closed.
+    pub fn keep_names(&self, names: Rc<File>) {
+        self.names.get_or_init(|| names);
+    }
+
+    fn kept<'b>(&'b self, api: Option<&'b File>) -> Kept<'b> {
+        Kept { api, names: self.names.get().map(|names| &**names) }
     }
 
     /// Becomes the configuration's user, with its folder as the root.
@@ -119,7 +137,7 @@ impl<'a> Jail<'a> {
         if self.on && has_seccomp() && !FILTERS.load(Ordering::SeqCst) {
             worker::on_thread_start(enter_thread);
             violation::watch(self.exit_code)?;
-            rules::keep_folder(folder);
+            rules::keep_folders(self.kept(folder));
             FILTERS.store(true, Ordering::SeqCst);
         }
         Ok(())
@@ -136,7 +154,7 @@ impl<'a> Jail<'a> {
         let places = if has_seccomp() { places } else { &[] };
         // Other processes of this user can neither trace this one nor read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot forbid tracing")?;
-        let landlock = landlock::forbid_opening(folder, places).context("Landlock")?;
+        let landlock = landlock::forbid_opening(self.kept(folder), places).context("Landlock")?;
         match landlock {
             Some(version) => log::debug!("Landlock {version} is in force"),
             None => log::info!("this host's kernel has no Landlock: see tinyvmm doctor"),
@@ -165,12 +183,12 @@ impl<'a> Jail<'a> {
 fn enter_thread(kind: ThreadKind) {
     // The starter's filter applies to all threads that it starts.
     let is_alone = match kind {
-        API => true,
+        API | ATTACH => true,
         ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
         _ => false,
     };
     let own_landlock = || match FILTERS.load(Ordering::SeqCst) && is_alone {
-        true => landlock::forbid_opening(None, &[]).map(drop),
+        true => landlock::forbid_opening(Kept::default(), &[]).map(drop),
         false => Ok(()),
     };
     if let Err(error) = own_landlock().and_then(|()| restrict(FilterRole::Worker(kind))) {

@@ -45,7 +45,11 @@ pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
 }
 
 /// Forks. Returns the child's id in the parent, `None` in the child. To be called while the process has one thread.
-pub(super) fn fork() -> io::Result<Option<Pid>> {
+///
+/// # Errors
+///
+/// The user or the host has too many processes.
+pub fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: there is no other thread that could hold a lock or be in the middle of a change.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),

@@ -1,6 +1,5 @@
 //! The system calls that each kind of thread makes once the machine runs. Nothing is opened then.
 
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -8,7 +7,8 @@ use anyhow::{Result, bail};
 use kvm_bindings::KVMIO;
 use libc::*;
 
-use super::{API, FilterRole};
+use super::landlock::Kept;
+use super::{API, ATTACH, FilterRole};
 use tinyvmm::worker::ThreadKind;
 
 /// A system call, and when it is allowed.
@@ -25,22 +25,24 @@ pub(super) enum Condition {
     Bits(u8, u32, u32),
     /// The argument with this index is this process's id.
     Ourselves(u8),
-    /// The argument with this index is the descriptor of the folder of the API's socket.
+    /// The argument with this index is the descriptor of a folder of [`Kept`].
     Folder(u8),
 }
 
-/// The descriptor of that folder; an invalid one without an API.
-static FOLDER: AtomicU32 = AtomicU32::new(u32::MAX);
+/// The descriptors of these folders; invalid ones for those that there are not.
+static FOLDERS: [AtomicU32; 2] = [AtomicU32::new(u32::MAX), AtomicU32::new(u32::MAX)];
 
-/// Sets the folder of the API's socket. To be called before the main thread's filter is made.
-pub(super) fn keep_folder(folder: Option<&File>) {
-    let fd = folder.map_or(u32::MAX, |folder| folder.as_raw_fd().cast_unsigned());
-    FOLDER.store(fd, Ordering::SeqCst);
+/// Sets the folders. To be called before the main thread's filter is made.
+pub(super) fn keep_folders(kept: Kept) {
+    for (folder, fd) in [kept.api, kept.names].into_iter().zip(&FOLDERS) {
+        let number = folder.map_or(u32::MAX, |folder| folder.as_raw_fd().cast_unsigned());
+        fd.store(number, Ordering::SeqCst);
+    }
 }
 
-/// The descriptor of the folder of the API's socket.
-pub(super) fn folder() -> u32 {
-    FOLDER.load(Ordering::SeqCst)
+/// The descriptors of the folders.
+pub(super) fn folders() -> [u32; 2] {
+    FOLDERS.each_ref().map(|fd| fd.load(Ordering::SeqCst))
 }
 
 use Condition::{Always, Bits, Folder, Is, Ourselves};
@@ -60,6 +62,7 @@ pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
         // The starter's limits apply to the threads that it starts.
         ThreadKind::Starter => vec![ANY, VCPU, DEVICE, MEMORY, CONSOLE, START],
         API => vec![ANY, CLIENTS],
+        ATTACH => vec![ANY, CLIENTS, LOG],
         ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
     })
 }
@@ -153,7 +156,7 @@ const CONSOLE: &[SyscallRule] = &[
     SyscallRule(SYS_ioctl, Is(1, &[TCGETS as u32, TCGETS2])),
 ];
 
-/// To serve clients of the API on a socket that exists; none is made.
+/// To serve clients of the API, or of the console, on a socket that exists; none is made.
 const CLIENTS: &[SyscallRule] = &[
     always(SYS_accept4),
     always(SYS_recvfrom),
@@ -162,7 +165,10 @@ const CLIENTS: &[SyscallRule] = &[
     SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32])),
 ];
 
-/// To remove the API's socket at the end.
+/// To write the console's log.
+const LOG: &[SyscallRule] = &[always(SYS_pwrite64)];
+
+/// To remove the API's socket, and the folder of a machine with a name, at the end.
 const LEAVE: &[SyscallRule] =
     &[SyscallRule(SYS_unlinkat, Folder(0)), SyscallRule(SYS_newfstatat, Folder(0))];
 

@@ -104,7 +104,7 @@ fn call(
     ends: &Ends,
     otherwise: Label,
 ) -> Result<Label> {
-    let (pid, folder) = (getpid().as_raw_nonzero().get().cast_unsigned(), rules::folder());
+    let (pid, folders) = (getpid().as_raw_nonzero().get().cast_unsigned(), rules::folders());
     let mut start = if cases.is_empty() { ends.allow } else { ends.trap };
     for when in cases.iter().rev() {
         let (index, mask, values) = match when {
@@ -112,7 +112,7 @@ fn call(
             Condition::Is(index, values) => (*index, u32::MAX, *values),
             Condition::Bits(index, mask, value) => (*index, *mask, from_ref(value)),
             Condition::Ourselves(index) => (*index, u32::MAX, from_ref(&pid)),
-            Condition::Folder(index) => (*index, u32::MAX, from_ref(&folder)),
+            Condition::Folder(index) => (*index, u32::MAX, &folders[..]),
         };
         ensure!(!values.is_empty(), "a call that is never allowed");
         for value in values.iter().rev() {
@@ -206,7 +206,7 @@ mod tests {
             Condition::Is(_, values) => values.contains(&argument),
             Condition::Bits(_, mask, value) => argument & mask == value,
             Condition::Ourselves(_) => argument == std::process::id(),
-            Condition::Folder(_) => argument == rules::folder(),
+            Condition::Folder(_) => rules::folders().contains(&argument),
         }
     }
 

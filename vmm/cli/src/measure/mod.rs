@@ -37,6 +37,8 @@ pub struct Record {
     counters: Mutex<KvmCounters>,
     instructions: OnceLock<Instructions>,
     trace: Option<Mutex<ExitTrace>>,
+    /// Called with each mark when it is first reached.
+    pub hook: Option<fn(Mark)>,
 }
 
 impl Record {
@@ -48,6 +50,7 @@ impl Record {
             counters: Mutex::default(),
             instructions: OnceLock::new(),
             trace: trace.then(Mutex::default),
+            hook: None,
         };
         record.note(Mark::Start, start);
         record
@@ -61,6 +64,7 @@ impl Record {
             let ms = at.saturating_duration_since(self.start);
             let instructions = self.instructions.get().and_then(Instructions::read);
             marks.push(Reached { name: mark, ms, exits, instructions });
+            let _ = self.hook.map(|hook| hook(mark));
         }
         if mark == Mark::End {
             self.forget_exits();

@@ -1,0 +1,161 @@
+//! `tinyvmm attach`: this terminal becomes one more of a machine's console.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tinyvmm::devices::console::{KeyAction, Keyboard};
+
+use crate::config::machine_name;
+use crate::inbox::{Inbox, Message};
+use crate::names::{self, Known};
+use crate::terminal::Terminal;
+use crate::{ctl, logger};
+
+/// How long the machine may take to answer that it ends.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The flags of `tinyvmm attach`.
+#[derive(Args, Debug)]
+pub struct AttachOptions {
+    /// The machine's name
+    #[arg(value_name = "MACHINE", value_parser = machine_name)]
+    machine: String,
+}
+
+/// Passes input to the machine's console and prints its output, until the user leaves or the machine ends.
+pub fn attach(options: &AttachOptions) -> Result<ExitCode> {
+    let known = names::find(&options.machine)?;
+    if !known.lives {
+        bail!("{0}: the machine has ended, see tinyvmm logs {0}", known.name);
+    }
+    let stream = known.attach()?;
+    let inbox = Inbox::new()?;
+    let terminal = Terminal::open(inbox.waker(), true).context("cannot set up the terminal")?;
+    if terminal.is_some() {
+        logger::print_message(format_args!("attached to {}, Ctrl-A h shows the keys", known.name));
+    }
+    let source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
+    Attached { known, stream, source, terminal, inbox }.run()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Attached {
+    known: Known,
+    stream: UnixStream,
+    /// `None` at its end.
+    source: Option<File>,
+    /// The source, if it is a terminal.
+    terminal: Option<Terminal>,
+    inbox: Inbox,
+}
+
+impl Attached {
+    fn run(&mut self) -> Result<()> {
+        let mut is_ending = false;
+        loop {
+            match self.inbox.wait(Some(Instant::now())) {
+                Some(Message::Quit) if is_ending => {}
+                Some(Message::Quit) => {
+                    is_ending = true;
+                    ctl::ask(&self.known.api(), PATIENCE, "PUT", "/tinyvmm/stop", None)?;
+                }
+                Some(_) => return Ok(()),
+                None => {}
+            }
+            let (output, input) = self.wait(is_ending);
+            if output && !self.print()? {
+                return Ok(());
+            }
+            if input {
+                self.read_in()?;
+            }
+        }
+    }
+
+    /// Waits; returns whether there is output of the machine, and whether there is input of the user's.
+    fn wait(&mut self, is_ending: bool) -> (bool, bool) {
+        let terminal = self.terminal.as_ref();
+        let listens = terminal.is_none_or(Keyboard::is_ours) && !is_ending;
+        let mut fds = vec![PollFd::new(&self.stream, PollFlags::IN)];
+        let source = self.source.as_ref().filter(|_| listens).map(AsFd::as_fd);
+        let wake = Some(self.inbox.wake()).filter(|_| !is_ending);
+        let mut watch = |fd| {
+            let flags = if Option::is_some(&fd) { PollFlags::IN } else { PollFlags::empty() };
+            fds.push(PollFd::from_borrowed_fd(fd.unwrap_or(self.stream.as_fd()), flags));
+        };
+        watch(source);
+        watch(terminal.map(Keyboard::changed));
+        watch(wake);
+        let patience = terminal.and_then(Keyboard::patience);
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        // An error is EINTR: none is ready then.
+        let done = poll(&mut fds, patience.as_ref()).is_ok();
+        let ready: Vec<_> = fds.iter().map(|fd| done && !fd.revents().is_empty()).collect();
+        let input = ready[1] && source.is_some();
+        let continued = ready[2] && terminal.is_some();
+        let output = ready[0];
+        if let Some(terminal) = &mut self.terminal {
+            terminal.check(continued);
+        }
+        (output, input)
+    }
+
+    /// Prints what the machine has printed; false at its end.
+    fn print(&mut self) -> Result<bool> {
+        let mut bytes = [0; 4096];
+        match self.stream.read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Ok(len @ 1..) => {
+                let mut stdout = io::stdout();
+                stdout.write_all(&bytes[..len])?;
+                stdout.flush()?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Sends what the user has typed.
+    fn read_in(&mut self) -> Result<()> {
+        let Some(source) = &mut self.source else { return Ok(()) };
+        let mut bytes = [0; 256];
+        let read = match &mut self.terminal {
+            Some(terminal) => terminal.read(source, &mut bytes),
+            None => source.read(&mut bytes),
+        };
+        let len = match read {
+            Err(e)
+                if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&e.kind()) =>
+            {
+                return Ok(());
+            }
+            Ok(len @ 1..) => len,
+            // No more input; there may be more output.
+            _ => {
+                self.source = None;
+                return Ok(());
+            }
+        };
+        let mut typed = Vec::new();
+        for byte in &bytes[..len] {
+            match &mut self.terminal {
+                None => typed.push(*byte),
+                Some(terminal) => match terminal.input(*byte) {
+                    KeyAction::Guest(byte) => typed.push(byte),
+                    KeyAction::Show(text) => io::stdout().write_all(text.as_bytes())?,
+                    KeyAction::Ignore => {}
+                },
+            }
+        }
+        // The end of the machine shows in its output.
+        let _ = self.stream.write_all(&typed);
+        Ok(io::stdout().flush()?)
+    }
+}
