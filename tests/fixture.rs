@@ -239,10 +239,11 @@ impl Running {
         Path::new("/proc").join(self.child.id().to_string()).join(name)
     }
 
-    /// Private memory of the process that is in RAM, in KiB.
+    /// Anonymous memory of the process that is in RAM, in KiB: the guest's, heap and stacks. Code that runs for the first
+    /// time is none of it.
     pub fn rss_kib(&self) -> u64 {
         let status = fs::read_to_string(self.proc("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 

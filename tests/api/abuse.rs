@@ -116,7 +116,7 @@ fn clients_that_dawdle_or_die_are_in_nobodys_way() {
     let fds = client.get("/tinyvmm/stats");
     assert!(fds["state"] == "Running");
     let grown = running.rss_kib().saturating_sub(before);
-    assert!(grown < 4 << 10, "memory has grown by {grown} KiB");
+    assert!(grown < 1 << 10, "memory has grown by {grown} KiB");
 }
 
 #[test]
