@@ -32,7 +32,7 @@ fn it_returns_when_init_runs() {
     for code in [up, starts_init] {
         user.detached("vm", code);
         assert_eq!(user.state("vm"), "running");
-        user.run(&["stop", "vm"]).exits(0).silently();
+        user.run(&["stop", "vm", "--timeout", "0s"]).exits(0).silently();
         assert!(user.folders().is_empty());
     }
 }
@@ -89,7 +89,7 @@ fn a_machine_that_fails_later_keeps_its_log_and_its_reason() {
     while user.state("vm") == "running" || user.state("vm") == "silent" {}
     assert_eq!(user.ps()[0]["end"], "kernel panic in the guest");
     user.run(&["logs", "vm", "--follow"]).exits(0).prints("not syncing: late").silently();
-    user.run(&["stop", "vm"]).exits(0).silently();
+    user.run(&["stop", "vm", "--timeout", "0s"]).exits(0).silently();
     assert!(user.folders().is_empty());
 }
 

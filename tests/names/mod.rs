@@ -83,7 +83,7 @@ impl User {
 impl Drop for User {
     fn drop(&mut self) {
         for name in self.folders() {
-            self.run(&["stop", &name]);
+            self.run(&["stop", &name, "--timeout", "0s"]);
         }
     }
 }
@@ -225,8 +225,13 @@ fn stop_has_a_guest_power_off_and_ends_one_that_does_not() {
     user.run(&["stop", "vm"]).exits(0).silently();
     running.wait().exits(0).prints("button").silently().leaves_nothing();
     let running = user.machine("vm", guests::idle, "idle");
-    user.run(&["stop", "vm"]).exits(0).silently();
-    running.wait().exits(8).says(&["stopped by a signal"]);
+    user.run(&["stop", "vm", "--timeout", "1s"]).exits(0).silently();
+    running.wait().exits(8).says(&["stopped over the API"]);
+    // One that cannot react is not waited for.
+    let running = user.machine("vm", guests::idle, "idle");
+    user.run(&["ctl", "vm", "pause"]).exits(0);
+    user.run(&["stop", "vm", "--timeout", "1h"]).exits(0).silently();
+    running.wait().exits(8);
     assert!(user.folders().is_empty());
     user.run(&["stop", "vm"]).refuses(1, &["vm", "no such machine"]);
 }

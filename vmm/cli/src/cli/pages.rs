@@ -113,9 +113,8 @@ const PAGES: [Page; 11] = [
             ("1", "there is no such machine, or it cannot be ended"),
             ("2", "the command line is wrong"),
         ],
-        note: "The guest has 5 s to power off, then the machine is ended; a process that does not react within 10 s is \
-               killed.",
-        examples: &["tinyvmm -d --name vm --kernel bzImage --initrd initrd.img", "tinyvmm stop vm"],
+        note: "A process that does not react is killed.",
+        examples: &["tinyvmm stop vm", "tinyvmm stop vm --timeout 1m"],
     },
     Page {
         name: "logs",

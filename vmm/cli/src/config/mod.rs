@@ -226,7 +226,8 @@ impl ProcessConfig {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A time with its unit.
+pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "say a number and its unit, as in 30s, 5m or 1h 30m".into())
 }

@@ -1,7 +1,7 @@
 //! `tinyvmm attach`: this terminal becomes one more of a machine's console.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -70,11 +70,11 @@ impl Attached {
                 None => {}
             }
             let (output, input) = self.wait(is_ending);
-            if output && !self.print()? {
+            if output && !self.print() {
                 return Ok(());
             }
             if input {
-                self.read_in()?;
+                self.read_in();
             }
         }
     }
@@ -107,55 +107,53 @@ impl Attached {
         (output, input)
     }
 
-    /// Prints what the machine has printed; false at its end.
-    fn print(&mut self) -> Result<bool> {
+    /// Prints what the machine has printed; false at its end, or if nobody reads it.
+    fn print(&mut self) -> bool {
         let mut bytes = [0; 4096];
         match self.stream.read(&mut bytes) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Ok(len @ 1..) => {
-                let mut stdout = io::stdout();
-                stdout.write_all(&bytes[..len])?;
-                stdout.flush()?;
-                Ok(true)
-            }
-            _ => Ok(false),
+            Err(error) if error.kind() == ErrorKind::Interrupted => true,
+            Ok(len @ 1..) => show(&bytes[..len]).is_ok(),
+            _ => false,
         }
     }
 
     /// Sends what the user has typed.
-    fn read_in(&mut self) -> Result<()> {
-        let Some(source) = &mut self.source else { return Ok(()) };
+    fn read_in(&mut self) {
+        let Some(source) = &mut self.source else { return };
         let mut bytes = [0; 256];
         let read = match &mut self.terminal {
             Some(terminal) => terminal.read(source, &mut bytes),
             None => source.read(&mut bytes),
         };
         let len = match read {
-            Err(e)
-                if [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&e.kind()) =>
-            {
-                return Ok(());
-            }
             Ok(len @ 1..) => len,
+            Err(error)
+                if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) =>
+            {
+                return;
+            }
             // No more input; there may be more output.
             _ => {
                 self.source = None;
-                return Ok(());
+                return;
             }
         };
         let mut typed = Vec::new();
         for byte in &bytes[..len] {
-            match &mut self.terminal {
+            match self.terminal.as_mut().map(|terminal| terminal.input(*byte)) {
                 None => typed.push(*byte),
-                Some(terminal) => match terminal.input(*byte) {
-                    KeyAction::Guest(byte) => typed.push(byte),
-                    KeyAction::Show(text) => io::stdout().write_all(text.as_bytes())?,
-                    KeyAction::Ignore => {}
-                },
+                Some(KeyAction::Guest(byte)) => typed.push(byte),
+                Some(KeyAction::Show(text)) => drop(show(text.as_bytes())),
+                Some(KeyAction::Ignore) => {}
             }
         }
         // The end of the machine shows in its output.
         let _ = self.stream.write_all(&typed);
-        Ok(io::stdout().flush()?)
     }
+}
+
+fn show(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(bytes)?;
+    stdout.flush()
 }

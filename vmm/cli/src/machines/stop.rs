@@ -10,12 +10,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::config::machine_name;
+use crate::config::{duration, machine_name};
+use crate::ctl;
 use crate::names::{self, Known};
 
-/// How long a process may take after SIGTERM: it gives its guest 5 s.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long after SIGKILL: the kernel has to free its memory.
+/// How long a process may take to answer, and to end when it has answered.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long it may take to end when it is killed: the kernel has to free its memory.
 const LAST: Duration = Duration::from_secs(30);
 
 /// The flags of `tinyvmm stop`.
@@ -24,19 +25,23 @@ pub struct StopOptions {
     /// The machine's name
     #[arg(value_name = "MACHINE", value_parser = machine_name)]
     machine: String,
+
+    /// How long the guest may take to power off before it is ended: `30s`, `2m`
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s")]
+    timeout: Duration,
 }
 
 /// Ends the machine, and removes what is left of it.
 pub fn stop(options: &StopOptions) -> Result<ExitCode> {
     let known = names::find(&options.machine)?;
     if known.lives {
-        end(&known).with_context(|| known.name.clone())?;
+        end(&known, options.timeout).with_context(|| known.name.clone())?;
     }
     known.clear()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn end(known: &Known) -> Result<()> {
+fn end(known: &Known, timeout: Duration) -> Result<()> {
     // The process that listens, by a number that is valid here: not one that a file has.
     let Ok(stream) = UnixStream::connect(known.api()) else {
         bail!("it is just starting or ending, try again");
@@ -47,14 +52,20 @@ fn end(known: &Known) -> Result<()> {
     if !names::find(&known.name).is_ok_and(|now| now.lives) {
         return Ok(());
     }
-    for (signal, patience) in [(Signal::TERM, PATIENCE), (Signal::KILL, LAST)] {
-        // Fails if it has ended.
-        let _ = pidfd_send_signal(&process, signal);
-        let patience = Timespec::try_from(patience)?;
+    let ask = |method, path| ctl::ask(&known.api(), PATIENCE, method, path, None);
+    let ends_within = |patience| {
         let mut end = [PollFd::new(&process, PollFlags::IN)];
-        if poll(&mut end, Some(&patience)).is_ok_and(|ready| ready > 0) {
-            return Ok(());
-        }
+        let patience = Timespec::try_from(patience).ok();
+        poll(&mut end, patience.as_ref()).is_ok_and(|ready| ready > 0)
+    };
+    // A guest that is paused cannot react.
+    let runs = ask("GET", "/").is_ok_and(|machine| machine["state"] == "Running");
+    if runs && ask("PUT", "/tinyvmm/power-button").is_ok() && ends_within(timeout)
+        || ask("PUT", "/tinyvmm/stop").is_ok() && ends_within(PATIENCE)
+    {
+        return Ok(());
     }
-    bail!("its process does not end")
+    // Fails if it has ended.
+    let _ = pidfd_send_signal(&process, Signal::KILL);
+    if ends_within(LAST) { Ok(()) } else { bail!("its process does not end") }
 }
