@@ -58,18 +58,17 @@ struct Attached {
 
 impl Attached {
     fn run(&mut self) -> Result<()> {
-        let mut is_ending = false;
         loop {
             match self.inbox.wait(Some(Instant::now())) {
-                Some(Message::Quit) if is_ending => {}
                 Some(Message::Quit) => {
-                    is_ending = true;
                     ctl::ask(&self.known.api(), PATIENCE, "PUT", "/tinyvmm/stop", None)?;
+                    while self.print() {} // its last words
+                    return Ok(());
                 }
                 Some(_) => return Ok(()),
                 None => {}
             }
-            let (output, input) = self.wait(is_ending);
+            let (output, input) = self.wait();
             if output && !self.print() {
                 return Ok(());
             }
@@ -80,29 +79,22 @@ impl Attached {
     }
 
     /// Waits; returns whether there is output of the machine, and whether there is input of the user's.
-    fn wait(&mut self, is_ending: bool) -> (bool, bool) {
-        let terminal = self.terminal.as_ref();
-        let listens = terminal.is_none_or(Keyboard::is_ours) && !is_ending;
-        let mut fds = vec![PollFd::new(&self.stream, PollFlags::IN)];
+    fn wait(&mut self) -> (bool, bool) {
+        let (terminal, wake) = (self.terminal.as_ref(), self.inbox.wake());
+        let listens = terminal.is_none_or(Keyboard::is_ours);
         let source = self.source.as_ref().filter(|_| listens).map(AsFd::as_fd);
-        let wake = Some(self.inbox.wake()).filter(|_| !is_ending);
-        let mut watch = |fd| {
-            let flags = if Option::is_some(&fd) { PollFlags::IN } else { PollFlags::empty() };
-            fds.push(PollFd::from_borrowed_fd(fd.unwrap_or(self.stream.as_fd()), flags));
-        };
-        watch(source);
-        watch(terminal.map(Keyboard::changed));
-        watch(wake);
+        let changed = terminal.map(Keyboard::changed);
+        // What there is not is replaced by what is in the list already.
+        let fds = [self.stream.as_fd(), wake, source.unwrap_or(wake), changed.unwrap_or(wake)];
+        let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let patience = terminal.and_then(Keyboard::patience);
         let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
         // An error is EINTR: none is ready then.
         let done = poll(&mut fds, patience.as_ref()).is_ok();
-        let ready: Vec<_> = fds.iter().map(|fd| done && !fd.revents().is_empty()).collect();
-        let input = ready[1] && source.is_some();
-        let continued = ready[2] && terminal.is_some();
-        let output = ready[0];
+        let [output, _, input, changed] = fds.map(|fd| done && !fd.revents().is_empty());
+        let input = input && source.is_some();
         if let Some(terminal) = &mut self.terminal {
-            terminal.check(continued);
+            terminal.check(changed);
         }
         (output, input)
     }
