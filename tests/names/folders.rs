@@ -76,6 +76,22 @@ fn a_link_in_a_machines_folder_is_not_followed() {
 }
 
 #[test]
+fn a_folder_that_is_too_long_for_sockets_is_refused() {
+    let user = User::new();
+    let long = user.0.path("x".repeat(82 - user.0.0.as_os_str().len()));
+    fs::create_dir(&long).unwrap();
+    let vmm = |name: &str| {
+        let vmm = user.vmm().env("XDG_RUNTIME_DIR", &long);
+        vmm.guest(guests::hello).args(["--name", name])
+    };
+    let words = ["--name abcdefgh", "too long", "XDG_RUNTIME_DIR"];
+    vmm("abcdefgh").run().refuses(3, &words);
+    assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+    // 83 + "/tinyvmm/" + 2 bytes: the longest.
+    vmm("ab").run().exits(0).silently();
+}
+
+#[test]
 fn a_folder_with_anything_in_it_does_not_stop_the_others() {
     let user = User::new();
     let _running = user.machine("vm", guests::idle, "idle");

@@ -72,7 +72,7 @@ pub struct ProcessConfig {
     /// A guest shows that init runs by a byte to port 0x700, as those of guest-images do, or by the kernel's message
     /// "Run /init as init process". If it does neither within 10 s of its start, it is left to itself. Without --name
     /// the machine gets a random name, which is printed. A machine that fails keeps its log, for `tinyvmm logs`, until
-    /// another takes its name or `tinyvmm stop` removes it.
+    /// another takes its name or `tinyvmm stop` removes it. Ctrl-C ends the waiting, not the machine.
     #[arg(long, short = 'd', value_name = SWITCH, num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
     #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Control")]

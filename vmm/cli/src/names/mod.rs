@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tinyvmm::config::MachineConfig;
 use tinyvmm::random;
@@ -86,6 +86,11 @@ impl Named {
         let Some(name) = &config.process.name else { return Ok(None) };
         let named = || format!("--name {name}");
         let path = place::all();
+        ensure!(
+            path.join(name).as_os_str().len() <= place::MAX_PATH,
+            "--name {name}: {} is too long for sockets in it, set XDG_RUNTIME_DIR to a shorter path",
+            path.display()
+        );
         let all = Rc::new(place::make(&path).with_context(named)?);
         let file = place::take(&path, name).with_context(named)?;
         let hub = Hub::open(&path.join(name));

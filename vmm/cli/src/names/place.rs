@@ -19,6 +19,9 @@ pub(super) const DESCRIPTION: &str = "machine.json";
 /// All files of a folder, in the order of their removal: a folder without the last one is free.
 const FILES: [&str; 4] = [API, CONSOLE, LOG, DESCRIPTION];
 
+/// Longest path of a machine's folder: that of a socket has at most 107 bytes (unix(7)).
+pub(super) const MAX_PATH: usize = 107 - "/console.sock".len();
+
 /// Tries to get the lock: `tinyvmm ps` has it for a moment.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
