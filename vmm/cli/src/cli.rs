@@ -115,7 +115,7 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
-    /// Control a machine that was started with --api-sock
+    /// Control a machine that was started with --name or --api-sock
     #[cfg(feature = "api")]
     #[command(after_help = pages::examples("ctl"), after_long_help = pages::epilogue("ctl"))]
     Ctl(ctl::CtlOptions),
