@@ -16,7 +16,7 @@ const MAX_STEPS: usize = 100;
 
 /// A device without a thread: the same input always does the same.
 pub fn device(case: &DeviceCase, data: &[u8]) {
-    drive(case, Driver::new((case.make)()).by_hand(), Input(data));
+    drive(case, case.driver().by_hand(), Input(data));
 }
 
 /// The registers of every device, each on its own thread. The first byte says which.
@@ -24,7 +24,7 @@ pub fn mmio(data: &[u8]) {
     let mut input = Input(data);
     let Some(which) = input.u8() else { return };
     let case = &DEVICE_CASES[usize::from(which) % DEVICE_CASES.len()];
-    drive(case, Driver::new((case.make)()), input);
+    drive(case, case.driver(), input);
 }
 
 fn drive(case: &DeviceCase, mut driver: Driver, mut input: Input) {

@@ -40,6 +40,8 @@ pub struct DeviceCase {
     written: usize,
     /// Queues whose requests are completed later, when there is a reason.
     late: &'static [usize],
+    /// A queue whose requests are completed at once.
+    main: usize,
 }
 
 /// All devices. A new device is a new line, which has it tested and fuzzed.
@@ -54,6 +56,7 @@ pub const DEVICE_CASES: [DeviceCase; 6] = [
         room: 64,
         written: 64,
         late: &[],
+        main: 0,
     },
     // Puts the last page of RAM into the balloon, or reports the buffer as free.
     DeviceCase {
@@ -63,6 +66,7 @@ pub const DEVICE_CASES: [DeviceCase; 6] = [
         room: 513,
         written: 0,
         late: &[2],
+        main: 0,
     },
     // Plugs the second block; a repetition gets an error.
     DeviceCase {
@@ -72,6 +76,7 @@ pub const DEVICE_CASES: [DeviceCase; 6] = [
         room: 513,
         written: 10,
         late: &[],
+        main: 0,
     },
 ];
 
@@ -99,7 +104,7 @@ fn memory(ram: &GuestRam) -> Mem {
 }
 
 const fn disks(name: &'static str, make: fn() -> Box<dyn VirtioDevice>) -> DeviceCase {
-    DeviceCase { name, make, request: &[0; 16], room: 513, written: 513, late: &[] }
+    DeviceCase { name, make, request: &[0; 16], room: 513, written: 513, late: &[], main: 0 }
 }
 
 fn disk(options: &str) -> Box<dyn VirtioDevice> {
@@ -111,6 +116,13 @@ fn disk(options: &str) -> Box<dyn VirtioDevice> {
 }
 
 impl DeviceCase {
+    /// A driver of the device after power-on.
+    pub fn driver(&self) -> Driver {
+        let mut driver = Driver::new((self.make)());
+        driver.main = self.main;
+        driver
+    }
+
     /// Checks that a request on each queue is completed.
     pub fn works(&self, driver: &mut Driver) {
         for queue in self.prompt(driver) {
@@ -140,7 +152,7 @@ impl DeviceCase {
 fn for_each_device(check: fn(&DeviceCase, &mut Driver)) {
     for case in &DEVICE_CASES {
         in_time(case.name, move || {
-            let mut driver = Driver::new((case.make)());
+            let mut driver = case.driver();
             check(case, &mut driver);
             driver.init();
             case.works(&mut driver);

@@ -21,8 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 pub(super) struct DeviceWork {
     pub device: Box<dyn VirtioDevice>,
     pub queues: Vec<Virtqueue>,
-    /// The queues that the driver has enabled.
-    pub ready: Vec<bool>,
     pub kicks: Vec<Arc<EventFd>>,
     pub interrupt: Arc<Interrupt>,
     /// Processor time of earlier threads.
@@ -67,7 +65,7 @@ impl Work for DeviceWork {
 impl DeviceWork {
     /// Serves queue `index`, which was kicked.
     pub fn serve(&mut self, index: usize) {
-        if self.is_broken() || !self.ready[index] {
+        if self.is_broken() || !self.queues[index].is_ready() {
             return;
         }
         let served = self.device.handle(index, &mut self.queues);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::Registers;
@@ -90,7 +90,8 @@ impl Turn {
         Self(Instant::now() + TURN)
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
         Instant::now() >= self.0
     }
 }
@@ -108,8 +109,8 @@ pub struct Virtqueue {
     ram: Arc<GuestRam>,
     interrupt: Arc<Interrupt>,
     kick: Arc<EventFd>,
-    /// Requests were completed that the driver has got no interrupt for.
-    completed: bool,
+    /// How many requests were completed that the driver has got no interrupt for.
+    completed: u16,
 }
 
 impl Virtqueue {
@@ -120,7 +121,17 @@ impl Virtqueue {
         interrupt: Arc<Interrupt>,
         kick: Arc<EventFd>,
     ) -> Self {
-        Self { queue, ram, interrupt, kick, completed: false }
+        Self { queue, ram, interrupt, kick, completed: 0 }
+    }
+
+    /// Whether the driver has enabled it, and not taken it back.
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// The driver has taken it back: nothing is served any more.
+    pub(super) fn stop(&mut self) {
+        self.queue.set_ready(false);
     }
 
     /// The guest memory of the queue.
@@ -159,6 +170,9 @@ impl Virtqueue {
         turn: &Turn,
         mut serve: impl FnMut(&mut Chain) -> Result<Served>,
     ) -> Result<Left> {
+        if !self.is_ready() {
+            return Ok(Left::Waits);
+        }
         let ram = self.ram.clone();
         self.queue.disable_notification(&*ram)?;
         while !turn.is_over() {
@@ -195,29 +209,56 @@ impl Virtqueue {
     /// Completes the request whose first descriptor is `head`, of which `written` bytes were written. The driver's
     /// interrupt waits for [`Self::interrupt`].
     pub fn complete(&mut self, head: u16, written: u32) -> Result<()> {
-        self.completed = true;
-        Ok(self.queue.add_used(&*self.ram, head, written)?)
+        self.complete_together(&[(head, written)])
+    }
+
+    /// Completes several requests, each its first descriptor and the bytes written: the driver sees all or none of them.
+    pub fn complete_together(&mut self, requests: &[(u16, u32)]) -> Result<()> {
+        let Some((&(head, written), others)) = requests.split_last() else { return Ok(()) };
+        let first = self.queue.next_used();
+        for (at, (head, written)) in (0..).zip(others) {
+            let index = first.wrapping_add(at) % self.queue.size();
+            let place = 4 + 8 * u64::from(index); // struct virtq_used (virtio 1.2, 2.7.8)
+            let element = [u32::from(*head), *written];
+            let address = GuestAddress(self.queue.used_ring()).checked_add(place);
+            self.ram.write_obj(element, address.context("a used ring that leaves RAM")?)?;
+        }
+        // Below the size of a queue.
+        self.queue.set_next_used(first.wrapping_add(others.len() as u16));
+        self.queue.add_used(&*self.ram, head, written)?;
+        self.completed = self.completed.saturating_add(requests.len() as u16);
+        Ok(())
+    }
+
+    /// Puts the last `count` requests that were taken back into the queue.
+    pub fn give_back(&mut self, count: usize) {
+        (0..count).for_each(|_| self.queue.go_to_previous_position());
     }
 
     /// Interrupts the driver if it wants that for what was completed since the last time; returns whether anything was.
     pub fn interrupt(&mut self) -> Result<bool> {
         let completed = std::mem::take(&mut self.completed);
-        if completed && wants_interrupt(&mut self.queue, &self.ram)? {
+        if completed > 0 && wants_interrupt(&self.queue, &self.ram, completed)? {
             self.interrupt.raise(USED_BUFFER);
         }
-        Ok(completed)
+        Ok(completed > 0)
     }
 }
 
-/// Whether the driver wants an interrupt for the requests that were just answered.
-fn wants_interrupt(queue: &mut Queue, ram: &GuestRam) -> Result<bool> {
-    if queue.event_idx_enabled() {
-        return Ok(queue.needs_notification(ram)?);
-    }
-    // The driver clears the flag before its last read of the used index (virtio 1.2, 2.7.7).
+/// Whether the driver wants an interrupt for the last `completed` requests.
+fn wants_interrupt(queue: &Queue, ram: &GuestRam, completed: u16) -> Result<bool> {
+    // The driver changes what is read here before its last read of the used index (virtio 1.2, 2.7.7 and 2.7.10).
     fence(Ordering::SeqCst);
-    let flags: u16 = ram.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)?;
-    Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    let read = |offset| -> Result<u16> {
+        let address = GuestAddress(queue.avail_ring()).checked_add(offset);
+        Ok(ram.load(address.context("an available ring that leaves RAM")?, Ordering::Relaxed)?)
+    };
+    if !queue.event_idx_enabled() {
+        return Ok(u32::from(read(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+    }
+    let used_event = read(4 + 2 * u64::from(queue.size()))?;
+    // Whether the used index has passed it: the index goes around.
+    Ok(queue.next_used().wrapping_sub(used_event).wrapping_sub(1) < completed)
 }
 
 /// Takes the next request from the ring, if there is one, and checks all of it.

@@ -54,6 +54,8 @@ pub struct Driver {
     pub ram: GuestRam,
     /// The pages of the device's registers.
     pub pages: Weak<MmapRegion>,
+    /// The queue of the requests that tests of all devices make.
+    pub main: usize,
     line: EventFd,
     queues: Vec<Ring>,
 }
@@ -89,7 +91,7 @@ impl Driver {
         let interrupt = line.try_clone().unwrap();
         let transport = Transport::new(device, ram.clone(), (region, 0), interrupt).unwrap();
         let mmio = Mmio::new(transport);
-        let mut driver = Self { mmio, ram, pages, line, queues: Vec::new() };
+        let mut driver = Self { mmio, ram, pages, main: 0, line, queues: Vec::new() };
         while driver.queue_max(driver.queues.len()) > 0 {
             driver.queues.push(Ring::default());
         }

@@ -164,11 +164,9 @@ impl Transport {
         };
         let (interrupt, kicks) = (&self.interrupt, &self.kicks[..]);
         device.activate(&Driver { features: self.driver_features, interrupt, kicks });
-        let ready = self.queues.iter().map(QueueT::ready).collect();
         let work = DeviceWork {
             device,
             queues,
-            ready,
             kicks: self.kicks.clone(),
             interrupt: self.interrupt.clone(),
             cpu_time: Duration::ZERO,
@@ -204,7 +202,7 @@ impl Transport {
         queue.set_ready(false);
         self.pause();
         if let DeviceState::Paused(work) = &mut self.state {
-            work.ready[index] = false;
+            work.queues[index].stop();
         }
         if let Err(error) = self.resume() {
             needs_reset(&self.interrupt, &error);

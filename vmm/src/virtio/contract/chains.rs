@@ -10,16 +10,16 @@ use crate::virtio::test_driver::{
 
 /// Offers descriptors 0.. of queue 0, each with address, length, flags and next.
 fn offer(driver: &mut Driver, descs: &[(u64, u32, u16, u16)]) {
-    let [table, ..] = rings(0);
+    let [table, ..] = rings(driver.main);
     for (index, (addr, len, flags, next)) in (0..).zip(descs.iter().copied()) {
         driver.set_desc(table, index, addr, len, flags, next);
     }
-    driver.offer(0, 0);
+    driver.offer(driver.main, 0);
 }
 
 /// Offers a chain in an indirect table.
 fn offer_indirect(driver: &mut Driver, table_len: u32, descs: &[(u64, u32, u16, u16)]) {
-    let [_, _, _, table] = rings(0);
+    let [_, _, _, table] = rings(driver.main);
     for (index, (addr, len, flags, next)) in (0..).zip(descs.iter().copied()) {
         driver.set_desc(table, index, addr, len, flags, next);
     }
@@ -39,13 +39,13 @@ const BROKEN: [(&str, Offer); 19] = [
         offer_indirect(d, 16 * 0xffff, &[(DATA, 1, WRITE | NEXT, 0)]);
     }),
     ("next out of range", |d| offer(d, &[(DATA, 16, NEXT, 0x7fff)])),
-    ("head out of range", |d| d.offer(0, 0xffff)),
+    ("head out of range", |d| d.offer(d.main, 0xffff)),
     ("indirect in indirect", |d| offer_indirect(d, 16, &[(DATA, 16, INDIRECT, 0)])),
     ("indirect table of no length", |d| offer_indirect(d, 0, &[])),
     ("indirect table of odd length", |d| offer_indirect(d, 15, &[(DATA, 16, WRITE, 0)])),
     ("indirect table of 4 GiB", |d| offer_indirect(d, 0xffff_fff0, &[(DATA, 16, NEXT, 0)])),
     ("indirect table in no RAM", |d| offer(d, &[(RAM_SIZE, 16, INDIRECT, 0)])),
-    ("available index jumps", |d| d.set_avail_index(0, 0x4000)),
+    ("available index jumps", |d| d.set_avail_index(d.main, 0x4000)),
     ("address in no RAM", |d| offer(d, &[(RAM_SIZE, 16, WRITE, 0)])),
     ("buffer leaves RAM", |d| offer(d, &[(RAM_SIZE - 8, 16, WRITE, 0)])),
     ("buffer leaves all RAM", |d| offer(d, &[(HIGH_RAM + HIGH_RAM_SIZE - 1, 2, WRITE, 0)])),
@@ -60,9 +60,9 @@ fn a_chain_that_cannot_be_followed_needs_a_reset_and_is_not_answered() {
         for (name, break_it) in BROKEN {
             driver.init();
             break_it(driver);
-            driver.kick(0);
+            driver.kick(driver.main);
             driver.wait_needs_reset();
-            assert_eq!(driver.used_index(0), 0, "{name}");
+            assert_eq!(driver.used_index(driver.main), 0, "{name}");
             // Until the reset the device serves no queue.
             let last = driver.queue_count() - 1;
             let used = driver.used_index(last);
@@ -79,12 +79,12 @@ fn requests_before_a_broken_one_are_answered() {
     for_each_device(|case, driver| {
         driver.init();
         driver.paused(|driver| {
-            case.add(driver, 0);
-            case.add(driver, 0);
-            driver.offer(0, 0xffff);
+            case.add(driver, case.main);
+            case.add(driver, case.main);
+            driver.offer(driver.main, 0xffff);
         });
         driver.wait_needs_reset();
-        assert_eq!(driver.used_index(0), 2);
+        assert_eq!(driver.used_index(driver.main), 2);
     });
 }
 
@@ -95,9 +95,9 @@ fn descriptors_of_no_length_are_answered_or_need_a_reset() {
             for flags in [0, WRITE] {
                 driver.init();
                 offer(driver, &[(address, 0, flags, 0)]);
-                driver.kick(0);
+                driver.kick(driver.main);
                 driver.wait_until("any reaction", |driver| {
-                    driver.used_index(0) != 0 || driver.interrupt_status() != 0
+                    driver.used_index(driver.main) != 0 || driver.interrupt_status() != 0
                 });
             }
         }
@@ -108,7 +108,7 @@ fn descriptors_of_no_length_are_answered_or_need_a_reset() {
 fn chains_may_be_indirect_as_long_as_the_queue_and_in_any_ram() {
     for_each_device(|case, driver| {
         driver.init();
-        let size = driver.queue_max(0) as usize;
+        let size = driver.queue_max(driver.main) as usize;
         let data = HIGH_RAM + HIGH_RAM_SIZE - 0x1000;
         driver.write(data, case.request);
         let mut buffers: Vec<_> =
@@ -119,9 +119,9 @@ fn chains_may_be_indirect_as_long_as_the_queue_and_in_any_ram() {
         // Ends with the last byte of RAM.
         buffers.push((HIGH_RAM + HIGH_RAM_SIZE - rest as u64, rest as u32, true));
         for add in [Driver::add, Driver::add_indirect] {
-            let head = add(driver, 0, &buffers);
-            driver.kick(0);
-            assert_eq!(driver.wait_used(0), (head, case.written as u32));
+            let head = add(driver, case.main, &buffers);
+            driver.kick(driver.main);
+            assert_eq!(driver.wait_used(driver.main), (head, case.written as u32));
         }
     });
 }
@@ -130,7 +130,7 @@ fn chains_may_be_indirect_as_long_as_the_queue_and_in_any_ram() {
 fn a_chain_longer_than_its_queue_needs_a_reset() {
     for_each_device(|_, driver| {
         driver.init();
-        let size = driver.queue_max(0) as usize;
+        let size = driver.queue_max(driver.main) as usize;
         // The table has to have one entry more than the queue.
         let buffers = vec![(DATA, 1, true); size + 1];
         let table = DATA + 0x1000;
@@ -139,7 +139,7 @@ fn a_chain_longer_than_its_queue_needs_a_reset() {
             driver.set_desc(table, index, address, len, flags, index + 1);
         }
         offer(driver, &[(table, 16 * (size as u32 + 1), INDIRECT, 0)]);
-        driver.kick(0);
+        driver.kick(driver.main);
         driver.wait_needs_reset();
     });
 }

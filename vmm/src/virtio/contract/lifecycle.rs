@@ -6,7 +6,7 @@ use std::time::Duration;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
 use super::{DEVICE_CASES, for_each_device, in_time};
-use crate::virtio::test_driver::{Driver, rings};
+use crate::virtio::test_driver::rings;
 
 /// Requests in flight: as many as all queues of all devices can hold.
 const MANY: u16 = 20;
@@ -16,14 +16,14 @@ fn nothing_is_answered_after_a_reset() {
     for_each_device(|case, driver| {
         for round in 0..30 {
             driver.init();
-            (0..MANY).for_each(|_| _ = case.add(driver, 0));
-            driver.kick(0);
+            (0..MANY).for_each(|_| _ = case.add(driver, case.main));
+            driver.kick(driver.main);
             // At another time in each round: before, while and after the requests are served.
             thread::sleep(Duration::from_micros(round * 20));
             driver.reset();
-            let [_, _, used, _] = rings(0);
+            let [_, _, used, _] = rings(driver.main);
             let after = driver.read(used, 0x1000);
-            driver.kick(0);
+            driver.kick(driver.main);
             thread::sleep(Duration::from_micros(500));
             assert_eq!(driver.read(used, 0x1000), after);
             assert_eq!((driver.interrupt_status(), driver.take_interrupt()), (0, false));
@@ -45,11 +45,11 @@ fn resets_can_follow_each_other_in_any_state() {
         driver.reset();
         driver.mmio.transport.resume().unwrap();
         assert_eq!(driver.status(), 0);
-        let used = driver.used_index(0);
-        case.add(driver, 0);
-        driver.kick(0);
+        let used = driver.used_index(driver.main);
+        case.add(driver, case.main);
+        driver.kick(driver.main);
         thread::sleep(Duration::from_millis(2));
-        assert_eq!(driver.used_index(0), used, "the reset ended the pause too");
+        assert_eq!(driver.used_index(driver.main), used, "the reset ended the pause too");
         driver.init();
         case.works(driver);
     });
@@ -60,7 +60,7 @@ fn resets_can_follow_each_other_in_any_state() {
 fn nothing_is_left_of_a_device_that_its_driver_was_using() {
     for case in &DEVICE_CASES {
         in_time(case.name, move || {
-            let mut driver = Driver::new((case.make)());
+            let mut driver = case.driver();
             driver.init();
             case.works(&mut driver);
             let pages = driver.pages.clone();
@@ -74,7 +74,7 @@ fn nothing_is_left_of_a_device_that_its_driver_was_using() {
 fn a_storm_of_kicks_is_survived() {
     for_each_device(|case, driver| {
         for _ in 0..1000 {
-            driver.kick(0);
+            driver.kick(driver.main);
         }
         driver.init();
         for round in 0..3000 {
@@ -82,7 +82,7 @@ fn a_storm_of_kicks_is_survived() {
             driver.set(VIRTIO_MMIO_QUEUE_NOTIFY, driver.queue_count() as u32);
             driver.set(VIRTIO_MMIO_QUEUE_NOTIFY, u32::MAX);
         }
-        assert_eq!(driver.used_index(0), 0);
+        assert_eq!(driver.used_index(driver.main), 0);
         case.works(driver);
     });
 }
@@ -92,21 +92,21 @@ fn requests_survive_pauses_and_are_answered_once() {
     for_each_device(|case, driver| {
         driver.init();
         for round in 0..20 {
-            let mut heads: Vec<_> = (0..MANY).map(|_| case.add(driver, 0)).collect();
-            driver.kick(0);
+            let mut heads: Vec<_> = (0..MANY).map(|_| case.add(driver, case.main)).collect();
+            driver.kick(driver.main);
             thread::sleep(Duration::from_micros(round * 20));
             driver.paused(|driver| {
-                let used = driver.used_index(0);
-                heads.push(case.add(driver, 0));
-                driver.kick(0);
+                let used = driver.used_index(driver.main);
+                heads.push(case.add(driver, case.main));
+                driver.kick(driver.main);
                 thread::sleep(Duration::from_micros(500));
-                assert_eq!(driver.used_index(0), used, "nothing runs in a pause");
+                assert_eq!(driver.used_index(driver.main), used, "nothing runs in a pause");
             });
-            let answered: Vec<_> = heads.iter().map(|_| driver.wait_used(0).0).collect();
+            let answered: Vec<_> = heads.iter().map(|_| driver.wait_used(driver.main).0).collect();
             assert_eq!(answered, heads);
         }
         thread::sleep(Duration::from_millis(2));
-        assert_eq!(driver.used_index(0), 20 * (MANY + 1));
+        assert_eq!(driver.used_index(driver.main), 20 * (MANY + 1));
     });
 }
 
@@ -128,9 +128,9 @@ fn ring_indices_wrap() {
         driver.init();
         let mut answered = 0;
         while answered < 0x1_0000 + 100 {
-            (0..MANY).for_each(|_| _ = case.add(driver, 0));
-            driver.kick(0);
-            (0..MANY).for_each(|_| _ = driver.wait_used(0));
+            (0..MANY).for_each(|_| _ = case.add(driver, case.main));
+            driver.kick(driver.main);
+            (0..MANY).for_each(|_| _ = driver.wait_used(driver.main));
             answered += u32::from(MANY);
         }
     });
@@ -143,8 +143,8 @@ fn requests_that_come_before_driver_ok_are_served() {
         let features = driver.offered_features();
         assert!(driver.accept_features(features));
         (0..driver.queue_count()).for_each(|queue| driver.set_up_queue(queue));
-        case.add(driver, 0);
+        case.add(driver, case.main);
         driver.driver_ok();
-        driver.wait_used(0);
+        driver.wait_used(driver.main);
     });
 }

@@ -13,13 +13,13 @@ fn every_answer_interrupts_a_driver_without_event_idx() {
         let features = driver.offered_features() & !(1 << VIRTIO_RING_F_EVENT_IDX);
         driver.init_with(features);
         for _ in 0..100 {
-            case.add(driver, 0);
-            driver.kick(0);
+            case.add(driver, case.main);
+            driver.kick(driver.main);
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
             assert_eq!(driver.interrupt_status(), USED_BUFFER);
             driver.acknowledge(USED_BUFFER);
             assert_eq!(driver.interrupt_status(), 0);
-            driver.wait_used(0);
+            driver.wait_used(driver.main);
         }
     });
 }
@@ -30,11 +30,11 @@ fn a_driver_without_event_idx_can_do_without_interrupts() {
         let features = driver.offered_features() & !(1 << VIRTIO_RING_F_EVENT_IDX);
         driver.init_with(features);
         for wanted in [false, true, false] {
-            driver.want_interrupts(0, wanted);
+            driver.want_interrupts(driver.main, wanted);
             for _ in 0..20 {
-                case.add(driver, 0);
-                driver.kick(0);
-                driver.wait_used(0);
+                case.add(driver, case.main);
+                driver.kick(driver.main);
+                driver.wait_used(driver.main);
             }
             driver.paused(|_| {}); // all interrupts for completed requests are raised by then
             assert_eq!(driver.take_interrupt(), wanted);
@@ -50,17 +50,17 @@ fn event_idx_delays_the_interrupt_to_the_answer_that_the_driver_names() {
     for_each_device(|case, driver| {
         driver.init();
         for batch in 1..20 {
-            driver.set_used_event(0, batch * MANY - 1);
+            driver.set_used_event(driver.main, batch * MANY - 1);
             for _ in 1..MANY {
-                case.add(driver, 0);
-                driver.kick(0);
-                driver.wait_used(0);
+                case.add(driver, case.main);
+                driver.kick(driver.main);
+                driver.wait_used(driver.main);
             }
             assert!(!driver.take_interrupt(), "all but one are answered");
-            case.add(driver, 0);
-            driver.kick(0);
+            case.add(driver, case.main);
+            driver.kick(driver.main);
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
-            driver.wait_used(0);
+            driver.wait_used(driver.main);
         }
     });
 }
@@ -72,16 +72,16 @@ fn a_driver_that_kicks_only_when_asked_to_is_always_answered() {
         for features in [all, all & !(1 << VIRTIO_RING_F_EVENT_IDX)] {
             driver.init_with(features);
             for round in 0..3000u32 {
-                case.add(driver, 0);
-                if driver.wants_kick(0) {
-                    driver.kick(0);
+                case.add(driver, case.main);
+                if driver.wants_kick(driver.main) {
+                    driver.kick(driver.main);
                 }
                 // With a request or two in flight, new ones arrive just as the device begins to wait.
                 if round.is_multiple_of(3) {
-                    driver.wait_used(0);
+                    driver.wait_used(driver.main);
                 }
-                while driver.unanswered(0) > 2 {
-                    driver.wait_used(0);
+                while driver.unanswered(driver.main) > 2 {
+                    driver.wait_used(driver.main);
                 }
             }
         }

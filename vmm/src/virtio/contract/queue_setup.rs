@@ -41,7 +41,7 @@ fn set_up_with(driver: &mut Driver, change: impl FnOnce(&mut Driver)) {
 #[test]
 fn a_size_that_no_queue_can_have_is_not_taken() {
     for_each_device(|case, driver| {
-        let max = driver.queue_max(0);
+        let max = driver.queue_max(driver.main);
         for size in [0, 3, max - 1, max + 1, max * 2, 0x1_0000, 0x1_0000 + max, u32::MAX] {
             set_up_with(driver, |driver| driver.set(VIRTIO_MMIO_QUEUE_NUM, size));
             case.works(driver);
@@ -54,10 +54,10 @@ fn the_smallest_queue_works() {
     for_each_device(|_, driver| {
         set_up_with(driver, |driver| driver.set(VIRTIO_MMIO_QUEUE_NUM, 1));
         // One descriptor is no complete request, but it is read: descriptor 0 is empty.
-        driver.offer(0, 0);
-        driver.kick(0);
+        driver.offer(driver.main, 0);
+        driver.kick(driver.main);
         driver.wait_until("an answer", |driver| {
-            driver.used_index(0) == 1 || driver.interrupt_status() != 0
+            driver.used_index(driver.main) == 1 || driver.interrupt_status() != 0
         });
     });
 }
@@ -94,8 +94,8 @@ fn rings_at_address_zero_or_on_top_of_each_other_harm_only_the_guest() {
             for register in ADDRESSES {
                 set_up_with(driver, |driver| driver.set_address(register, address));
                 // The result depends on the rings' contents, and harms only the guest.
-                case.add(driver, 0);
-                driver.kick(0);
+                case.add(driver, case.main);
+                driver.kick(driver.main);
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -136,18 +136,18 @@ fn a_queue_that_is_not_ready_is_never_looked_at() {
         driver.start_setup();
         let features = driver.offered_features();
         assert!(driver.accept_features(features));
-        driver.describe_queue(0);
+        driver.describe_queue(driver.main);
         driver.driver_ok();
-        case.add(driver, 0);
+        case.add(driver, case.main);
         for _ in 0..100 {
-            driver.kick(0);
+            driver.kick(driver.main);
         }
         thread::sleep(Duration::from_millis(5));
-        driver.set(VIRTIO_MMIO_QUEUE_SEL, 0);
+        driver.set(VIRTIO_MMIO_QUEUE_SEL, driver.main as u32);
         driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
-        driver.kick(0);
+        driver.kick(driver.main);
         thread::sleep(Duration::from_millis(5));
-        assert_eq!((driver.used_index(0), driver.interrupt_status()), (0, 0));
+        assert_eq!((driver.used_index(driver.main), driver.interrupt_status()), (0, 0));
     });
 }
 

@@ -19,8 +19,8 @@ enum Step {
     Read { offset: u64, width: usize },
     Write { offset: u64, width: usize, value: u64 },
     Describe { indirect: bool, index: u16, addr: u64, len: u32, flags: u16, next: u16 },
-    Offer { head: u16 },
-    SetAvailIndex { index: u16 },
+    Offer { queue: usize, head: u16 },
+    SetAvailIndex { queue: usize, index: u16 },
     Scribble { address: u64, value: u64 },
     Kick { queue: usize },
     Request,
@@ -57,9 +57,10 @@ fn step() -> impl Strategy<Value = Step> {
         8 => desc.prop_map(|(indirect, index, addr, len, flags, next)| {
             Step::Describe { indirect, index, addr, len: len as u32, flags, next }
         }),
-        4 => (0..7u16).prop_map(|head| Step::Offer { head }),
-        1 => number().prop_map(|index| Step::SetAvailIndex { index: index as u16 }),
-        2 => (0..0x4000u64, number())
+        4 => (0..2usize, 0..7u16).prop_map(|(queue, head)| Step::Offer { queue, head }),
+        1 => (0..2usize, number())
+            .prop_map(|(queue, index)| Step::SetAvailIndex { queue, index: index as u16 }),
+        2 => (0..0x8000u64, number())
             .prop_map(|(at, value)| Step::Scribble { address: rings(0)[0] + at, value }),
         3 => (0..3usize).prop_map(|queue| Step::Kick { queue }),
         2 => Just(Step::Request),
@@ -76,14 +77,16 @@ fn take(step: Step, case: &super::DeviceCase, driver: &mut Driver) {
             driver.mmio.write(offset, &value.to_le_bytes()[..width]);
         }
         Step::Describe { indirect, index, addr, len, flags, next } => {
-            let table = rings(0)[if indirect { 3 } else { 0 }];
+            let table = rings(driver.main)[if indirect { 3 } else { 0 }];
             driver.set_desc(table, index, addr, len, flags, next);
         }
-        Step::Offer { head } => driver.offer(0, head),
-        Step::SetAvailIndex { index } => driver.set_avail_index(0, index),
+        Step::Offer { queue, head } => driver.offer(queue % driver.queue_count(), head),
+        Step::SetAvailIndex { queue, index } => {
+            driver.set_avail_index(queue % driver.queue_count(), index);
+        }
         Step::Scribble { address, value } => driver.write(address, &value.to_le_bytes()),
         Step::Kick { queue } => driver.kick(queue),
-        Step::Request => _ = case.add(driver, 0),
+        Step::Request => _ = case.add(driver, case.main),
         Step::PauseAndResume => driver.paused(|_| {}),
         Step::Wait => thread::sleep(Duration::from_micros(100)),
     }
@@ -96,7 +99,7 @@ fn whatever_a_driver_does_the_device_works_after_a_reset() {
             let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
             let steps = proptest::collection::vec(step(), 1..80);
             let run = TestRunner::new(config).run(&steps, |steps| {
-                let mut driver = Driver::new((case.make)());
+                let mut driver = case.driver();
                 driver.init();
                 steps.into_iter().for_each(|step| take(step, case, &mut driver));
                 driver.init();

@@ -42,8 +42,8 @@ const STATES: [fn(&mut Driver); 7] = [
     },
     |driver| {
         driver.init();
-        driver.set_avail_index(0, 0x8000);
-        driver.kick(0);
+        driver.set_avail_index(driver.main, 0x8000);
+        driver.kick(driver.main);
         driver.wait_needs_reset();
     },
 ];
@@ -160,11 +160,11 @@ fn features_are_fixed_once_they_are_ok() {
         (0..driver.queue_count()).for_each(|queue| driver.set_up_queue(queue));
         driver.driver_ok();
         for _ in 0..3 {
-            case.add(driver, 0);
-            driver.kick(0);
+            case.add(driver, case.main);
+            driver.kick(driver.main);
             // EVENT_IDX would leave out all but the first.
             driver.wait_until("an interrupt", |driver| driver.take_interrupt());
-            driver.wait_used(0);
+            driver.wait_used(driver.main);
         }
     });
 }
@@ -186,13 +186,13 @@ fn status_bits_are_only_taken_in_their_order() {
             "DRIVER_OK before FEATURES_OK"
         );
         // Queues do not exist before FEATURES_OK, so this one never runs.
-        driver.describe_queue(0);
+        driver.describe_queue(driver.main);
         driver.set(VIRTIO_MMIO_QUEUE_READY, 1);
         assert_eq!(driver.get(VIRTIO_MMIO_QUEUE_READY), 0);
-        case.add(driver, 0);
-        driver.kick(0);
+        case.add(driver, case.main);
+        driver.kick(driver.main);
         thread::sleep(Duration::from_millis(5));
-        assert_eq!(driver.used_index(0), 0);
+        assert_eq!(driver.used_index(driver.main), 0);
     });
 }
 
