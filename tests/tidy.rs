@@ -19,7 +19,7 @@ const CRATES: [&str; 4] = ["vmm/unpack/src", "vmm/src", "vmm/boot-test/src", "vm
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 
 /// The only files that may contain `unsafe`.
-const UNSAFE_FILES: [&str; 19] = [
+const UNSAFE_FILES: [&str; 21] = [
     "vmm/src/coalesced.rs",
     "vmm/cli/src/command.rs",
     "vmm/cli/src/measure/exits.rs",
@@ -27,9 +27,11 @@ const UNSAFE_FILES: [&str; 19] = [
     "vmm/cli/src/jail/raw.rs",
     "vmm/src/memory/mod.rs",
     "vmm/src/memory/slots.rs",
+    "vmm/cli/src/net/tap.rs",
     "vmm/cli/src/process.rs",
     "vmm/cli/src/signals.rs",
     "vmm/src/vcpu.rs",
+    "vmm/src/wire.rs",
     "vmm/src/worker.rs",
     "vmm/src/engine/ring.rs",
     "vmm/src/memory/buffers.rs",

@@ -6,8 +6,8 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 7650),
-    ("vmm/cli/src/", 8335),
+    ("vmm/src/", 8620),
+    ("vmm/cli/src/", 8580),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
 ];
@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 11] = [
     &["machine"],
     &["arch"],
     &["devices", "virtio"],
-    &["vcpu", "disk_image"],
+    &["vcpu", "disk_image", "wire"],
     &["coalesced", "engine", "overlay"],
     &["geometry", "pieces"],
     &["memory", "timeline"],

@@ -26,7 +26,12 @@ fn main() -> Result<()> {
     capabilities::check(&kvm, &config)?;
 
     let kernel = Loadable::new(File::open(&path)?, path)?;
-    let files = Files { kernel: KernelFile::new(kernel, None), initrd: None, disks: Vec::new() };
+    let files = Files {
+        kernel: KernelFile::new(kernel, None),
+        initrd: None,
+        disks: Vec::new(),
+        wires: Vec::new(),
+    };
     let ram = machine::allocate_ram(&config)?;
     let mut console = Console::new(false)?;
     console.connect(File::from(std::io::stdout().as_fd().try_clone_to_owned()?), None);

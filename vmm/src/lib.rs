@@ -34,7 +34,7 @@
 //! # fn main() -> anyhow::Result<()> {
 //! let config = MachineConfig::default(); // 1 vCPU, 256 MiB
 //! let kernel = Loadable::new(File::open("bzImage")?, "bzImage".into())?;
-//! let files = Files { kernel: KernelFile::new(kernel, None), initrd: None, disks: Vec::new() };
+//! let files = Files { kernel: KernelFile::new(kernel, None), initrd: None, disks: Vec::new(), wires: Vec::new() };
 //! let ram = machine::allocate_ram(&config)?;
 //! let mut console = Console::new(false)?;
 //! console.connect(File::create("console.log")?, None);
@@ -79,6 +79,7 @@ pub mod sync;
 pub mod timeline;
 pub mod vcpu;
 pub mod virtio;
+pub mod wire;
 pub mod worker;
 
 pub use arch::layout;

@@ -22,6 +22,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Serves a virtio device.
     Device,
+    /// Serves a network card.
+    Network,
     /// Serves the virtio device that plugs memory.
     Memory,
     /// Serves the console.

@@ -12,12 +12,13 @@ use tinyvmm::arch::kernel::{KernelFile, KernelStore};
 use tinyvmm::config::{DiskConfig, MachineConfig};
 use tinyvmm::machine::Files;
 use tinyvmm::memory::loadable::Loadable;
+use tinyvmm::wire::Wire;
 
 use crate::config::ProcessConfig;
 use crate::{command, disks, kernel_cache};
 
-/// Opens the files that `machine` names.
-pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
+/// Opens the files that `machine` names; its network cards are at `wires`.
+pub fn open(machine: &MachineConfig, process: &ProcessConfig, wires: Vec<Wire>) -> Result<Files> {
     let kernel = machine.kernel.as_deref().context("no kernel: say --kernel FILE")?;
     let kernel = loadable(kernel).with_context(|| format!("kernel {}", kernel.display()))?;
     let path = kernel.path.clone();
@@ -39,7 +40,7 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
             log::warn!("disk {}: {warning}", config.path.display());
         }
     }
-    Ok(Files { kernel, initrd, disks })
+    Ok(Files { kernel, initrd, disks, wires })
 }
 
 /// Opens a file that is to be loaded into guest memory.

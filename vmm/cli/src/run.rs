@@ -1,5 +1,6 @@
 //! The thread that owns the machine: builds it, waits for its end, starts it again.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::jail::Jail;
 use crate::last_words::LastWords;
 use crate::measure::Record;
 use crate::names::{self, Named};
+use crate::net::{self, Network};
 use crate::report::ReportFile;
 use crate::{console, files, host, logger, process};
 
@@ -47,14 +49,20 @@ pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
     let record = Arc::new(record);
     record.reached(Mark::Configured);
     process::share_heap();
-    let jail = Jail::begin(process)?;
+    let mut jail = Jail::begin(process)?;
+    // What is outside the jail is connected before its namespaces are entered.
+    let connect = |_| Network::open(&config.machine.0.net)?.ready();
+    let network = process.jail.as_ref().map(connect).transpose()?;
+    jail.isolate()?;
     if process.boot_report.is_some() {
         record.count_instructions();
     }
     let (kvm, inbox) = (host::open_kvm()?, Inbox::new()?);
     let mut named = Named::open(config, &jail)?;
     let copy = named.as_ref().map(Named::copy).transpose()?;
-    let host = Host { jail, kvm, inbox, record, copy, is_measured: is_measured(process) };
+    let network = RefCell::new(network);
+    let is_measured = is_measured(process);
+    let host = Host { jail, kvm, inbox, record, copy, is_measured, network };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
     let mut report = report.map(|path| ReportFile::open(path, &config.machine.0)).transpose()?;
@@ -107,6 +115,8 @@ struct Host<'a> {
     /// Gets a copy of the console of a machine with a name.
     copy: Option<File>,
     is_measured: bool,
+    /// What was connected before the jail's namespaces were entered.
+    network: RefCell<Option<Network>>,
 }
 
 /// What a machine is built of, also after a reset.
@@ -164,9 +174,12 @@ impl Host<'_> {
     /// Opens the files that `config` names, and builds a machine that can start.
     fn assemble(&self, config: &Config) -> Result<(Parts, Machine)> {
         config.validate()?;
-        let (machine, process) = (config.machine_to_build(), &config.process);
+        let (mut machine, process) = (config.machine_to_build(), &config.process);
         capabilities::check(&self.kvm, &machine)?;
-        let files = files::open(&machine, process)?;
+        net::settle(&mut machine, process.name.as_deref())?;
+        let early = self.network.take();
+        let mut network = early.map_or_else(|| Network::open(&machine.net), Ok)?;
+        let files = files::open(&machine, process, std::mem::take(&mut network.wires))?;
         let misfit = Misfit::find(&files.kernel);
         let mut console = console::new(config)?;
         if let Some(copy) = &self.copy {
@@ -185,6 +198,7 @@ impl Host<'_> {
         let ends_at_reset = process.ends_at_reset();
         let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit };
         let mut machine = self.build(&parts, console)?;
+        network.ready()?;
         if process.jail.is_none() {
             // The last step before the start, when nothing else can fail.
             console::connect(machine.console(), config, self.inbox.waker())?;

@@ -4,6 +4,7 @@ mod balloon;
 mod cpus;
 mod disk;
 mod mem;
+mod net;
 mod rate;
 mod size;
 pub mod text;
@@ -18,6 +19,7 @@ pub use balloon::{BalloonConfig, BalloonFeatures};
 pub use cpus::Cpus;
 pub use disk::{Aio, DiskConfig, Overlay};
 pub use mem::Mem;
+pub use net::{Mac, NetConfig, NetEnd, Publish, User};
 pub use rate::{Bucket, RateLimit};
 pub use size::Size;
 
@@ -56,6 +58,8 @@ pub struct MachineConfig {
     pub cmdline_devices: bool,
     /// Disks: the first is /dev/vda.
     pub disk: Vec<DiskConfig>,
+    /// Network cards: the first is eth0.
+    pub net: Vec<NetConfig>,
     /// Limits of the random number generator's bytes and requests.
     #[serde(skip_serializing_if = "is_default")]
     pub entropy_limit: RateLimit,
@@ -88,6 +92,7 @@ impl Default for MachineConfig {
             cmdline_only: false,
             cmdline_devices: false,
             disk: Vec::new(),
+            net: Vec::new(),
             entropy_limit: RateLimit::default(),
             uart: Uart::Ports,
             boot_timer: false,
@@ -122,20 +127,31 @@ impl MachineConfig {
         );
         self.mem.validate_room(self.hugepages)?;
         self.balloon.validate(self.mem.boot, self.hugepages)?;
-        let max_disks = layout::MAX_VIRTIO + self.disk.len() - self.virtio_devices();
-        ensure!(
-            self.disk.len() <= max_disks,
-            "--disk: {} disks, at most {max_disks} can be had",
-            self.disk.len()
-        );
+        let asked_for = self.disk.len() + self.net.len();
+        let most = layout::MAX_VIRTIO + asked_for - self.virtio_devices();
+        let what = if self.net.is_empty() { "disks" } else { "disks and network cards" };
+        ensure!(asked_for <= most, "--disk: {asked_for} {what}, at most {most} can be had");
+        NetConfig::ensure_apart(&self.net)?;
         Ok(())
+    }
+
+    /// Publishes `port` at the first card in the user's network, which is added if there is none.
+    pub fn publish(&mut self, port: Publish) {
+        for card in &mut self.net {
+            if let NetEnd::User(user) = &mut card.end {
+                return user.publish.push(port);
+            }
+        }
+        let user = User { publish: vec![port], host: false };
+        self.net.push(NetConfig::new(NetEnd::User(user)));
     }
 
     /// The number of its virtio devices.
     pub fn virtio_devices(&self) -> usize {
         let random_numbers = 1;
         let (balloon, room) = (self.balloon_target().is_some(), self.mem.room().is_some());
-        self.disk.len() + random_numbers + usize::from(balloon) + usize::from(room)
+        let asked_for = self.disk.len() + self.net.len();
+        asked_for + random_numbers + usize::from(balloon) + usize::from(room)
     }
 
     /// The balloon's target at the start, in bytes; `None` for a machine without a balloon.

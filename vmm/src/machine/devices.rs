@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Files, Handles, Owner};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
-use crate::config::{MachineConfig, Uart};
+use crate::config::{Mac, MachineConfig, Uart};
 use crate::devices::boot_timer::BootTimer;
 use crate::devices::guest_report::{GuestReport, InitRuns};
 use crate::devices::output::Output;
@@ -22,11 +22,13 @@ use crate::devices::serial::SerialPort;
 use crate::layout;
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, GuestRam};
+use crate::random;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::mem::Mem;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
+use crate::virtio::net::Net;
 use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
@@ -74,6 +76,7 @@ impl Devices {
             balloon: None,
             memory: None,
             disks: Vec::new(),
+            cards: Vec::new(),
             serial: serial.clone(),
             panicked,
             power_button,
@@ -149,7 +152,7 @@ fn add_pc_devices(ports: &mut Bus, owner: &Owner) -> Result<()> {
     ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
 }
 
-/// The one list of virtio devices: disks first, so that the first is /dev/vda. Adds what they are reached by.
+/// The one list of virtio devices: disks first, so that the first is /dev/vda, then network cards. Adds what they are reached by.
 fn virtio_devices(
     config: &MachineConfig,
     files: &Files,
@@ -163,6 +166,14 @@ fn virtio_devices(
         block.limiter = Limiter::new(&disk.limit, Instant::now());
         handles.disks.push(block.counts().clone());
         devices.push(Box::new(block));
+    }
+    for (index, (card, wire)) in config.net.iter().zip(&files.wires).enumerate() {
+        let mac = card.mac.map_or_else(|| random::bytes().map(Mac::local), Ok)?;
+        let mut net = Net::new(wire.clone(), index, mac, card.mtu);
+        net.rx.limiter = Limiter::new(&card.rx_limit, Instant::now());
+        net.tx.limiter = Limiter::new(&card.tx_limit, Instant::now());
+        handles.cards.push(net.counts().clone());
+        devices.push(Box::new(net));
     }
     devices.push(Box::new(Rng { limiter: Limiter::new(&config.entropy_limit, Instant::now()) }));
     if let Some(target) = config.balloon_target() {

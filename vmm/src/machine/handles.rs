@@ -10,6 +10,7 @@ use crate::devices::serial::SerialPort;
 use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mem_handle::MemHandle;
+use crate::virtio::net_counts::NetCounts;
 
 /// The handles of a machine.
 pub struct Handles {
@@ -19,6 +20,8 @@ pub struct Handles {
     pub memory: Option<MemHandle>,
     /// What has gone through the disks, in the order of the configuration.
     pub disks: Vec<Arc<DiskCounts>>,
+    /// What has gone through the network cards, in the order of the configuration.
+    pub cards: Vec<Arc<NetCounts>>,
     /// The serial port, which a vCPU may hold for as long as it waits for the console's reader.
     pub serial: Arc<Mutex<SerialPort>>,
     pub(super) panicked: PanicFlag,

@@ -26,6 +26,8 @@ use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::block::Block;
 use crate::virtio::mmio::Mmio;
+use crate::virtio::net::Net;
+use crate::wire::Wire;
 use crate::worker::{self, Worker};
 
 /// What a machine is made of on the host, all of it open. A machine that resets is built again of the same.
@@ -36,6 +38,8 @@ pub struct Files {
     pub initrd: Option<Initrd>,
     /// The disks, locked, in the order of the configuration.
     pub disks: Vec<DiskImage>,
+    /// What the network cards are connected to, in the order of the configuration.
+    pub wires: Vec<Wire>,
 }
 
 /// Where a machine reports to.
@@ -80,7 +84,7 @@ pub struct RunningMachine {
 /// What is the same in a machine that runs and one that does not.
 struct Board {
     buses: Buses,
-    /// Disks first, in the order of the configuration.
+    /// Disks first, then network cards, in the order of the configuration.
     virtio: Vec<Arc<Mutex<Mmio>>>,
     handles: Handles,
     timeline: Timeline,
@@ -180,6 +184,17 @@ impl Machine {
     ) -> Result<()> {
         let disk = self.board.virtio.get(index).context("there is no such disk")?;
         lock(disk).transport.change(change)
+    }
+
+    /// Makes `change` to the network card with this index.
+    pub fn change_card(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut Net) -> Result<()>,
+    ) -> Result<()> {
+        let cards = self.board.virtio.iter().skip(self.board.handles.disks.len());
+        let card = cards.take(self.board.handles.cards.len()).nth(index);
+        lock(card.context("there is no such network card")?).transport.change(change)
     }
 
     /// Takes the machine apart; what it was connected to stays as it is.

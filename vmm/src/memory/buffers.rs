@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::{io, iter};
 
 use vm_memory::VolatileSlice;
 
@@ -74,6 +75,24 @@ impl<'a> Buffers<'a> {
         taken
     }
 
+    /// Lets go of the first `count` bytes, or of all if there are fewer.
+    fn advance(&mut self, count: usize) {
+        let mut left = count.min(self.len);
+        self.len -= left;
+        while left > 0
+            && let Some(first) = self.slices.front_mut()
+        {
+            match first.offset(left) {
+                Ok(rest) if first.len() > left => {
+                    *first = rest;
+                    return;
+                }
+                _ => left -= first.len(),
+            }
+            self.slices.pop_front();
+        }
+    }
+
     /// Takes the last byte, which is a request's status.
     pub fn take_last_byte(&mut self) -> Option<VolatileSlice<'a>> {
         let last = self.slices.back_mut()?;
@@ -99,6 +118,9 @@ impl<'a> Buffers<'a> {
     pub fn copy_to(&self, bytes: &mut [u8]) {
         let mut at = 0;
         for slice in &self.slices {
+            if at == bytes.len() {
+                break;
+            }
             at += slice.copy_to(&mut bytes[at..]);
         }
     }
@@ -107,6 +129,9 @@ impl<'a> Buffers<'a> {
     pub fn copy_from(&self, bytes: &[u8]) -> usize {
         let mut at = 0;
         for slice in &self.slices {
+            if at == bytes.len() {
+                break;
+            }
             let len = slice.len().min(bytes.len() - at);
             slice.copy_from(&bytes[at..at + len]);
             at += len;
@@ -128,10 +153,7 @@ impl<'a> Buffers<'a> {
 
     /// What a system call is given of it: at most [`MAX_PIECES`].
     pub fn pieces(&self) -> impl Iterator<Item = libc::iovec> {
-        self.slices.iter().take(MAX_PIECES).map(|slice| {
-            let guard = slice.ptr_guard_mut();
-            libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() }
-        })
+        self.slices.iter().take(MAX_PIECES).map(piece)
     }
 
     /// Reads from `file` at `offset` into the start of `self`; returns how many bytes.
@@ -153,6 +175,47 @@ impl<'a> Buffers<'a> {
         self.call(file, offset, libc::pwritev64)
     }
 
+    /// What a system call is given of the bytes in `range`: at most [`MAX_PIECES`].
+    fn pieces_of(&self, range: Range<usize>) -> impl Iterator<Item = libc::iovec> {
+        let mut before = 0;
+        let within = self.slices.iter().filter_map(move |slice| {
+            let at = before;
+            before += slice.len();
+            let (start, end) = (range.start.max(at), range.end.min(before));
+            slice.subslice(start - at, end.checked_sub(start)?).ok()
+        });
+        within.filter(|slice| !slice.is_empty()).take(MAX_PIECES).map(|slice| piece(&slice))
+    }
+
+    /// Reads from `from`, which has no position, into the bytes of `range`, then into `after`; returns how many bytes.
+    pub fn receive(
+        &self,
+        from: BorrowedFd,
+        range: Range<usize>,
+        after: &mut [u8],
+    ) -> io::Result<usize> {
+        let mut pieces: Vec<_> = self.pieces_of(range).collect();
+        // Otherwise the range may have more pieces, and is read on in the next call.
+        if !after.is_empty() && pieces.len() < MAX_PIECES {
+            pieces.push(libc::iovec { iov_base: after.as_mut_ptr().cast(), iov_len: after.len() });
+        }
+        // SAFETY: the pieces are guest RAM, which is mapped for as long as its slices live and which nobody holds
+        // references to, and `after`, which is borrowed for the call.
+        let done = unsafe { libc::readv(from.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes `before`, then the bytes of `range`, to `to`, which has no position; returns how many bytes.
+    pub fn send(&self, before: &[u8], range: Range<usize>, to: BorrowedFd) -> io::Result<usize> {
+        let iov_base = before.as_ptr().cast_mut().cast();
+        let before = libc::iovec { iov_base, iov_len: before.len() };
+        let pieces: Vec<_> =
+            iter::once(before).chain(self.pieces_of(range)).take(MAX_PIECES).collect();
+        // SAFETY: `before` is borrowed for the call, which only reads; the others are guest RAM as in `receive`.
+        let done = unsafe { libc::writev(to.as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
     fn call(&self, file: &File, offset: u64, call: Transfer) -> io::Result<usize> {
         let pieces: Vec<_> = self.pieces().collect();
         // SAFETY: the pieces are guest RAM, which is mapped for as long as its slices live and which nobody holds
@@ -168,7 +231,7 @@ impl<'a> Buffers<'a> {
             match self.call(file, offset, call) {
                 Ok(0) => break,
                 Ok(done) => {
-                    self.take(done);
+                    self.advance(done);
                     offset += done as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -177,6 +240,11 @@ impl<'a> Buffers<'a> {
         }
         Ok(self)
     }
+}
+
+fn piece(slice: &VolatileSlice) -> libc::iovec {
+    let guard = slice.ptr_guard_mut();
+    libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: slice.len() }
 }
 
 /// preadv2(2) with RWF_NOWAIT.
@@ -218,8 +286,14 @@ impl Held {
         &self.buffers
     }
 
+    /// Adds what `other` holds, of the same RAM, at the end.
+    pub fn append(&mut self, other: Self) {
+        self.buffers.len += other.buffers.len;
+        self.buffers.slices.extend(other.buffers.slices);
+    }
+
     /// Lets go of the first `count` bytes.
     pub fn advance(&mut self, count: usize) {
-        self.buffers.take(count);
+        self.buffers.advance(count);
     }
 }

@@ -384,9 +384,8 @@ impl VirtioDevice for Block {
             let (false, Ok(left)) = (left.is_zero(), Timespec::try_from(left)) else {
                 return false;
             };
-            let mut done = [PollFd::new(&self.engine, PollFlags::IN)];
             // An error is EINTR, by whoever waits for the thread.
-            let _ = poll(&mut done, Some(&left));
+            let _ = poll(&mut [PollFd::new(&self.engine, PollFlags::IN)], Some(&left));
             // A queue that cannot be followed has lost its requests; they are taken back all the same.
             if let Err(error) = self.complete(queues) {
                 log::debug!("{}: {error:#}", self.name);

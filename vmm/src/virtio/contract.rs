@@ -18,18 +18,23 @@ mod registers;
 #[cfg(test)]
 mod turns;
 
+use std::os::unix::net::UnixStream;
+use std::{io, thread};
+
 use vmm_sys_util::tempfile::TempFile;
 
 use super::VirtioDevice;
 use super::balloon::Balloon;
 use super::block::Block;
 use super::mem::Mem;
+use super::net::Net;
 use super::rng::Rng;
 use super::test_driver::{DATA, Driver, RAM_SIZE};
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, Mac};
 use crate::disk_image;
 use crate::memory::hotplug::{Hotplug, Slots};
 use crate::memory::{self, GuestRam, RamRegion, of_ranges};
+use crate::wire::Wire;
 
 /// A device and a request to which it responds with `written` of `room` bytes.
 pub struct DeviceCase {
@@ -45,7 +50,7 @@ pub struct DeviceCase {
 }
 
 /// All devices. A new device is a new line, which has it tested and fuzzed.
-pub const DEVICE_CASES: [DeviceCase; 6] = [
+pub const DEVICE_CASES: [DeviceCase; 7] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
@@ -67,6 +72,16 @@ pub const DEVICE_CASES: [DeviceCase; 6] = [
         written: 0,
         late: &[2],
         main: 0,
+    },
+    // Sends a frame; what it could receive never comes.
+    DeviceCase {
+        name: "net",
+        make: || Box::new(card()),
+        request: &[0; 12 + 60],
+        room: 513,
+        written: 0,
+        late: &[0],
+        main: 1,
     },
     // Plugs the second block; a repetition gets an error.
     DeviceCase {
@@ -101,6 +116,13 @@ fn memory(ram: &GuestRam) -> Mem {
     let device = Mem::new(Hotplug::new(&with_hotplug_region(ram), NoCpus).unwrap());
     device.handle().request(BLOCKS * BLOCK).unwrap();
     device
+}
+
+/// A card whose other end takes all and sends nothing.
+fn card() -> Net {
+    let (mut other, end) = UnixStream::pair().unwrap();
+    thread::spawn(move || io::copy(&mut other, &mut io::sink()));
+    Net::new(Wire::stream(end.into()).unwrap(), 0, Mac([2, 0, 0, 0, 0, 1]), Some(65520))
 }
 
 const fn disks(name: &'static str, make: fn() -> Box<dyn VirtioDevice>) -> DeviceCase {
@@ -164,7 +186,6 @@ fn for_each_device(check: fn(&DeviceCase, &mut Driver)) {
 #[cfg(test)]
 fn in_time(name: &str, test: impl FnOnce() + Send + 'static) {
     use std::panic::resume_unwind;
-    use std::thread;
     use std::time::{Duration, Instant};
     let thread = thread::Builder::new().name(name.to_owned()).spawn(test).unwrap();
     let end = Instant::now() + Duration::from_secs(60);

@@ -12,6 +12,9 @@ pub mod disk_counts;
 pub mod mem;
 pub mod mem_handle;
 pub mod mmio;
+pub mod net;
+pub mod net_counts;
+mod net_room;
 pub mod queue;
 pub mod rate;
 pub mod registers;
@@ -28,6 +31,8 @@ mod block_tests;
 pub mod contract;
 #[cfg(test)]
 mod mem_tests;
+#[cfg(test)]
+mod net_tests;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]

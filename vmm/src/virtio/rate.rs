@@ -94,9 +94,39 @@ impl Limiter {
         true
     }
 
+    /// Takes the tokens of `bytes` of a request that was admitted when they were not known.
+    pub fn charge(&mut self, bytes: u64) {
+        self.bytes.iter_mut().for_each(|bucket| bucket.take(bytes));
+    }
+
     /// When to try waiting requests again. Returned once.
     pub fn resume_at(&mut self) -> Option<Instant> {
         self.resume_at.take()
+    }
+}
+
+/// A limit, and what it has admitted that has not passed yet.
+#[derive(Default)]
+pub struct Gate {
+    /// The limit.
+    pub limiter: Option<Limiter>,
+    is_open: bool,
+}
+
+impl Gate {
+    /// Whether the next one, of `bytes` bytes, may pass now; asked again, the limit has admitted it already.
+    pub fn admits(&mut self, bytes: usize) -> bool {
+        let admitted = |limiter: &mut Limiter| limiter.admit(bytes as u64, Instant::now());
+        self.is_open = self.is_open || self.limiter.as_mut().is_none_or(admitted);
+        self.is_open
+    }
+
+    /// What it was asked for has passed; `more` of its bytes were not known before.
+    pub fn close(&mut self, more: usize) {
+        self.is_open = false;
+        if let Some(limiter) = &mut self.limiter {
+            limiter.charge(more as u64);
+        }
     }
 }
 

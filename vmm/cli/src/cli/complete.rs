@@ -2,7 +2,7 @@
 //! all shells offer the same: what this tinyvmm takes.
 
 use clap::{Arg, Command, ValueEnum, ValueHint};
-use tinyvmm::config::DiskConfig;
+use tinyvmm::config::{DiskConfig, NetConfig};
 
 /// A shell with a completion script.
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -186,10 +186,14 @@ impl Offers {
         let (first, options) = name.split_once("[,").unwrap_or((name, ""));
         if let Some((kept, _)) = typed.rsplit_once(',') {
             let kept = format!("{prefix}{kept},");
-            if arg.get_id() == "disk" {
-                let words =
-                    DiskConfig::OPTIONS.map(|option| (format!("{kept}{option}"), String::new()));
-                return self.words.extend(words);
+            let all: &[&str] = match arg.get_id().as_str() {
+                "disk" => &DiskConfig::OPTIONS,
+                "net" => &NetConfig::OPTIONS,
+                _ => &[],
+            };
+            self.words.extend(all.iter().map(|option| (format!("{kept}{option}"), String::new())));
+            if !all.is_empty() {
+                return;
             }
             for option in options.split("[,") {
                 let end = option.find(['=', '[', ']']).unwrap_or(option.len());

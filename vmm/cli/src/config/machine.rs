@@ -10,11 +10,14 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
 use serde::{Deserialize, Serialize};
-use tinyvmm::config::{BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem};
+use tinyvmm::config::{BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem, NetConfig, Publish};
 use toml::{Table, Value};
 use uuid::Uuid;
 
 use super::SWITCH;
+
+/// The flag that is no field: it adds to a network card.
+const PUBLISH: &str = "publish";
 
 /// The machine that flags describe.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -96,6 +99,22 @@ fn devices() -> Vec<Arg> {
                 read; `lock=off` leaves that out, for file systems that have no locks.",
         ),
         about(
+            text::<NetConfig>("net", "user|tap=NAME|fd=N[,OPTION]...").action(ArgAction::Append),
+            "Network card: in the user's network, or at a tap of the host's. May be given several times",
+            "With `user` the guest has the network of the user who runs tinyvmm, without root: passt, a process of its \
+                own, makes connections for it, and gives it an address by DHCP. `tap` is an existing tap device, `fd` an \
+                open descriptor: a tap, or a stream of frames. An OPTION is publish=[ADDRESS:]HOST:GUEST[/udp] (of \
+                `user`: a port of this host leads to one of the guest), host (of `user`: the guest reaches what listens \
+                on this host's loopback, at its gateway's address), mac=ADDRESS, or mtu=BYTES.",
+        ),
+        about(
+            text::<Publish>(PUBLISH, "[ADDRESS:]HOST:GUEST[/udp]")
+                .short('p')
+                .action(ArgAction::Append),
+            "Port of this host that leads to one of the guest; implies --net user. May be given several times",
+            "Whoever reaches the address reaches the guest: without ADDRESS that is everybody on this host's networks.",
+        ),
+        about(
             flag("uart", "ports|memory")
                 .default_value("ports")
                 .value_parser(["ports", "memory"])
@@ -174,6 +193,7 @@ impl FromArgMatches for MachineFlags {
         let args = args();
         let given = args
             .iter()
+            .filter(|arg| arg.get_id() != PUBLISH)
             .filter_map(|arg| Some((arg.get_id().as_str().to_owned(), value(arg, matches)?)));
         let machine = MachineConfig::deserialize(Value::Table(given.collect::<Table>()));
         let mut machine =
@@ -181,6 +201,10 @@ impl FromArgMatches for MachineFlags {
         // Paths need not be UTF-8, as tables are.
         machine.kernel = matches.get_one("kernel").cloned();
         machine.initrd = matches.get_one("initrd").cloned();
+        for port in matches.get_many::<String>(PUBLISH).into_iter().flatten() {
+            let port = port.parse().map_err(|e| clap::Error::raw(ErrorKind::ValueValidation, e))?;
+            machine.publish(port);
+        }
         Ok(Self(machine))
     }
 
@@ -219,6 +243,7 @@ mod tests {
         });
         let mut fields: Vec<_> = fields.unwrap().keys().cloned().collect();
         let mut flags: Vec<_> = args().iter().map(|arg| arg.get_id().to_string()).collect();
+        flags.retain(|flag| flag != PUBLISH);
         fields.sort();
         flags.sort();
         assert_eq!(flags, fields);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 use std::{io, thread};
 
 use kvm_ioctls::Kvm;
@@ -30,6 +31,10 @@ pub(super) struct Facts {
     pub(super) pool: Option<(u64, u64)>,
     pub(super) available_mib: Option<u64>,
     pub(super) tun: io::Result<()>,
+    /// The version of passt.
+    pub(super) passt: io::Result<String>,
+    /// Whether there is a default route, which passt needs.
+    pub(super) has_route: bool,
     /// Whether the kernel has seccomp filters.
     pub(super) seccomp: bool,
     /// Whether a disk's requests can be kept going by io_uring.
@@ -63,6 +68,8 @@ impl Facts {
             pool: pool(),
             available_mib: available_mib(),
             tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
+            passt: passt(),
+            has_route: has_route(),
             seccomp: jail::has_seccomp(),
             io_uring: Ring::new().map(drop),
             io_uring_disabled: fs::read_to_string(IO_URING).ok(),
@@ -93,6 +100,26 @@ fn landlock() -> Option<i32> {
         .join()
         .ok()
         .flatten()
+}
+
+/// The first line of its version.
+fn passt() -> io::Result<String> {
+    let output = Command::new("passt").arg("--version").stderr(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or("passt").trim().to_owned())
+}
+
+/// Whether a route leads to all addresses: of length 0, by the 8th or 2nd field (net/ipv4/fib_trie.c, net/ipv6/route.c).
+fn has_route() -> bool {
+    let any = |file: &str, field: usize, zero: &str| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let is_default = |line: &str| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            fields.get(field) == Some(&zero) && fields.last() != Some(&"lo")
+        };
+        text.lines().any(is_default)
+    };
+    any("/proc/net/route", 7, "00000000") || any("/proc/net/ipv6_route", 1, "00")
 }
 
 /// Memory that new programs can have without swapping, in MiB (proc(5)).

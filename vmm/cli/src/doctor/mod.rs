@@ -68,6 +68,7 @@ impl Diagnosis {
         findings.push(kind);
         findings.extend(judge_surroundings(facts));
         findings.push(judge_io_uring(facts));
+        findings.push(judge_passt(facts));
         findings.extend(judge_jail(facts));
         let (verdict, exit_code) = match findings.iter().map(|finding| finding.status).max() {
             Some(Severity::Unusable) => ("unusable", 2),
@@ -199,8 +200,8 @@ fn judge_surroundings(facts: &Facts) -> [Finding; 5] {
         None => Severity::Info.on("memory", "unknown: no MemAvailable in /proc/meminfo"),
     };
     let tun = match &facts.tun {
-        Ok(()) => "opens, though nothing needs it yet".into(),
-        Err(error) => format!("nothing needs it yet: {error}"),
+        Ok(()) => "opens, for --net tap=NAME".into(),
+        Err(error) => format!("for --net tap=NAME: {error}"),
     };
     let nested = Severity::Info.on("nested", nested);
     [nested, thp, pool, memory, Severity::Info.on("/dev/net/tun", tun)]
@@ -222,6 +223,20 @@ fn judge_io_uring(facts: &Facts) -> Finding {
     };
     let detail = format!("none, threads keep a disk's requests going: {error}");
     Severity::Info.on("io_uring", detail).remedy(remedy)
+}
+
+fn judge_passt(facts: &Facts) -> Finding {
+    match &facts.passt {
+        Err(error) => Severity::Info
+            .on("passt", format!("none, --net user needs it: {error}"))
+            .remedy("install the package passt"),
+        Ok(version) if facts.has_route => {
+            Severity::Ok.on("passt", format!("{version}, for --net user"))
+        }
+        Ok(version) => Severity::Info
+            .on("passt", format!("{version}, but this host has no default route, which it needs"))
+            .remedy("connect the host; offline: ip link add out type dummy, with an address and a default route by it"),
+    }
 }
 
 /// What stands in the way of a guest that has taken over the process.
@@ -275,6 +290,8 @@ mod tests {
             pool: None,
             available_mib: Some(4096),
             tun: Err(io::ErrorKind::NotFound.into()),
+            passt: Err(io::ErrorKind::NotFound.into()),
+            has_route: true,
             seccomp: true,
             io_uring: Ok(()),
             io_uring_disabled: None,

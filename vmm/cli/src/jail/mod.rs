@@ -1,7 +1,7 @@
 //! The rights that the process gives up, so that a guest which takes it over gains nothing.
 //!
-//! In this order: [`Jail::begin`] before anything is opened; [`Jail::drop_privileges`] when all files are;
-//! [`Jail::close`] when the machine is about to run. Threads that start later get their filter as they start.
+//! In this order: [`Jail::begin`] before anything is opened; [`Jail::isolate`] when what is outside is connected;
+//! [`Jail::drop_privileges`] when all files are open; [`Jail::close`] when the machine is about to run. Threads that start later get their filter as they start.
 
 mod confine;
 pub mod landlock;
@@ -38,11 +38,12 @@ enum FilterRole {
 
 #[cfg(test)]
 impl FilterRole {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
         Self::Worker(ThreadKind::Vcpu),
         Self::Worker(ThreadKind::Device),
+        Self::Worker(ThreadKind::Network),
         Self::Worker(ThreadKind::Memory),
         Self::Worker(ThreadKind::Console),
         Self::Worker(API),
@@ -84,8 +85,7 @@ pub struct Jail<'a> {
 }
 
 impl<'a> Jail<'a> {
-    /// Lists inherited descriptors, and enters new namespaces where `process` asks for that: only the process in these
-    /// returns from here. To be called while nothing is open and no other thread runs.
+    /// Lists inherited descriptors. To be called while nothing is open.
     pub fn begin(process: &'a ProcessConfig) -> Result<Self> {
         let exit_code = match process.command.is_empty() {
             _ if process.firecracker.is_some() => EXIT_BAD_SYSCALL,
@@ -100,7 +100,7 @@ impl<'a> Jail<'a> {
             let (inherited, names) = (RefCell::default(), OnceCell::new());
             return Ok(Self { on, config, exit_code, inherited, names });
         }
-        let mut inherited = Inherited::find().unwrap_or_else(|error| {
+        let inherited = Inherited::find().unwrap_or_else(|error| {
             log::warn!(
                 "inherited files stay open: listing them takes /proc or Linux 5.9 ({error})"
             );
@@ -108,9 +108,6 @@ impl<'a> Jail<'a> {
         });
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         setrlimit(Resource::Core, none).context("cannot forbid core dumps")?;
-        if let Some(config) = config {
-            confine::isolate(config, &mut inherited).with_context(|| format!("--jail {config}"))?;
-        }
         let (inherited, names) = (RefCell::new(inherited), OnceCell::new());
         Ok(Self { on, config, exit_code, inherited, names })
     }
@@ -122,6 +119,14 @@ impl<'a> Jail<'a> {
 
     fn kept<'b>(&'b self, api: Option<&'b File>) -> Kept<'b> {
         Kept { api, names: self.names.get().map(|names| &**names) }
+    }
+
+    /// Enters new namespaces where the configuration asks for that: only the process in these returns from here. To be
+    /// called while no other thread runs.
+    pub fn isolate(&mut self) -> Result<()> {
+        let Some(config) = self.config.filter(|_| self.on) else { return Ok(()) };
+        confine::isolate(config, self.inherited.get_mut())
+            .with_context(|| format!("--jail {config}"))
     }
 
     /// Becomes the configuration's user, with its folder as the root.

@@ -9,6 +9,7 @@ use libc::*;
 
 use super::landlock::Kept;
 use super::{API, ATTACH, FilterRole};
+use tinyvmm::wire::TUNSETOFFLOAD;
 use tinyvmm::worker::ThreadKind;
 
 /// A system call, and when it is allowed.
@@ -57,10 +58,11 @@ pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
     Ok(match kind {
         ThreadKind::Vcpu => vec![VCPU, ANY],
         ThreadKind::Device => vec![ANY, DEVICE],
+        ThreadKind::Network => vec![ANY, NETWORK],
         ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
         // The starter's limits apply to the threads that it starts.
-        ThreadKind::Starter => vec![ANY, VCPU, DEVICE, MEMORY, CONSOLE, START],
+        ThreadKind::Starter => vec![ANY, VCPU, DEVICE, NETWORK, MEMORY, CONSOLE, START],
         API => vec![ANY, CLIENTS],
         ATTACH => vec![ANY, CLIENTS, LOG],
         ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
@@ -147,6 +149,10 @@ const DEVICE: &[SyscallRule] = &[
     always(SYS_getrandom),
     SyscallRule(SYS_madvise, Is(2, &[MADV_REMOVE as u32])),
 ];
+
+/// To read a wire; what a driver takes of a tap is known once it is ready.
+const NETWORK: &[SyscallRule] =
+    &[always(SYS_readv), SyscallRule(SYS_ioctl, Is(1, &[TUNSETOFFLOAD]))];
 
 const MEMORY: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
 

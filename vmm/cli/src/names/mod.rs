@@ -19,7 +19,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use tinyvmm::config::MachineConfig;
+use tinyvmm::config::{MachineConfig, NetConfig};
 use tinyvmm::random;
 use tinyvmm::worker::Worker;
 
@@ -121,6 +121,8 @@ impl Named {
     fn describe(&mut self, machine: &MachineConfig) -> Result<()> {
         (self.description.cpus, self.description.memory) =
             (machine.cpus.count(), machine.mem.bytes());
+        let ports = machine.net.iter().flat_map(NetConfig::published);
+        self.description.ports = ports.map(ToString::to_string).collect();
         self.write()
     }
 
