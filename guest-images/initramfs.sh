@@ -2,21 +2,22 @@
 
 packages() { echo busybox-static; }
 base_recipes() { echo "kernel-$flavour"; }
-source_files() { echo init power-button tell.s; }
+source_files() { echo init lease power-button tell.s; }
 tools() { printf '%s\n' as:binutils cpio:cpio depmod:kmod xz:xz-utils; }
 
 make() {
     local out=$1 kernel=$2 root=$work/root
-    mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,etc/acpi/PWRF}
+    mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,etc/acpi/PWRF,etc/udhcpc}
     unpack_packages "$work/packages"
     add_busybox "$work/packages/bin/busybox" "$root"
     ln -s bin "$root/sbin"
-    [ ! -d "$kernel/modules" ] || add_modules "$kernel" "$root" virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio_rng \
+    [ ! -d "$kernel/modules" ] || add_modules "$kernel" "$root" virtio_mmio virtio_pci virtio_blk virtio_net af_packet virtio_console virtio_rng \
         virtio_balloon virtio_mem vmw_vsock_virtio_transport ext4 crc32c_generic crc32c_intel button evdev pvpanic_mmio
     cp "$here/init" "$root/init"
     as -msyntax=intel -mnaked-reg -o "$work/tell.o" "$here/tell.s"
     objcopy -O binary -j .rodata.tell "$work/tell.o" "$root/bin/tell"
     chmod +x "$root/bin/tell"
+    cp "$here/lease" "$root/etc/udhcpc/default.script"
     cp "$here/power-button" "$root/etc/acpi/PWRF/00000080"
     pack_initramfs "$root" "$out"
 }
