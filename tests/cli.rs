@@ -72,7 +72,7 @@ fn flags_of_other_programs_are_reported_with_what_to_say_here() {
         ("-kernel x", &["'-kernel'", "say --kernel"]),
         ("-nographic", &["--console"]),
         ("-enable-kvm", &["leave it out"]),
-        ("--net none", &["--net", "'none'", "say user"]),
+        ("--net none", &["--net none: say user"]),
         ("--network none", &["--net user"]),
         ("-p 80", &["-p", "'80'", "as in 8080:80"]),
         ("--netdev user", &["--net user"]),

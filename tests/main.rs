@@ -27,6 +27,7 @@ mod kvm_box;
 mod linux;
 mod measure;
 mod names;
+mod net;
 mod recipes;
 mod release;
 mod shells;

@@ -12,6 +12,7 @@ mod disk;
 mod ends;
 mod load;
 mod memory;
+mod net;
 mod small;
 
 use std::ffi::OsString;

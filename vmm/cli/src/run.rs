@@ -178,7 +178,7 @@ impl Host<'_> {
         capabilities::check(&self.kvm, &machine)?;
         net::settle(&mut machine, process.name.as_deref())?;
         let early = self.network.take();
-        let mut network = early.map_or_else(|| Network::open(&machine.net), Ok)?;
+        let mut network = early.map_or_else(|| Network::open(&config.machine.0.net), Ok)?;
         let files = files::open(&machine, process, std::mem::take(&mut network.wires))?;
         let misfit = Misfit::find(&files.kernel);
         let mut console = console::new(config)?;

@@ -17,7 +17,8 @@ use self::passt::Passt;
 pub struct Network {
     /// In the order of the cards.
     pub wires: Vec<Wire>,
-    starting: Vec<Passt>,
+    /// What starts, and for which card.
+    starting: Vec<(Passt, String)>,
 }
 
 impl Network {
@@ -35,7 +36,7 @@ impl Network {
         Ok(match &card.end {
             NetEnd::User(user) => {
                 let (passt, end) = Passt::start(user, card.mtu)?;
-                self.starting.push(passt);
+                self.starting.push((passt, card.to_string()));
                 Wire::stream(end)?
             }
             NetEnd::Tap(name) => Wire::tap(tap::open(name)?)?,
@@ -45,7 +46,9 @@ impl Network {
 
     /// Waits until all that was started serves, or has failed.
     pub fn ready(mut self) -> Result<Self> {
-        self.starting.drain(..).try_for_each(Passt::wait)?;
+        for (passt, card) in self.starting.drain(..) {
+            passt.wait().with_context(|| format!("--net {card}"))?;
+        }
         Ok(self)
     }
 }

@@ -1,9 +1,9 @@
 //! The host's tap devices (Documentation/networking/tuntap.rst), and descriptors that were inherited.
 
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::{io, mem};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -20,8 +20,11 @@ const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Opens the tap `name`, which is there.
 pub fn open(name: &str) -> Result<OwnedFd> {
+    let terminated = CString::new(name)?;
+    // SAFETY: the call reads a name that ends with a zero byte. /sys may be that of another network namespace.
+    let index = unsafe { libc::if_nametoindex(terminated.as_ptr()) };
     ensure!(
-        Path::new("/sys/class/net").join(name).exists(),
+        index != 0,
         "there is none: sudo ip tuntap add {name} mode tap user $USER && sudo ip link set {name} up"
     );
     let mut options = OpenOptions::new();
