@@ -18,7 +18,7 @@ pub const NETWORK: &str = "ip link set lo up && ip link add out type veth peer n
     ip -6 route add default via fd99::1";
 
 /// A tinyvmm in a network namespace of its own, after `script`; `None` where the host forbids that.
-fn in_namespace(script: &str) -> Option<Vmm> {
+pub fn in_namespace(script: &str) -> Option<Vmm> {
     let script = format!("{script} && exec \"$@\"");
     let words = ["unshare", "-n", "sh", "-c", &script, "sh"];
     let probe = Command::new(words[0]).args(&words[1..]).arg("true").output().unwrap();

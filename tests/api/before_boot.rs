@@ -179,7 +179,7 @@ fn what_is_not_there_or_not_yet_is_refused() {
         ("/actions", "", "body is missing"),
         ("/actions", "[", "EOF"),
         ("/tinyvmm/power-button", "", "not started"),
-        ("/network-interfaces/eth0", "{}", "not supported yet"),
+        ("/network-interfaces/eth0", "{}", "missing field `iface_id`"),
         ("/vsock", "{}", "not supported yet"),
         ("/snapshot/load", "{}", "not supported yet"),
         ("/mmds", "{}", "not supported yet"),
@@ -359,7 +359,8 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         with(&file, guests::hello).run().refuses(3, &words);
     };
     refused("vsock", json!({}), &["vsock: not supported"]);
-    refused("network-interfaces", json!([{}]), &["network-interfaces: not supported"]);
+    refused("network-interfaces", json!([{}]), &["missing field `iface_id`"]);
+    refused("mmds-config", json!({}), &["mmds-config: not supported"]);
     refused("balloon", json!({"amount_mib": "1"}), &["line 1 column", "string \"1\""]);
     refused("legs", json!(2), &["unknown field `legs`"]);
     refused("machine-config", json!({"vcpu_count": 99, "mem_size_mib": 32}), &["vcpu_count 99"]);

@@ -7,6 +7,7 @@ mod clients;
 mod ctl;
 mod exchange;
 mod firecracker;
+mod interfaces;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -32,7 +32,7 @@ pub mod names;
 #[cfg(not(feature = "api"))]
 #[path = "no_names.rs"]
 pub mod names;
-mod net;
+pub mod net;
 pub mod print_config;
 pub mod process;
 pub mod report;

@@ -2,12 +2,15 @@
 //!
 //! Fields that are not supported are here, too, so that they are refused by name and not as misspelt.
 
+mod interface;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+pub use self::interface::{NetworkInterface, PartialNetworkInterface};
 use tinyvmm::config::{Aio, DiskConfig, RateLimit};
 
 /// PUT /actions

@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 
 use super::bodies::{
     BalloonBody, BootSource, Drive, Entropy, Logger, MachineConfiguration, MemoryHotplug,
-    MetricsBody, Serial,
+    MetricsBody, NetworkInterface, Serial,
 };
 use super::routes::Configure;
 use crate::cli;
@@ -48,7 +48,7 @@ struct File {
     metrics: Option<MetricsBody>,
     cpu_config: Option<IgnoredAny>,
     #[serde(default)]
-    network_interfaces: Vec<IgnoredAny>,
+    network_interfaces: Vec<NetworkInterface>,
     #[serde(default)]
     pmem: Vec<IgnoredAny>,
     vsock: Option<IgnoredAny>,
@@ -62,7 +62,6 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     let file: File = serde_json::from_str(&text)?;
     for (name, is_there) in [
         ("cpu-config", file.cpu_config.is_some()),
-        ("network-interfaces", !file.network_interfaces.is_empty()),
         ("pmem", !file.pmem.is_empty()),
         ("vsock", file.vsock.is_some()),
         ("mmds-config", file.mmds_config.is_some()),
@@ -79,6 +78,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     steps.extend(file.machine_config.map(Configure::Machine));
     steps.push(Configure::BootSource(file.boot_source));
     steps.extend(file.drives.into_iter().map(Configure::Drive));
+    steps.extend(file.network_interfaces.into_iter().map(Configure::Interface));
     steps.extend(file.balloon.map(Configure::Balloon));
     steps.extend(file.memory_hotplug.map(Configure::Memory));
     steps.extend(file.entropy.map(Configure::Entropy));

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::bodies::{Logger, PartialDrive, VmState};
+use super::bodies::{Logger, PartialDrive, PartialNetworkInterface, VmState};
 use super::metrics::{Latencies, Metrics, micros};
 use super::routes::{ApiRequest, Configure, ControlCommand, Resource};
 use super::setup::{Setup, balloon_size, disk};
@@ -83,6 +83,14 @@ impl Api {
             let limiter = Limiter::new(&disk.limit, Instant::now());
             machine.change_disk(index, |block| {
                 block.limiter = limiter;
+                Ok(())
+            })?;
+        }
+        for (index, card) in config.net.iter().enumerate() {
+            let [rx, tx] = [&card.rx_limit, &card.tx_limit];
+            let [rx, tx] = [rx, tx].map(|limit| Limiter::new(limit, Instant::now()));
+            machine.change_card(index, |net| {
+                (net.rx.limiter, net.tx.limiter) = (rx, tx);
                 Ok(())
             })?;
         }
@@ -165,6 +173,7 @@ impl Api {
             ControlCommand::FlushMetrics => self.flush_metrics(machine),
             ControlCommand::State(state) => self.set_state(*state, machine),
             ControlCommand::Drive(drive) => self.change_drive(drive, machine),
+            ControlCommand::Interface(update) => self.change_interface(update, machine),
         }
     }
 
@@ -203,6 +212,27 @@ impl Api {
             })?;
             self.setup = setup;
         }
+        Ok(())
+    }
+
+    fn change_interface(
+        &mut self,
+        update: &PartialNetworkInterface,
+        machine: &mut LiveMachine,
+    ) -> Result<()> {
+        let mut setup = self.setup.clone();
+        let (index, card) = setup.update_interface(update)?;
+        let limiter = |limit| Limiter::new(limit, Instant::now());
+        let rx = update.rx_rate_limiter.map(|_| limiter(&card.rx_limit));
+        let tx = update.tx_rate_limiter.map(|_| limiter(&card.tx_limit));
+        machine.while_stopped(|machine| {
+            machine.change_card(index, |net| {
+                rx.into_iter().for_each(|limiter| net.rx.limiter = limiter);
+                tx.into_iter().for_each(|limiter| net.tx.limiter = limiter);
+                Ok(())
+            })
+        })?;
+        self.setup = setup;
         Ok(())
     }
 

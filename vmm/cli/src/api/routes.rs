@@ -55,6 +55,7 @@ pub enum Configure {
     Machine(MachineConfiguration),
     PartialMachine(PartialMachineConfiguration),
     Drive(Drive),
+    Interface(NetworkInterface),
     Balloon(BalloonBody),
     Memory(MemoryHotplug),
     Entropy(Entropy),
@@ -75,6 +76,8 @@ pub enum ControlCommand {
     State(VmState),
     /// PATCH /drives/{drive_id}
     Drive(PartialDrive),
+    /// PATCH /network-interfaces/{iface_id}
+    Interface(PartialNetworkInterface),
     /// PUT /tinyvmm/stop
     Stop,
 }
@@ -89,13 +92,12 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
     // Slashes at the ends are ignored, as in Firecracker.
     let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
-        (
-            _,
-            ["network-interfaces" | "pmem" | "snapshot", _]
-            | ["vsock" | "mmds"]
-            | ["mmds", "config"]
-            | ["balloon", "hinting", _],
-        ) => Err(of("not supported yet".into())),
+        (_, ["pmem" | "snapshot", _] | ["vsock"] | ["balloon", "hinting", _]) => {
+            Err(of("not supported yet".into()))
+        }
+        (_, ["mmds"] | ["mmds", "config"]) => Err(of(
+            "not supported yet: there is no metadata service, use boot_args or a drive".into(),
+        )),
         (Method::Get, parts) => {
             let resource = resource(parts).ok_or_else(|| nothing("GET", path))?;
             empty(body).map_err(of)?;
@@ -141,8 +143,12 @@ fn put(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
         ["boot-source"] => json(body).map(Configure::BootSource),
         ["machine-config"] => json(body).map(Configure::Machine),
         ["drives", id] => json(body).and_then(|drive: Drive| {
-            same_id(id, &drive.drive_id)?;
+            same_id("drive_id", id, &drive.drive_id)?;
             Ok(Configure::Drive(drive))
+        }),
+        ["network-interfaces", id] => json(body).and_then(|interface: NetworkInterface| {
+            same_id("iface_id", id, &interface.iface_id)?;
+            Ok(Configure::Interface(interface))
         }),
         ["balloon"] => json(body).map(Configure::Balloon),
         ["hotplug", "memory"] => json(body).map(Configure::Memory),
@@ -161,8 +167,12 @@ fn patch(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
         ["machine-config"] => json(body)
             .map(|machine| ApiRequest::Configure(Box::new(Configure::PartialMachine(machine)))),
         ["drives", id] => json(body).and_then(|drive: PartialDrive| {
-            same_id(id, &drive.drive_id)?;
+            same_id("drive_id", id, &drive.drive_id)?;
             Ok(ApiRequest::Control(ControlCommand::Drive(drive)))
+        }),
+        ["network-interfaces", id] => json(body).and_then(|update: PartialNetworkInterface| {
+            same_id("iface_id", id, &update.iface_id)?;
+            Ok(ApiRequest::Control(ControlCommand::Interface(update)))
         }),
         ["vm"] => json(body).map(|vm: Vm| ApiRequest::Control(ControlCommand::State(vm.state))),
         ["balloon"] => json(body).map(ApiRequest::ResizeBalloon),
@@ -199,13 +209,14 @@ fn nearly_empty(body: &[u8]) -> Result<(), String> {
     if nothing { Ok(()) } else { Err("takes no body".into()) }
 }
 
-fn same_id(path: &str, body: &str) -> Result<(), String> {
+/// Checks an id that the path has and, as the field `name`, the body.
+fn same_id(name: &str, path: &str, body: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if path != body {
-        return Err(format!("drive_id is '{body}' in the body: say the same in both"));
+        return Err(format!("{name} is '{body}' in the body: say the same in both"));
     }
     if path.is_empty() || path.len() > 64 || !path.chars().all(fits) {
-        return Err("a drive_id is 1 to 64 letters, digits, _ and -".into());
+        return Err(format!("{name}: say 1 to 64 letters, digits, _ and -"));
     }
     Ok(())
 }
@@ -241,15 +252,21 @@ mod tests {
     }
 
     #[test]
-    fn a_drive_has_one_name() {
-        let put = |path: &str, id: &str| {
-            let body = format!(r#"{{"drive_id":"{id}","is_root_device":false}}"#);
-            request(Method::Put, &format!("/drives/{path}"), body.as_bytes())
-        };
-        put("root_1-a", "root_1-a").unwrap();
-        assert!(put("a", "b").unwrap_err().contains("same"));
-        put("a%20b", "a%20b").unwrap_err();
-        put(&"x".repeat(65), &"x".repeat(65)).unwrap_err();
+    fn a_drive_or_interface_has_one_name() {
+        for (folder, name, rest) in [
+            ("drives", "drive_id", r#""is_root_device":false"#),
+            ("network-interfaces", "iface_id", r#""host_dev_name":"tap0""#),
+        ] {
+            let put = |path: &str, id: &str| {
+                let body = format!(r#"{{"{name}":"{id}",{rest}}}"#);
+                request(Method::Put, &format!("/{folder}/{path}"), body.as_bytes())
+            };
+            put("root_1-a", "root_1-a").unwrap();
+            let other = put("a", "b").unwrap_err();
+            assert!(other.contains("same") && other.contains(name), "{other}");
+            assert!(put("a%20b", "a%20b").unwrap_err().contains(name));
+            put(&"x".repeat(65), &"x".repeat(65)).unwrap_err();
+        }
     }
 
     proptest! {
@@ -257,7 +274,7 @@ mod tests {
         fn no_path_or_body_makes_it_panic(path: String, body: Vec<u8>, text in r#"\{("[a-z_]{1,9}":(1|"x"|null|\[\]),?){0,4}\}"#) {
             for method in [Method::Get, Method::Put, Method::Patch] {
                 let _ = request(method, &path, &body);
-                for path in ["/drives/a", "/machine-config", "/balloon", "/hotplug/memory", "/actions", "/cpu-config"] {
+                for path in ["/drives/a", "/network-interfaces/a", "/machine-config", "/balloon", "/hotplug/memory", "/actions", "/cpu-config"] {
                     let _ = request(method, path, &body);
                     let _ = request(method, path, text.as_bytes());
                 }

@@ -1,5 +1,7 @@
 //! The description of a machine over the API, until its start.
 
+mod interfaces;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,10 +27,12 @@ const MIN_SLOT_MIB: u64 = 128;
 /// The configuration of the flags, with the API's changes.
 #[derive(Clone)]
 pub(super) struct Setup {
-    /// Has the API's memory, CPUs, balloon and console, too.
+    /// Has the API's memory, CPUs, network cards, balloon and console, too.
     config: Config,
     boot_source: Option<BootSource>,
     drives: Vec<Drive>,
+    /// The names of the last cards: the ones before are those of flags.
+    interfaces: Vec<String>,
     /// Seconds between statistics of the balloon.
     interval: u16,
 }
@@ -39,7 +43,8 @@ impl Setup {
         let mut config = config.clone();
         // As in Firecracker, a reset ends the machine.
         config.process.no_reboot |= config.machine.0.kernel.is_none();
-        Self { config, boot_source: None, drives: Vec::new(), interval: 0 }
+        let (boot_source, drives, interfaces, interval) = Default::default();
+        Self { config, boot_source, drives, interfaces, interval }
     }
 
     /// The configuration so far.
@@ -95,6 +100,7 @@ impl Setup {
                 next.set_machine(&part.applied_to(self.machine()))?;
             }
             Configure::Drive(drive) => next.set_drive(drive)?,
+            Configure::Interface(interface) => next.set_interface(&interface)?,
             Configure::Balloon(balloon) => next.set_balloon(&balloon)?,
             Configure::Memory(memory) => next.set_memory(memory)?,
             // The machine has the device in any case.
@@ -339,7 +345,7 @@ impl Setup {
             "machine-config": self.machine(),
             "memory-hotplug": self.memory(),
             "mmds-config": null,
-            "network-interfaces": [],
+            "network-interfaces": self.interfaces(),
             "pmem": [],
             "vsock": null,
         }))

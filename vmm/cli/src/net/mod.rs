@@ -53,6 +53,11 @@ impl Network {
     }
 }
 
+/// Connects `card` for a moment: whether it can be.
+pub fn probe(card: &NetConfig) -> Result<()> {
+    Network::default().connect(card).map(drop)
+}
+
 /// A wire at a descriptor that the parent process has left open.
 fn given(number: i32) -> Result<Wire> {
     let end: OwnedFd = tap::duplicate(number)?;
