@@ -1,5 +1,8 @@
 //! Network interfaces that are described over the API. Each test has taps in a network namespace of its own.
 
+use std::fs;
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use super::{Client, SOCKET, listening};
@@ -73,6 +76,7 @@ const TAPS: &str = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6; \
     ip tuntap add tap0 mode tap && ip tuntap add tap1 mode tap && ip link set tap0 up && \
     ip addr add 192.0.2.1/24 dev tap0 && \
     ip neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev tap0";
+const START: &str = r#"{"action_type":"InstanceStart"}"#;
 /// A limit of 2 requests an hour and more.
 const TWO: &str = r#"{"ops":{"size":2,"refill_time":10000000}}"#;
 
@@ -111,6 +115,17 @@ impl Client {
     fn limit(&self, id: &str, which: &str, limit: &str) {
         let body = format!(r#"{{"iface_id":"{id}","{which}":{limit}}}"#);
         self.does("PATCH", &format!("/network-interfaces/{id}"), &body);
+    }
+
+    /// The sum of this figure in all lines of metrics, one more included.
+    fn sum(&self, running: &Running, group: &str, name: &str) -> u64 {
+        self.does("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+        let lines = fs::read_to_string(running.dir().path("metrics")).unwrap();
+        let figure = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            line[group][name].as_u64().unwrap_or_else(|| panic!("no {group}.{name} in {line}"))
+        };
+        lines.lines().map(figure).sum()
     }
 }
 
@@ -172,6 +187,48 @@ fn an_interface_that_is_wrong_is_refused_and_changes_nothing() {
     client.refuses("PUT", path, r#"{"iface_id":"eth0"}"#, &["missing field `host_dev_name`"]);
     client.refuses("PATCH", path, r#"{"iface_id":"eth0"}"#, &["not started"]);
     assert_eq!(client.get("/vm/config"), before);
+}
+
+#[test]
+fn limits_hold_from_the_start_and_can_be_changed_while_it_runs() {
+    let Some((running, client)) = waiting(&[]) else { return };
+    client.does("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
+    client.does("PUT", "/metrics", r#"{"metrics_path":"metrics"}"#);
+    let one: Value = serde_json::from_str(r#"{"ops":{"size":1,"refill_time":10000000}}"#).unwrap();
+    client.put("eth0", "tap0", json!({"rx_rate_limiter": one, "tx_rate_limiter": one}));
+    client.does("PUT", "/actions", START);
+    let client = &client;
+    let sum = |running: &Running, name| client.sum(running, "net_eth0", name);
+    let passes =
+        |name, count| move |running: &Running| client.sum(running, "net_eth0", name) > count;
+    let frames =
+        |running: &Running| ["rx_packets_count", "tx_packets_count"].map(|n| sum(running, n));
+    let running = running.prints("ready");
+    let namespace = format!("--net={}", running.proc("ns/net").display());
+    let datagrams = "for n in 1 2 3; do echo > /dev/udp/192.0.2.2/9; done";
+    let sent = Command::new("nsenter").args([&namespace, "bash", "-c", datagrams]).status();
+    assert!(sent.unwrap().success());
+    let (rx_waits, tx_waits) = ("rx_rate_limiter_throttled", "tx_rate_limiter_throttled");
+    let running = running.until(passes(rx_waits, 0)).until(passes(tx_waits, 0));
+    assert_eq!(frames(&running), [1, 1]);
+    assert_eq!((sum(&running, "rx_count"), sum(&running, "tx_bytes_count")), (1, 60));
+    // Of headers of Ethernet, IPv4 and UDP, and a byte.
+    assert_eq!(client.sum(&running, "net", "rx_bytes_count"), 14 + 20 + 8 + 1);
+
+    let waits = sum(&running, tx_waits);
+    client.limit("eth0", "tx_rate_limiter", TWO);
+    let running = running.until(passes(tx_waits, waits)).prints("sent\nsent\nsent\n");
+    assert_eq!(frames(&running), [1, 3]);
+    client.limit("eth0", "rx_rate_limiter", r#"{"ops":{"size":0,"refill_time":0}}"#);
+    let running = running.until(passes("rx_packets_count", 2));
+    assert_eq!(frames(&running), [3, 3]);
+    assert_eq!(client.interfaces()[0]["tx_rate_limiter"]["ops"]["size"], 2);
+    client.refuses("PATCH", "/network-interfaces/x", r#"{"iface_id":"x"}"#, &["no such interface"]);
+    let (path, body) = interface("eth0", "tap0", json!({}));
+    client.refuses("PATCH", &path, &body, &["unknown field `host_dev_name`"]);
+    client.refuses("PUT", &path, &body, &["only before"]);
+    client.does("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#);
+    running.wait().exits(4);
 }
 
 #[test]

@@ -13,14 +13,15 @@ use serde_json::{Value, json};
 use super::bodies;
 use crate::config::StartTimes;
 use tinyvmm::virtio::disk_counts::DiskCounts;
+use tinyvmm::virtio::net_counts::NetCounts;
 use vmm_sys_util::metric::Metric;
 
 /// The interval of lines.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// A field of a disk, and its counter.
-type Field = (&'static str, fn(&DiskCounts) -> u64);
-const DISK: [Field; 7] = [
+/// A field of a device, and its counter.
+type Field<T> = (&'static str, fn(&T) -> u64);
+const DISK: [Field<DiskCounts>; 7] = [
     ("read_count", |disk| disk.reads.count()),
     ("read_bytes", |disk| disk.read_bytes.count()),
     ("write_count", |disk| disk.writes.count()),
@@ -29,7 +30,24 @@ const DISK: [Field; 7] = [
     ("execute_fails", |disk| disk.errors.count()),
     ("rate_limiter_throttled_events", |disk| disk.throttled.count()),
 ];
-type DiskFigures = [u64; DISK.len()];
+const CARD: [Field<NetCounts>; 10] = [
+    ("rx_bytes_count", |card| card.rx_bytes.count()),
+    ("rx_packets_count", |card| card.rx_frames.count()),
+    ("rx_count", |card| card.rx_frames.count()),
+    ("rx_fails", |card| card.rx_dropped.count()),
+    ("rx_rate_limiter_throttled", |card| card.rx_throttled.count()),
+    ("tx_bytes_count", |card| card.tx_bytes.count()),
+    ("tx_packets_count", |card| card.tx_frames.count()),
+    ("tx_count", |card| card.tx_frames.count()),
+    ("tx_fails", |card| card.tx_dropped.count()),
+    ("tx_rate_limiter_throttled", |card| card.tx_throttled.count()),
+];
+
+/// The counters of devices, with the devices' names.
+pub(super) struct Counters<'a> {
+    pub disks: Vec<(String, &'a DiskCounts)>,
+    pub cards: Vec<(String, &'a NetCounts)>,
+}
 
 /// All groups and their fields: clients refuse a line that lacks one.
 const FIELDS: &str = include_str!("metrics.txt");
@@ -42,7 +60,7 @@ pub(super) struct Metrics {
     /// When the next line is due; `None` before the machine has started.
     due: Option<Instant>,
     /// The counts in the line before.
-    counted: BTreeMap<String, DiskFigures>,
+    counted: BTreeMap<String, Vec<u64>>,
     /// A line could not be written, and that was logged.
     failed: bool,
 }
@@ -99,20 +117,16 @@ impl Metrics {
     }
 
     /// Writes a line if the file takes it without blocking.
-    pub(super) fn write(
-        &mut self,
-        disks: &[(String, &DiskCounts)],
-        measured: &Latencies,
-    ) -> Result<()> {
-        let line = format!("{}\n", self.line(disks, measured));
+    pub(super) fn write(&mut self, counters: &Counters, measured: &Latencies) -> Result<()> {
+        let line = format!("{}\n", self.line(counters, measured));
         let written = self.file.write(line.as_bytes()).context("cannot write metrics")?;
         anyhow::ensure!(written == line.len(), "cannot write all of the metrics");
         Ok(())
     }
 
     /// Writes a line of the interval; logs the first failure.
-    pub(super) fn write_unasked(&mut self, disks: &[(String, &DiskCounts)], measured: &Latencies) {
-        if let Err(error) = self.write(disks, measured)
+    pub(super) fn write_unasked(&mut self, counters: &Counters, measured: &Latencies) {
+        if let Err(error) = self.write(counters, measured)
             && !std::mem::replace(&mut self.failed, true)
         {
             log::warn!("{error:#}");
@@ -124,7 +138,7 @@ impl Metrics {
         self.counted.clear();
     }
 
-    fn line(&mut self, disks: &[(String, &DiskCounts)], measured: &Latencies) -> Value {
+    fn line(&mut self, counters: &Counters, measured: &Latencies) -> Value {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let groups = FIELDS.lines().filter_map(|line| line.split_once(": "));
         let mut line: Value =
@@ -140,28 +154,42 @@ impl Metrics {
         ] {
             line[group][name] = Value::from(value);
         }
-        let no_disk = line["block"].take();
-        let of_disk = |figures: &DiskFigures| {
-            let mut disk = no_disk.clone();
-            DISK.iter()
-                .zip(figures)
-                .for_each(|((name, _), figure)| disk[*name] = Value::from(*figure));
-            disk
-        };
-        let mut sum = DiskFigures::default();
-        for (id, counts) in disks {
-            let counted = self.counted.entry(id.clone()).or_default();
-            let figures = DISK.map(|(_, count)| count(counts));
-            let mut more = figures;
-            more.iter_mut()
-                .zip(&*counted)
-                .for_each(|(more, counted)| *more = more.saturating_sub(*counted));
-            sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-            *counted = figures;
-            line[format!("block_{id}")] = of_disk(&more);
-        }
-        line["block"] = of_disk(&sum);
+        self.count(&mut line, "block", &DISK, &counters.disks);
+        self.count(&mut line, "net", &CARD, &counters.cards);
         line
+    }
+
+    /// Fills a group in for each of `devices`, and that of their sum.
+    fn count<T>(
+        &mut self,
+        line: &mut Value,
+        group: &str,
+        fields: &[Field<T>],
+        devices: &[(String, &T)],
+    ) {
+        let none = line[group].take();
+        let filled = |figures: &[u64]| {
+            let mut all = none.clone();
+            fields
+                .iter()
+                .zip(figures)
+                .for_each(|((name, _), figure)| all[*name] = (*figure).into());
+            all
+        };
+        let mut sum = vec![0; fields.len()];
+        for (id, counts) in devices {
+            let name = format!("{group}_{id}");
+            let counted = self.counted.entry(name.clone()).or_default();
+            counted.resize(fields.len(), 0);
+            let mut more = Vec::new();
+            for ((_, count), counted) in fields.iter().zip(counted) {
+                let before = std::mem::replace(counted, count(counts));
+                more.push(counted.saturating_sub(before));
+            }
+            sum.iter_mut().zip(&more).for_each(|(sum, more)| *sum += more);
+            line[name] = filled(&more);
+        }
+        line[group] = filled(&sum);
     }
 }
 
@@ -197,7 +225,12 @@ mod tests {
     fn a_line_counts_what_was_since_the_line_before() {
         let mut metrics = metrics(File::open("/dev/null").unwrap());
         let (a, b, measured) = (DiskCounts::default(), DiskCounts::default(), Latencies::default());
-        let mut line = || metrics.line(&[("a".into(), &a), ("b".into(), &b)], &measured);
+        let card = NetCounts::default();
+        let mut line = || {
+            let disks = vec![("a".into(), &a), ("b".into(), &b)];
+            metrics.line(&Counters { disks, cards: vec![("a".into(), &card)] }, &measured)
+        };
+        card.tx_bytes.add(60);
         a.reads.add(2);
         a.read_bytes.add(1024);
         b.reads.add(1);
@@ -207,13 +240,16 @@ mod tests {
             (&first["block"]["read_count"], &first["block"]["read_bytes"]),
             (&3.into(), &1024.into())
         );
+        assert_eq!(first["net_a"]["tx_bytes_count"], 60);
         b.reads.add(4);
+        card.tx_bytes.add(61);
         let second = line();
         assert_eq!(
             (&second["block_a"]["read_count"], &second["block_b"]["read_count"]),
             (&0.into(), &4.into())
         );
         assert_eq!(second["block"]["read_count"], 4);
+        assert_eq!(second["net"]["tx_bytes_count"], 61);
         // Fields that tinyvmm does not count are present.
         assert_eq!(second["block_b"]["write_agg"]["max_us"], 0);
         assert_eq!(second["vsock"]["rx_read_fails"], 0);

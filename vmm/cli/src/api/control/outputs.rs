@@ -3,7 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -13,11 +12,10 @@ use super::super::setup::Setup;
 use super::Api;
 use crate::api::FIRECRACKER_VERSION;
 use crate::api::bodies::{self, Logger};
-use crate::api::metrics::{Latencies, Metrics};
+use crate::api::metrics::{Counters, Latencies, Metrics};
 use crate::config::FirecrackerConfig;
 use crate::logger;
-use tinyvmm::machine::{LiveMachine, Machine};
-use tinyvmm::virtio::disk_counts::DiskCounts;
+use tinyvmm::machine::{Handles, LiveMachine, Machine};
 
 impl Api {
     /// Applies the flags that Firecracker has for messages and metrics.
@@ -62,9 +60,9 @@ impl Api {
 
     /// PUT /actions, FlushMetrics.
     pub(super) fn flush_metrics(&mut self, machine: &LiveMachine) -> Result<()> {
-        let disks = named_disks(&self.setup, disks(machine));
+        let counters = named(&self.setup, machine.handles());
         let metrics = self.metrics.as_mut().context("metrics have no file: PUT /metrics first")?;
-        metrics.write(&disks, &self.measured)
+        metrics.write(&counters, &self.measured)
     }
 
     /// When the running machine's next metrics are due, if they have a destination.
@@ -77,7 +75,7 @@ impl Api {
         let Some(metrics) = &mut self.metrics else { return false };
         let is_due = metrics.take_due(Instant::now());
         if is_due {
-            metrics.write_unasked(&named_disks(&self.setup, disks(machine)), &self.measured);
+            metrics.write_unasked(&named(&self.setup, machine.handles()), &self.measured);
         }
         is_due
     }
@@ -85,21 +83,20 @@ impl Api {
     /// Writes the last metrics of a machine that has ended or resets.
     pub fn write_last_metrics(&mut self, machine: &Machine) {
         if let Some(metrics) = &mut self.metrics {
-            metrics
-                .write_unasked(&named_disks(&self.setup, &machine.handles().disks), &self.measured);
+            let counters = named(&self.setup, Some(machine.handles()));
+            metrics.write_unasked(&counters, &self.measured);
             metrics.forget();
         }
     }
 }
 
-/// The counters of each disk, with its name.
-fn named_disks<'a>(setup: &Setup, disks: &'a [Arc<DiskCounts>]) -> Vec<(String, &'a DiskCounts)> {
-    let counts = disks.iter().map(|disk| &**disk);
-    setup.drive_ids().into_iter().zip(counts).collect()
-}
-
-fn disks(machine: &LiveMachine) -> &[Arc<DiskCounts>] {
-    machine.handles().map_or(&[], |handles| &handles.disks)
+/// The counters of each device, with its name.
+fn named<'a>(setup: &Setup, handles: Option<&'a Handles>) -> Counters<'a> {
+    let (disks, cards) = handles.map_or((&[][..], &[][..]), |all| (&all.disks, &all.cards));
+    Counters {
+        disks: setup.drive_ids().into_iter().zip(disks.iter().map(|disk| &**disk)).collect(),
+        cards: setup.interface_ids().zip(cards.iter().map(|card| &**card)).collect(),
+    }
 }
 
 /// Opens a file or named pipe to append lines to.
