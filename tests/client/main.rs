@@ -1,7 +1,8 @@
 //! An independent client: fctools starts tinyvmm as firecracker, describes machines, boots Linux, pauses, resumes,
-//! limits and exchanges a disk, reads metrics, and stops it. `client FIRECRACKER KERNEL INITRD`
+//! limits and exchanges a disk, limits a network interface, reads metrics, and stops it. `client FIRECRACKER KERNEL INITRD`
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -32,6 +33,7 @@ type Resources = ResourceSystem<DirectProcessSpawner, SmolRuntime>;
 const MIB: u64 = 1 << 20;
 /// More than any step takes in the box.
 const PATIENCE: Duration = Duration::from_secs(120);
+const TAP: &str = "client0";
 const ARGS: &str = "console=ttyS0 panic=1 cryptomgr.notests quiet";
 
 /// Files of a test, in a folder of its own.
@@ -40,6 +42,8 @@ struct Lab {
     firecracker: PathBuf,
     kernel: PathBuf,
     initrd: PathBuf,
+    /// There is a tap for the machines.
+    has_tap: bool,
     runtime: SmolRuntime,
 }
 
@@ -68,6 +72,17 @@ impl Lab {
         let path = self.folder.join(name);
         fs::File::create(&path)?.set_len(len)?;
         Ok(path)
+    }
+
+    fn interfaces(&self) -> Vec<NetworkInterface> {
+        let interface = NetworkInterface {
+            iface_id: "eth0".into(),
+            host_dev_name: TAP.into(),
+            guest_mac: Some("02:00:00:00:00:01".into()),
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+        };
+        self.has_tap.then_some(interface).into_iter().collect()
     }
 
     /// A machine that runs `script`, before it is started.
@@ -113,7 +128,7 @@ impl Lab {
                 huge_pages: Some(HugePages::None),
             },
             cpu_template: None,
-            network_interfaces: Vec::new(),
+            network_interfaces: self.interfaces(),
             balloon_device: None,
             vsock_device: None,
             logger_system: None,
@@ -190,11 +205,21 @@ impl Lab {
         ensure!(first.block.read_bytes >= MIB && first.block.read_count > 0, "{first:?}");
         ensure!(first.latencies_us.pause_vm > 0 && first.block.execute_fails == 0, "{first:?}");
 
+        // The guest has asked for an address.
+        ensure!(!self.has_tap || first.net.tx_packets_count > 0, "{:?}", first.net);
         let bucket = TokenBucket { size: 1000, one_time_burst: None, refill_time: 100 };
         let rate_limiter = Some(RateLimiter {
             bandwidth: TokenBucket { size: MIB, ..bucket.clone() },
             ops: bucket,
         });
+        if self.has_tap {
+            let limits = UpdateNetworkInterface {
+                iface_id: "eth0".into(),
+                rx_rate_limiter: rate_limiter.clone(),
+                tx_rate_limiter: rate_limiter.clone(),
+            };
+            named(vm.update_network_interface(limits).await, "limits of an interface")?;
+        }
         let larger = self.disk("larger", 3 * MIB)?;
         let block = self.existing(vm.get_resource_system_mut(), &larger)?;
         named(block.start_initialization_with_same_path(), "another file")?;
@@ -238,6 +263,16 @@ where
     Err(Error::msg(format!("the guest did not print {wanted}:\n{seen}")))
 }
 
+/// Makes a tap; false where that cannot be.
+fn make_tap() -> bool {
+    let script = format!("modprobe -q tun; ip tuntap add {TAP} mode tap && ip link set {TAP} up");
+    let made = Command::new("sh").args(["-c", &script]).status().is_ok_and(|made| made.success());
+    if !made {
+        println!("client: SKIPPED: no tap can be made here, so there is no network interface");
+    }
+    made
+}
+
 fn main() -> Result<()> {
     let mut args = env::args_os().skip(1).map(PathBuf::from);
     let mut next = || args.next().context("client FIRECRACKER KERNEL INITRD");
@@ -248,7 +283,8 @@ fn main() -> Result<()> {
     std::os::unix::fs::symlink(fs::canonicalize(tinyvmm)?, &firecracker)?;
     let executor = Arc::new(Executor::new());
     let runtime = SmolRuntime::with_executor(executor.clone());
-    let lab = Lab { folder, firecracker, kernel, initrd, runtime };
+    let has_tap = make_tap();
+    let lab = Lab { folder, firecracker, kernel, initrd, has_tap, runtime };
     let result = futures_lite::future::block_on(executor.run(async {
         lab.by_file().await.context("a machine that a file describes")?;
         println!("client: a machine that a file describes: ok");
@@ -258,6 +294,9 @@ fn main() -> Result<()> {
         eprintln!("{}", fs::read_to_string(lab.folder.join("log")).unwrap_or_default());
     }
     fs::remove_dir_all(&lab.folder)?;
+    if has_tap {
+        Command::new("ip").args(["link", "delete", TAP]).status()?;
+    }
     result?;
     println!("client: a machine that requests describe: ok");
     Ok(())
