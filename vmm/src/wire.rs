@@ -52,6 +52,7 @@ struct Framing {
     left: usize,
     /// The frame's driver is gone: the rest is filled up.
     fills: bool,
+    is_lost: bool,
 }
 
 impl Wire {
@@ -197,6 +198,16 @@ impl Wire {
         let framing = &mut *lock(&self.framing);
         framing.skips |= framing.received > 0;
         framing.fills = framing.left > 0;
+    }
+
+    /// Nothing comes or goes any more.
+    pub fn lose(&self) {
+        lock(&self.framing).is_lost = true;
+    }
+
+    /// Whether that is so.
+    pub fn is_lost(&self) -> bool {
+        lock(&self.framing).is_lost
     }
 
     /// Whether the other end is gone.

@@ -71,7 +71,7 @@ impl Net {
     /// The `index`-th card, at the end of `wire`.
     pub fn new(wire: Wire, index: usize, mac: Mac, mtu: Option<u16>) -> Self {
         wire.abandon();
-        let space = Space { mac, mtu, is_up: AtomicBool::new(true) };
+        let space = Space { mac, mtu, is_up: AtomicBool::new(!wire.is_lost()) };
         Self {
             wire,
             name: format!("net{index}"),
@@ -108,6 +108,7 @@ impl Net {
             "{}: what it is connected to is gone ({why}): the guest's link is down",
             self.name
         );
+        self.wire.lose();
         self.space.is_up.store(false, Ordering::SeqCst);
         if let Some(interrupt) = &self.interrupt {
             interrupt.config_changed();
@@ -156,11 +157,12 @@ impl Net {
             return Ok(false);
         }
         let Some(held) = &self.room.buffers else { return Ok(false) };
-        match self.wire.receive(held.buffers(), room.min(size)) {
+        let most = room.min(size);
+        match self.wire.receive(held.buffers(), most) {
             Err(error) => return Ok(self.fails(&error)),
             Ok(len) => {
                 self.rx.close(if known.is_none() { len - HEADER } else { 0 });
-                match len > room {
+                match len > most {
                     true => self.counts.rx_dropped.inc(),
                     false => self.deliver(queue, len, known.is_none())?,
                 }
@@ -276,7 +278,7 @@ impl Net {
         let takes = takes.into_iter().filter(|(feature, _)| self.has(*feature));
         let what = takes.fold(0, |all, (_, one)| all | one);
         if let Err(error) = self.wire.set_offload(what) {
-            log::warn!("{}: the tap cannot be set up: {error}", self.name);
+            self.cut(&error);
         }
     }
 }

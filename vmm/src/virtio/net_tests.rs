@@ -252,6 +252,21 @@ fn the_link_goes_down_when_the_other_end_is_gone_or_speaks_nonsense() {
 }
 
 #[test]
+fn a_card_of_a_machine_that_is_built_again_has_a_link_that_is_down_as_before() {
+    let (other, end) = UnixStream::pair().unwrap();
+    let wire = Wire::stream(end.into()).unwrap();
+    let card = || Box::new(Net::new(wire.clone(), 0, Mac([2, 0, 0, 0, 0, 1]), None));
+    let is_up = |driver: &mut Driver| driver.get(0x100 + 4) >> 16 & 1 == 1;
+    let mut driver = Driver::new(card());
+    driver.init();
+    assert!(is_up(&mut driver));
+    drop(other);
+    driver.wait_until("the link to go down", |driver| !is_up(driver));
+    drop(driver);
+    assert!(!is_up(&mut Driver::new(card())));
+}
+
+#[test]
 fn frames_are_limited_each_way() {
     let bucket = Bucket { size: 150, one_time_burst: None, refill_time: 1 << 40 };
     let limit = RateLimit { bandwidth: Some(bucket), ops: None };
