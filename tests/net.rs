@@ -72,6 +72,21 @@ fn passt_ends_with_the_machine_however_that_ends() {
 }
 
 #[test]
+fn passt_gets_nothing_that_was_open_before() {
+    let Some(vmm) = in_namespace(&format!("{NETWORK} && exec 9</etc/hostname")) else { return };
+    let vmm = vmm.guest(guests::idle).args(["-p", "127.0.0.1:40805:80"]);
+    let running = vmm.start().prints("idle");
+    let all = Command::new("pgrep").args(["-f", "^passt.*40805"]).output().unwrap();
+    let pid = String::from_utf8(all.stdout).unwrap();
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.trim())).unwrap();
+    let open = open.map(|fd| fs::read_link(fd.unwrap().path()).unwrap()).collect::<Vec<_>>();
+    assert!(open.len() > 3, "{open:?}");
+    assert!(!open.iter().any(|path| path.ends_with("hostname")), "{open:?}");
+    running.signal(libc::SIGKILL);
+    running.wait();
+}
+
+#[test]
 fn many_starts_and_kills_leave_no_process() {
     for _ in 0..20 {
         let Some(vmm) = in_user_network("40802") else { return };
