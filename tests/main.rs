@@ -32,6 +32,7 @@ mod recipes;
 mod release;
 mod shells;
 mod small;
+mod snapshot;
 mod stop;
 mod terminal;
 mod tidy;

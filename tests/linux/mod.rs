@@ -14,6 +14,7 @@ mod load;
 mod memory;
 mod net;
 mod small;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ use tinyvmm::arch::kernel::KernelFile;
 use tinyvmm::config::MachineConfig;
 use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Events};
-use tinyvmm::machine::{self, Files, Machine, Owner};
+use tinyvmm::machine::{self, Files, Machine, Owner, Start};
 use tinyvmm::memory::loadable::Loadable;
 
 fn main() -> Result<()> {
@@ -26,12 +26,8 @@ fn main() -> Result<()> {
     capabilities::check(&kvm, &config)?;
 
     let kernel = Loadable::new(File::open(&path)?, path)?;
-    let files = Files {
-        kernel: KernelFile::new(kernel, None),
-        initrd: None,
-        disks: Vec::new(),
-        wires: Vec::new(),
-    };
+    let start = Start::Boot { kernel: KernelFile::new(kernel, None), initrd: None };
+    let files = Files { start, disks: Vec::new(), wires: Vec::new() };
     let ram = machine::allocate_ram(&config)?;
     let mut console = Console::new(false)?;
     console.connect(File::from(std::io::stdout().as_fd().try_clone_to_owned()?), None);

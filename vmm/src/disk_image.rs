@@ -189,6 +189,16 @@ impl DiskImage {
         self.readonly
     }
 
+    /// Its file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file of the layer that takes the writes, if there is one.
+    pub fn layer(&self) -> Option<&File> {
+        self.layer.as_ref().map(|layer| &**layer.file())
+    }
+
     /// Whether it is locked as well as its owner wants it: some file systems have no locks.
     pub fn locked(&self) -> bool {
         self.locked

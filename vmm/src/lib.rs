@@ -28,13 +28,14 @@
 //! use tinyvmm::config::MachineConfig;
 //! use tinyvmm::devices::console::Console;
 //! use tinyvmm::event::{Event, Events};
-//! use tinyvmm::machine::{self, Files, Machine, Owner};
+//! use tinyvmm::machine::{self, Files, Machine, Owner, Start};
 //! use tinyvmm::memory::loadable::Loadable;
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let config = MachineConfig::default(); // 1 vCPU, 256 MiB
 //! let kernel = Loadable::new(File::open("bzImage")?, "bzImage".into())?;
-//! let files = Files { kernel: KernelFile::new(kernel, None), initrd: None, disks: Vec::new(), wires: Vec::new() };
+//! let start = Start::Boot { kernel: KernelFile::new(kernel, None), initrd: None };
+//! let files = Files { start, disks: Vec::new(), wires: Vec::new() };
 //! let ram = machine::allocate_ram(&config)?;
 //! let mut console = Console::new(false)?;
 //! console.connect(File::create("console.log")?, None);

@@ -49,7 +49,23 @@ pub struct Vcpu {
     pub timeline: Timeline,
     /// Processor time of the vCPU's threads, without the present one.
     pub cpu_time: Duration,
+    /// It is stopped, and the guest sees what its last instruction did.
+    pub is_between_instructions: bool,
 }
+
+/// What a vCPU came back with.
+enum Entered {
+    /// An exit that was served.
+    Exit,
+    /// None: a signal, or a stop.
+    Interrupted,
+    /// The guest's end.
+    Halt(Halt),
+}
+
+/// Most exits of one instruction: KVM goes back into the guest after 1,024 bytes of a string (x86_emulate_insn,
+/// arch/x86/kvm/emulate.c).
+const MOST_EXITS: u32 = 2048;
 
 impl Work for Vcpu {
     fn name(&self) -> String {
@@ -66,17 +82,37 @@ impl Work for Vcpu {
 
     fn run(&mut self, stop: &StopFlag) {
         while !stop.is_set() {
-            if let Some(halt) = self.run_once() {
+            if let Entered::Halt(halt) = self.run_once() {
                 return self.events.send(Event::Halt(halt));
             }
         }
+        self.finish_instruction();
     }
 }
 
 impl Vcpu {
-    /// Runs until the next exit. Returns the guest's end, if the exit was one.
-    fn run_once(&mut self) -> Option<Halt> {
-        let internal = |what: String| Some(Halt::Internal(what));
+    /// Completes the instruction whose exit was served last: KVM does that when it is entered again, and until then the
+    /// registers say that it is still to come.
+    fn finish_instruction(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        let mut exits = 0..MOST_EXITS;
+        self.is_between_instructions = loop {
+            match self.run_once() {
+                Entered::Exit if exits.next().is_some() => {}
+                Entered::Exit => break false,
+                Entered::Interrupted => break true,
+                Entered::Halt(halt) => {
+                    self.events.send(Event::Halt(halt));
+                    break false;
+                }
+            }
+        };
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    /// Runs until the next exit, and serves it.
+    fn run_once(&mut self) -> Entered {
+        let internal = |what: String| Entered::Halt(Halt::Internal(what));
         let exit = self.fd.run();
         self.buses.flush_coalesced_writes();
         match exit {
@@ -105,7 +141,7 @@ impl Vcpu {
                 self.timeline.exited(Access::Write(address));
                 self.buses.mmio.write(address, data);
             }
-            Ok(VcpuExit::Shutdown) => return Some(Halt::TripleFault),
+            Ok(VcpuExit::Shutdown) => return Entered::Halt(Halt::TripleFault),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return internal(format!(
                     "KVM cannot enter the guest, hardware reason {reason:#x}"
@@ -119,10 +155,12 @@ impl Vcpu {
                 return internal(format!("KVM cannot go on (suberror {suberror}) at {at:#x}"));
             }
             Ok(other) => return internal(format!("unexpected KVM exit {other:?}")),
-            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                return Entered::Interrupted;
+            }
             Err(error) => return internal(format!("KVM_RUN on CPU {}: {error}", self.index)),
         }
-        None
+        Entered::Exit
     }
 }
 

@@ -1,5 +1,7 @@
 //! `tinyvmm ctl`: a client of the API for people.
 
+mod snapshot;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -59,6 +61,15 @@ pub enum Action {
     PowerButton,
     /// End the VM at once
     Stop,
+    /// Save what the machine is, for `tinyvmm --restore DIR`; it is paused meanwhile
+    Snapshot {
+        /// A folder, which is made
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+        /// End the machine with it
+        #[arg(long)]
+        stop: bool,
+    },
     /// Plug or unplug memory, to this total. Without a size: report how much is plugged
     Memory {
         /// The total, with K, M, G or T; a whole number of M, up to the max of --mem
@@ -86,6 +97,10 @@ type HttpRequest = (&'static str, &'static str, Option<Value>);
 /// Makes the request and prints the response. An error is one line: no machine listens there, or it refuses.
 pub fn main(options: &CtlOptions) -> Result<ExitCode> {
     let socket = &names::socket(&options.machine)?;
+    if let Action::Snapshot { folder, stop } = &options.action {
+        snapshot::make(socket, folder, *stop)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (method, path, body) = match options.action {
         Action::Memory { size: Some(size) } => resize_memory(socket, size)?,
         _ => options.action.request(),
@@ -152,6 +167,7 @@ impl Action {
             Self::Resume => ("PATCH", "/vm", state("Resumed")),
             Self::PowerButton => ("PUT", "/tinyvmm/power-button", None),
             Self::Stop => ("PUT", "/tinyvmm/stop", None),
+            Self::Snapshot { .. } => ("PUT", "/tinyvmm/snapshot", None),
             Self::Memory { .. } => ("GET", "/hotplug/memory", None),
             Self::Balloon { size } => {
                 ("PATCH", "/balloon", Some(json!({ "amount_mib": size.bytes() / layout::MIB })))

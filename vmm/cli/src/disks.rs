@@ -2,11 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, SeekFrom, openat, seek};
+use rustix::io::Errno;
 use tinyvmm::config::{DiskConfig, Overlay};
 use tinyvmm::disk_image::DiskImage;
 use tinyvmm::overlay::Layer;
@@ -14,6 +15,11 @@ use vmm_sys_util::tempfile::TempFile;
 
 /// Opens and locks the disk that `config` describes: for one writer, or for any number of readers.
 pub fn open(config: &DiskConfig) -> Result<DiskImage> {
+    open_with(config, None)
+}
+
+/// The same; a temporary layer starts as `layer`.
+pub fn open_with(config: &DiskConfig, layer: Option<&File>) -> Result<DiskImage> {
     let open = || -> Result<DiskImage> {
         let file = open_path(config).map_err(|error| explain_open(&error, config))?;
         let granularity = discard_granularity(&file);
@@ -23,7 +29,9 @@ pub fn open(config: &DiskConfig) -> Result<DiskImage> {
         }
         match &config.overlay {
             None => {}
-            Some(Overlay::Temporary) => image.set_layer(temporary_layer)?,
+            Some(Overlay::Temporary) => {
+                image.set_layer(|base, len| temporary_layer(base, len, layer))?
+            }
             Some(Overlay::Kept(path)) => image.set_layer(|base, len| {
                 let layer = kept_layer(path, base, len, config.unlocked);
                 layer.with_context(|| format!("overlay {}", path.display()))
@@ -142,14 +150,37 @@ fn kept_layer(path: &Path, base: &File, len: u64, unlocked: bool) -> Result<Laye
     Ok(layer)
 }
 
-fn temporary_layer(base: &File, len: u64) -> Result<Layer> {
+fn temporary_layer(base: &File, len: u64, start: Option<&File>) -> Result<Layer> {
     let layer = || {
         let file = unnamed_file().with_context(|| {
             format!("cannot make a file in {}: set TMPDIR", std::env::temp_dir().display())
         })?;
+        start.map_or(Ok(()), |start| copy(start, &file)).context("cannot copy it")?;
         Layer::temporary(file, base, len)
     };
     layer().context("temporary overlay")
+}
+
+/// Copies `from` to `to`, which is empty: holes stay holes.
+pub fn copy(from: &File, to: &File) -> io::Result<()> {
+    let len = from.metadata()?.len();
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < len {
+        let start = match seek(from, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break, // only a hole is left
+            start => start?,
+        };
+        let end = seek(from, SeekFrom::Hole(start))?;
+        at = start;
+        while at < end {
+            let piece = &mut buffer[..(end - at).min(1 << 20) as usize];
+            from.read_exact_at(piece, at)?;
+            to.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
+    }
+    to.set_len(len)
 }
 
 fn unnamed_file() -> Result<File> {

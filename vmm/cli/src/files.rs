@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use tinyvmm::arch::boot::Initrd;
 use tinyvmm::arch::kernel::{KernelFile, KernelStore};
 use tinyvmm::config::{DiskConfig, MachineConfig};
-use tinyvmm::machine::Files;
+use tinyvmm::machine::{Files, Start};
 use tinyvmm::memory::loadable::Loadable;
 use tinyvmm::wire::Wire;
 
@@ -19,6 +19,19 @@ use crate::{command, disks, kernel_cache};
 
 /// Opens the files that `machine` names; its network cards are at `wires`.
 pub fn open(machine: &MachineConfig, process: &ProcessConfig, wires: Vec<Wire>) -> Result<Files> {
+    let start = kernel(machine, process)?;
+    disks::ensure_apart(&machine.disk)?;
+    let disks = machine.disk.iter().map(disks::open).collect::<Result<Vec<_>>>()?;
+    for (config, disk) in machine.disk.iter().zip(&disks) {
+        for warning in disks::warnings(config, disk) {
+            log::warn!("disk {}: {warning}", config.path.display());
+        }
+    }
+    Ok(Files { start, disks, wires })
+}
+
+/// Opens the kernel and the initrd that `machine` names.
+fn kernel(machine: &MachineConfig, process: &ProcessConfig) -> Result<Start> {
     let kernel = machine.kernel.as_deref().context("no kernel: say --kernel FILE")?;
     let kernel = loadable(kernel).with_context(|| format!("kernel {}", kernel.display()))?;
     let path = kernel.path.clone();
@@ -33,14 +46,7 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig, wires: Vec<Wire>) 
         Ok(Initrd { file, prefix })
     };
     let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
-    disks::ensure_apart(&machine.disk)?;
-    let disks = machine.disk.iter().map(disks::open).collect::<Result<Vec<_>>>()?;
-    for (config, disk) in machine.disk.iter().zip(&disks) {
-        for warning in disks::warnings(config, disk) {
-            log::warn!("disk {}: {warning}", config.path.display());
-        }
-    }
-    Ok(Files { kernel, initrd, disks, wires })
+    Ok(Start::Boot { kernel, initrd })
 }
 
 /// Opens a file that is to be loaded into guest memory.

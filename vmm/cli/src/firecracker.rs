@@ -157,7 +157,7 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
         Ok(ParsedFlags::Shown(text)) => return show(&text),
         Err(error) => return fail(format_args!("{error:#}"), EXIT_BAD_FLAGS),
     };
-    match run::run(&config, start) {
+    match run::run(&config, None, start) {
         Ok(outcome) => conclude(&outcome),
         Err(error) => fail(format_args!("{error:#}"), EXIT_GENERIC),
     }

@@ -38,4 +38,5 @@ pub mod process;
 pub mod report;
 pub mod run;
 pub mod signals;
+pub mod snapshot;
 pub mod terminal;

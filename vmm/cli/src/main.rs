@@ -1,6 +1,7 @@
 //! The `tinyvmm` command: parse, dispatch, one line on an error, exit code.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tinyvmm::event::Halt;
@@ -11,6 +12,7 @@ use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
 use tinyvmm_cli::print_config::{self, PrintFormat};
 use tinyvmm_cli::run::{self, RunOutcome};
+use tinyvmm_cli::snapshot::Restored;
 use tinyvmm_cli::{command, logger, process, signals};
 #[cfg(feature = "api")]
 use tinyvmm_cli::{machines, names};
@@ -63,21 +65,28 @@ fn main() -> ExitCode {
     if let Some(format) = cli.print_config {
         return print_config(&cli, format).unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
     }
+    run_machine(*cli, start)
+}
+
+/// Runs the machine that `cli` describes.
+fn run_machine(mut cli: Cli, start: Instant) -> ExitCode {
     let in_guest = !cli.config.process.command.is_empty();
     // A command's status is passed on as it is; tinyvmm's own exit codes must not be taken for it.
     let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };
+    let restored = match Restored::adopt(&mut cli.config) {
+        Ok(restored) => restored,
+        Err(error) => return fail(&cli.place(error), ours(cli::EXIT_CANNOT_START)),
+    };
     if let Err(error) = cli.config.validate() {
         return fail(&cli.place(error), ours(cli::EXIT_USAGE));
     }
-    #[cfg(feature = "api")]
-    let mut cli = cli;
     #[cfg(feature = "api")]
     match into_background(&mut cli.config.process) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
         Err(error) => return fail(&error, ours(cli::EXIT_CANNOT_START)),
     }
-    match run::run(&cli.config, start) {
+    match run::run(&cli.config, restored, start) {
         Ok(RunOutcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
             ExitCode::from(status)
         }

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use tinyvmm::machine::{LiveMachine, Machine};
-use tinyvmm::memory::GuestRam;
 
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::Jail;
 use crate::jail::landlock::AllowedPath;
 use crate::measure::Record;
+use crate::snapshot::{Restored, Subject};
 
 /// Has no value.
 pub enum Api {}
@@ -47,10 +47,19 @@ impl Api {
     pub fn allow_opening(&mut self, _: bool) {
         match *self {}
     }
+    pub fn take_restored(&mut self) -> Option<Restored> {
+        match *self {}
+    }
+    pub fn forget_loaded(&mut self) {
+        match *self {}
+    }
+    pub fn starts_paused(&self) -> bool {
+        match *self {}
+    }
     pub fn serve_before_start(&mut self) -> Option<Result<ApiCall, End>> {
         match *self {}
     }
-    pub fn serve_calls(&mut self, _: &mut LiveMachine, _: &GuestRam) -> Option<End> {
+    pub fn serve_calls(&mut self, _: &mut LiveMachine, _: &Subject) -> Option<End> {
         match *self {}
     }
     pub fn configure_again(&self, _: &mut Machine) -> Result<()> {

@@ -71,13 +71,17 @@ pub struct Usage {
     /// Files of /proc, opened before the jail forbids it.
     status: File,
     maps: File,
+    /// /proc/self/pagemap: which pages are in memory.
+    pub pagemap: File,
 }
 
 impl Usage {
     /// Opens the files that it reads.
     pub fn open() -> Result<Self> {
-        let of_process = |name| File::open(name).context(name);
-        Ok(Self { status: of_process("/proc/self/status")?, maps: of_process("/proc/self/smaps")? })
+        let of_process = |name: String| File::open(&name).context(name);
+        let [status, maps, pagemap] =
+            ["status", "smaps", "pagemap"].map(|name| of_process(format!("/proc/self/{name}")));
+        Ok(Self { status: status?, maps: maps?, pagemap: pagemap? })
     }
 
     /// Resident memory, that of `ram` as the guest's.

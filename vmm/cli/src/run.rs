@@ -2,16 +2,17 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 use tinyvmm::arch::capabilities;
 use tinyvmm::config::MachineConfig;
 use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Halt};
-use tinyvmm::machine::{Files, LiveMachine, Machine, Owner};
+use tinyvmm::machine::{Files, LiveMachine, Machine, Owner, Start};
 use tinyvmm::memory::{self, GuestRam};
 use tinyvmm::timeline::{Mark, Observer, Timeline};
 
@@ -25,6 +26,7 @@ use crate::measure::Record;
 use crate::names::{self, Named};
 use crate::net::{self, Network};
 use crate::report::ReportFile;
+use crate::snapshot::{Restored, Subject};
 use crate::{console, files, host, logger, process};
 
 /// A second signal this soon repeats the first: timeout(1) signals a child and then its group.
@@ -42,7 +44,9 @@ pub struct RunOutcome {
 
 /// Runs the machine until it ends for good, and returns its end. An error means that the machine did not start. `start`
 /// is the start of the process.
-pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
+///
+/// Of a snapshot, `config` is adopted already.
+pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Result<RunOutcome> {
     let process = &config.process;
     let mut record = Record::since(start, process.trace_exits);
     record.hook = process.detach.then_some(names::reached);
@@ -62,7 +66,9 @@ pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
     let copy = named.as_ref().map(Named::copy).transpose()?;
     let network = RefCell::new(network);
     let is_measured = is_measured(process);
-    let host = Host { jail, kvm, inbox, record, copy, is_measured, network };
+    let folder = std::env::current_dir().unwrap_or_default();
+    let restored = RefCell::new(restored);
+    let host = Host { jail, kvm, inbox, record, copy, is_measured, network, folder, restored };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
     let mut report = report.map(|path| ReportFile::open(path, &config.machine.0)).transpose()?;
@@ -74,7 +80,10 @@ pub fn run(config: &Config, start: Instant) -> Result<RunOutcome> {
         named.serve(&parts.machine)?;
     }
     host.close_jail(&mut parts, &mut api)?;
-    let machine = LiveMachine::Running(machine.start()?);
+    let machine = match &api {
+        Some(api) if api.starts_paused() => LiveMachine::Paused(machine),
+        _ => LiveMachine::Running(machine.start()?),
+    };
     process::trim_code();
     if let Some(call) = call {
         call.answer(Ok(()));
@@ -117,6 +126,10 @@ struct Host<'a> {
     is_measured: bool,
     /// What was connected before the jail's namespaces were entered.
     network: RefCell<Option<Network>>,
+    /// Where the process was started.
+    folder: PathBuf,
+    /// What the machine is made of, until it is.
+    restored: RefCell<Option<Restored>>,
 }
 
 /// What a machine is built of, also after a reset.
@@ -161,10 +174,15 @@ impl Host<'_> {
                 Some(Err(end)) => return Ok(Err(end)),
                 None => continue,
             };
+            if let Some(restored) = api.take_restored() {
+                self.restored.replace(Some(restored));
+            }
             match self.assemble(&api.config()) {
                 Ok((parts, machine)) => return Ok(Ok((parts, machine, Some(call)))),
                 Err(error) => {
                     self.record.forget_exits();
+                    self.restored.take();
+                    api.forget_loaded();
                     call.answer(Err::<(), _>(error));
                 }
             }
@@ -179,8 +197,20 @@ impl Host<'_> {
         net::settle(&mut machine, process.name.as_deref())?;
         let early = self.network.take();
         let mut network = early.map_or_else(|| Network::open(&config.machine.0.net), Ok)?;
-        let files = files::open(&machine, process, std::mem::take(&mut network.wires))?;
-        let misfit = Misfit::find(&files.kernel);
+        let wires = std::mem::take(&mut network.wires);
+        let restored = self.restored.take();
+        let (files, memory) = match restored {
+            None => (files::open(&machine, process, wires)?, None),
+            Some(restored) => {
+                let disks = restored.open_disks(&machine)?;
+                let (start, memory) = restored.start()?;
+                (Files { start, disks, wires }, Some(memory))
+            }
+        };
+        let misfit = match &files.start {
+            Start::Boot { kernel, .. } => Misfit::find(kernel),
+            Start::Saved(..) => None,
+        };
         let mut console = console::new(config)?;
         if let Some(copy) = &self.copy {
             console.copy_to(copy.try_clone()?);
@@ -194,6 +224,9 @@ impl Host<'_> {
             log::warn!("--mem {}: nobody can ask for more without --api-sock, add it", machine.mem);
         }
         let ram = host::allocate_ram(&machine)?;
+        if let Some(file) = memory {
+            memory::saved::restore(&ram, &file, machine.hugepages).context("--restore: memory")?;
+        }
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ends_at_reset = process.ends_at_reset();
         let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit };
@@ -264,6 +297,12 @@ impl Host<'_> {
         }
     }
 
+    /// What a snapshot of a machine of `parts` takes.
+    fn subject<'b>(&'b self, parts: &'b Parts) -> Subject<'b> {
+        let Parts { machine: config, ram, .. } = parts;
+        Subject { kvm: &self.kvm, config, ram, folder: &self.folder, cards: Vec::new() }
+    }
+
     /// Waits for the machine's end, or ends the machine; serves the API meanwhile.
     fn wait_for_end(
         &self,
@@ -282,7 +321,8 @@ impl Host<'_> {
             let until = [parts.deadline, grace, due, look].into_iter().flatten().min();
             match self.inbox.wait(until) {
                 Some(Message::Door) => {
-                    let end = api.as_mut().and_then(|api| api.serve_calls(machine, &parts.ram));
+                    let subject = self.subject(parts);
+                    let end = api.as_mut().and_then(|api| api.serve_calls(machine, &subject));
                     if let Some(end) = end {
                         return Ok(end);
                     }

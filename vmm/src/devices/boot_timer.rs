@@ -20,9 +20,9 @@ pub struct BootTimer {
 }
 
 impl BootTimer {
-    /// A timer that starts now.
-    pub fn start() -> Self {
-        Self { start: Instant::now(), cpu_start: cpu_time(), logged: false }
+    /// A timer that starts now; nothing is logged of a machine that `has_booted` before it was saved.
+    pub fn start(has_booted: bool) -> Self {
+        Self { start: Instant::now(), cpu_start: cpu_time(), logged: has_booted }
     }
 }
 

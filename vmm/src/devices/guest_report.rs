@@ -19,6 +19,11 @@ impl InitRuns {
     pub fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// Sets whether it has.
+    pub fn set(&self, runs: bool) {
+        self.0.store(runs, Ordering::Relaxed);
+    }
 }
 
 /// The two ports.

@@ -10,7 +10,7 @@ const ADDRESS: u32 = 0x80ff_fffc;
 
 /// The address register.
 #[derive(Default)]
-pub struct ConfigAddress(u32);
+pub struct ConfigAddress(pub u32);
 
 impl BusDevice for ConfigAddress {
     /// Smaller accesses are not to this register.

@@ -19,7 +19,8 @@ const D_VALID: u8 = 1 << 7;
 /// Index port (offset 0) and data port (offset 1).
 #[derive(Default)]
 pub struct Rtc {
-    index: u8,
+    /// The register that the guest has selected.
+    pub index: u8,
 }
 
 impl BusDevice for Rtc {

@@ -4,9 +4,11 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::{self, Write};
 
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use vm_memory::{MmapRegion, VolatileMemory};
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::output::Output;
@@ -39,7 +41,7 @@ struct InterruptLine {
 impl Trigger for InterruptLine {
     type E = Infallible;
 
-    fn trigger(&self) -> Result<(), Infallible> {
+    fn trigger(&self) -> std::result::Result<(), Infallible> {
         self.wanted.set(true);
         Ok(())
     }
@@ -120,6 +122,21 @@ impl Transmitter {
 
 type Uart16550 = Serial<InterruptLine, NoEvents, Transmitter>;
 
+/// What is saved of the port: its registers as [`vm_superio::SerialState`] has them, and input that the guest has not
+/// read.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SerialSaved {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    input: Vec<u8>,
+}
+
 /// The serial port.
 pub struct SerialPort {
     uart: Uart16550,
@@ -142,6 +159,55 @@ impl SerialPort {
         let mut port = Self { uart: Serial::new(line, transmitter), page };
         port.show();
         port
+    }
+
+    /// The port's state.
+    pub fn save(&self) -> SerialSaved {
+        let state = self.uart.state();
+        SerialSaved {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+
+    /// The port with the state `saved` instead of its own.
+    pub fn restored(self, saved: &SerialSaved) -> Result<Self> {
+        let state = SerialState {
+            baud_divisor_low: saved.divisor[0],
+            baud_divisor_high: saved.divisor[1],
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control: saved.line_control,
+            line_status: saved.line_status,
+            modem_control: saved.modem_control,
+            modem_status: saved.modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.input.clone(),
+        };
+        let event = self.uart.interrupt_evt().event.try_clone()?;
+        let line = InterruptLine { event, wanted: Cell::new(false) };
+        let uart = Serial::from_state(&state, line, NoEvents, self.uart.into_writer());
+        let uart = uart.ok().context("the serial port's FIFO holds less input")?;
+        let mut page = self.page;
+        if let Some(page) = &mut page {
+            page.enabled = saved.interrupt_enable;
+        }
+        let mut port = Self { uart, page };
+        port.show();
+        Ok(port)
+    }
+
+    /// Raises the interrupt that the guest may not have seen.
+    pub fn raise_again(&mut self) {
+        self.uart.interrupt_evt().wanted.set(true);
+        self.show();
     }
 
     /// Passes input to the guest; returns the number of bytes that the FIFO took.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -23,6 +24,7 @@ use crate::layout;
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, GuestRam};
 use crate::random;
+use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
@@ -43,10 +45,49 @@ pub(super) struct Devices {
     pub serial: Arc<Mutex<SerialPort>>,
     /// Whether the guest's init has reported that it runs.
     pub init_runs: InitRuns,
+    /// What a guest can read or change of the other devices at ports.
+    pub pc: PcDevices,
+    /// Raises the interrupt of a new identity.
+    pub new_identity: EventFd,
     /// What the machine's owner reaches them by.
     pub handles: Handles,
     /// Those that are virtio devices, disks first.
     pub virtio: Vec<Arc<Mutex<Mmio>>>,
+}
+
+/// Devices at ports that have a state.
+pub(super) struct PcDevices {
+    rtc: Arc<Mutex<Rtc>>,
+    pci: Arc<Mutex<ConfigAddress>>,
+    pvpanic: Arc<Mutex<Pvpanic>>,
+    init_runs: InitRuns,
+}
+
+/// That state.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PcSaved {
+    rtc: u8,
+    pci: u32,
+    has_panicked: bool,
+    init_runs: bool,
+}
+
+impl PcDevices {
+    pub fn save(&self) -> PcSaved {
+        PcSaved {
+            rtc: lock(&self.rtc).index,
+            pci: lock(&self.pci).0,
+            has_panicked: lock(&self.pvpanic).reported,
+            init_runs: self.init_runs.get(),
+        }
+    }
+
+    pub fn restore(&self, saved: &PcSaved) {
+        lock(&self.rtc).index = saved.rtc;
+        lock(&self.pci).0 = saved.pci;
+        lock(&self.pvpanic).reported = saved.has_panicked;
+        self.init_runs.set(saved.init_runs);
+    }
 }
 
 impl Devices {
@@ -61,17 +102,26 @@ impl Devices {
     ) -> Result<Self> {
         let panicked = PanicFlag::default();
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        let serial = add_serial(&mut ports, &mut mmio, config, vm, output, &panicked, owner)?;
-        add_pc_devices(&mut ports, owner)?;
-        if config.boot_timer {
-            mmio.insert(layout::BOOT_TIMER, Arc::new(Mutex::new(BootTimer::start())))?;
+        let saved = files.start.saved();
+        let mut serial = new_serial(config, vm, output, &panicked, owner)?;
+        if let Some(saved) = saved {
+            serial = serial.restored(&saved.serial)?;
         }
+        let serial = add_serial(&mut ports, &mut mmio, config, serial)?;
         let init_runs = InitRuns::default();
+        let pc = add_pc_devices(&mut ports, owner, init_runs.clone())?;
+        if config.boot_timer {
+            mmio.insert(
+                layout::BOOT_TIMER,
+                Arc::new(Mutex::new(BootTimer::start(saved.is_some()))),
+            )?;
+        }
         let (timeline, events) = (owner.timeline.clone(), owner.events.clone());
         let report = GuestReport { init_runs: init_runs.clone(), timeline, events };
         ports.insert(layout::REPORT_PORTS, Arc::new(Mutex::new(report)))?;
 
         let power_button = irqfd(vm, layout::EVENT_GSI)?;
+        let new_identity = irqfd(vm, layout::GENERATION_GSI)?;
         let mut handles = Handles {
             balloon: None,
             memory: None,
@@ -88,7 +138,7 @@ impl Devices {
         for (index, device) in devices.into_iter().enumerate() {
             virtio.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
         }
-        Ok(Self { ports, mmio, serial, init_runs, handles, virtio })
+        Ok(Self { ports, mmio, serial, init_runs, pc, new_identity, handles, virtio })
     }
 }
 
@@ -117,22 +167,28 @@ pub(super) fn coalesce_output(
     CoalescedWrites::new(vm.clone(), data, cpu).map(Some)
 }
 
-fn add_serial(
-    ports: &mut Bus,
-    mmio: &mut Bus,
+fn new_serial(
     config: &MachineConfig,
     vm: &VmFd,
     output: Output,
     panicked: &PanicFlag,
     owner: &Owner,
-) -> Result<Arc<Mutex<SerialPort>>> {
+) -> Result<SerialPort> {
     let page = match config.uart {
         Uart::Ports => None,
         Uart::Memory => Some(memory::serial_page(vm)?),
     };
     let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
     let timeline = owner.timeline.clone();
-    let serial = SerialPort::new(interrupt, output, panicked.clone(), timeline, page);
+    Ok(SerialPort::new(interrupt, output, panicked.clone(), timeline, page))
+}
+
+fn add_serial(
+    ports: &mut Bus,
+    mmio: &mut Bus,
+    config: &MachineConfig,
+    serial: SerialPort,
+) -> Result<Arc<Mutex<SerialPort>>> {
     let serial = Arc::new(Mutex::new(serial));
     ports.insert(layout::SERIAL_PORTS, serial.clone())?;
     if config.uart == Uart::Memory {
@@ -141,15 +197,22 @@ fn add_serial(
     Ok(serial)
 }
 
-fn add_pc_devices(ports: &mut Bus, owner: &Owner) -> Result<()> {
+fn add_pc_devices(ports: &mut Bus, owner: &Owner, init_runs: InitRuns) -> Result<PcDevices> {
     let events = || owner.events.clone();
+    let pvpanic = Pvpanic { reported: false, events: events() };
+    let pc = PcDevices {
+        rtc: Arc::default(),
+        pci: Arc::default(),
+        pvpanic: Arc::new(Mutex::new(pvpanic)),
+        init_runs,
+    };
     // Where a guest does not need the clock ACPI says that there is none, and the clock costs no exits.
-    ports.insert(layout::RTC_PORTS, Arc::new(Mutex::new(Rtc::default())))?;
-    ports.insert(layout::PCI_PORTS, Arc::new(Mutex::new(ConfigAddress::default())))?;
+    ports.insert(layout::RTC_PORTS, pc.rtc.clone())?;
+    ports.insert(layout::PCI_PORTS, pc.pci.clone())?;
     ports.insert(layout::POWER_PORTS, Arc::new(Mutex::new(Power { events: events() })))?;
     ports.insert(layout::I8042_PORTS, Arc::new(Mutex::new(I8042 { events: events() })))?;
-    let pvpanic = Pvpanic { reported: false, events: events() };
-    ports.insert(layout::PVPANIC_PORTS, Arc::new(Mutex::new(pvpanic)))
+    ports.insert(layout::PVPANIC_PORTS, pc.pvpanic.clone())?;
+    Ok(pc)
 }
 
 /// The one list of virtio devices: disks first, so that the first is /dev/vda, then network cards. Adds what they are reached by.

@@ -3,21 +3,24 @@
 mod devices;
 mod handles;
 mod live;
+mod saved;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use self::devices::{Devices, coalesce_output};
+use self::devices::{Devices, PcDevices, coalesce_output};
 pub use self::handles::Handles;
 pub use self::live::LiveMachine;
+pub use self::saved::{Renewal, SavedMachine};
 use crate::arch::boot::{self, Initrd};
 use crate::arch::kernel::KernelFile;
 use crate::arch::vm;
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
+use crate::devices::output::Output;
 use crate::disk_image::DiskImage;
 use crate::event::{EventSender, Halt};
 use crate::memory::{self, GuestRam};
@@ -30,12 +33,32 @@ use crate::virtio::net::Net;
 use crate::wire::Wire;
 use crate::worker::{self, Worker};
 
+/// What a machine starts with.
+pub enum Start {
+    /// A kernel that boots.
+    Boot {
+        /// The kernel.
+        kernel: KernelFile,
+        /// The initial RAM disk, if there is one.
+        initrd: Option<Initrd>,
+    },
+    /// The state of another machine, whose memory the RAM has already ([`memory::saved::restore`]).
+    Saved(Box<SavedMachine>, Renewal),
+}
+
+impl Start {
+    fn saved(&self) -> Option<&SavedMachine> {
+        match self {
+            Self::Boot { .. } => None,
+            Self::Saved(saved, _) => Some(saved),
+        }
+    }
+}
+
 /// What a machine is made of on the host, all of it open. A machine that resets is built again of the same.
 pub struct Files {
-    /// The kernel.
-    pub kernel: KernelFile,
-    /// The initial RAM disk, if there is one.
-    pub initrd: Option<Initrd>,
+    /// What it starts with.
+    pub start: Start,
     /// The disks, locked, in the order of the configuration.
     pub disks: Vec<DiskImage>,
     /// What the network cards are connected to, in the order of the configuration.
@@ -88,12 +111,50 @@ struct Board {
     virtio: Vec<Arc<Mutex<Mmio>>>,
     handles: Handles,
     timeline: Timeline,
-    /// Keeps the VM, and with it the routes of its interrupts, for as long as its parts.
-    _vm: Arc<VmFd>,
+    pc: PcDevices,
+    has_pit: bool,
+    /// Also keeps the routes of its interrupts for as long as its parts.
+    vm: Arc<VmFd>,
+}
+
+/// The parts of a machine that is being built.
+struct New {
+    vm: Arc<VmFd>,
+    fds: Vec<VcpuFd>,
+    devices: Devices,
+}
+
+impl New {
+    fn make(
+        kvm: &Kvm,
+        config: &MachineConfig,
+        files: &Files,
+        ram: &GuestRam,
+        output: Output,
+        owner: &Owner,
+    ) -> Result<Self> {
+        let timeline = &owner.timeline;
+        let vm = Arc::new(vm::create_vm(kvm)?);
+        timeline.reach(Mark::VmCreated);
+        memory::map_into_guest(&vm, ram)?;
+        timeline.reach(Mark::MemoryReady);
+        let fds = vm::create_vcpus(&vm, kvm, config)?;
+        fds.iter().for_each(|fd| timeline.made_cpu(fd));
+        let devices = Devices::build(config, files, &vm, ram, output, owner)?;
+        Ok(Self { vm, fds, devices })
+    }
+
+    fn with_pit(self, is_needed: bool) -> Result<Self> {
+        if is_needed {
+            vm::create_pit(&self.vm)?;
+        }
+        Ok(self)
+    }
 }
 
 impl Machine {
-    /// Builds what `config` describes of `files` in `ram`, which is zero, with the kernel loaded.
+    /// Builds what `config` describes of `files` in `ram`: with the kernel loaded into RAM that is zero, or with the saved
+    /// state of another machine like it.
     pub fn build(
         kvm: &Kvm,
         config: &MachineConfig,
@@ -103,26 +164,30 @@ impl Machine {
         owner: &Owner,
     ) -> Result<Self> {
         let timeline = &owner.timeline;
-        let load = || {
-            let kernel = boot::load(config, &files.kernel, files.initrd.as_ref(), ram)?;
-            timeline.reach(Mark::KernelLoaded);
-            Ok(kernel)
+        let make = || New::make(kvm, config, files, ram, console.output(), owner);
+        let (New { vm, fds, devices }, has_pit) = match &files.start {
+            Start::Boot { kernel, initrd } => {
+                let load = || {
+                    let kernel = boot::load(config, kernel, initrd.as_ref(), ram)?;
+                    timeline.reach(Mark::KernelLoaded);
+                    Ok(kernel)
+                };
+                // Making a VM is mostly waiting for the host's kernel.
+                let (kernel, new) = worker::join_concurrently(load, || {
+                    let new = make()?;
+                    vm::write_tables(config, ram, new.devices.virtio.len())?;
+                    Ok(new)
+                })?;
+                vm::set_boot_state(&new.fds[0], ram, kernel.entry)?;
+                let has_pit = vm::needs_pit(&kernel, config);
+                (new.with_pit(has_pit)?, has_pit)
+            }
+            Start::Saved(saved, renewal) => {
+                let new = make()?.with_pit(saved.has_pit())?;
+                saved.restore(*renewal, &new, ram)?;
+                (new, saved.has_pit())
+            }
         };
-        // Making a VM is mostly waiting for the host's kernel.
-        let make_vm = || {
-            let vm = Arc::new(vm::create_vm(kvm)?);
-            timeline.reach(Mark::VmCreated);
-            memory::map_into_guest(&vm, ram)?;
-            timeline.reach(Mark::MemoryReady);
-            let fds = vm::create_vcpus(&vm, kvm, config)?;
-            fds.iter().for_each(|fd| timeline.made_cpu(fd));
-            let devices = Devices::build(config, files, &vm, ram, console.output(), owner)?;
-            vm::write_tables(config, ram, devices.virtio.len())?;
-            Ok((vm, fds, devices))
-        };
-        let (kernel, (vm, fds, devices)) = worker::join_concurrently(load, make_vm)?;
-        vm::create_pit_for(&kernel, &vm, config)?;
-        vm::set_boot_state(&fds[0], ram, kernel.entry)?;
         let coalesced = coalesce_output(&vm, config, &fds[0])?.map(Arc::new);
         let (ports, mmio) = (Arc::new(devices.ports), Arc::new(devices.mmio));
         let buses = Buses { ports, mmio, coalesced };
@@ -133,11 +198,13 @@ impl Machine {
             events: owner.events.clone(),
             timeline: timeline.clone(),
             cpu_time: Duration::ZERO,
+            is_between_instructions: true,
         };
         let vcpus = (0..).zip(fds).map(vcpu).collect();
         let console = ConsoleWork::new(console, devices.serial, buses.clone(), devices.init_runs);
         let (virtio, handles, timeline) = (devices.virtio, devices.handles, timeline.clone());
-        Ok(Self { vcpus, console, board: Board { buses, virtio, handles, timeline, _vm: vm } })
+        let board = Board { buses, virtio, handles, timeline, pc: devices.pc, has_pit, vm };
+        Ok(Self { vcpus, console, board })
     }
 
     /// What the console is connected to.

@@ -273,7 +273,7 @@ impl Held {
     /// Holds `buffers`; `None` if they are not all in `ram`.
     pub fn new(buffers: Buffers, ram: &Arc<GuestRam>) -> Option<Self> {
         let is_in_ram = |slice: &VolatileSlice| {
-            memory::is_in(ram, slice.ptr_guard().as_ptr().addr(), slice.len())
+            memory::region_of(ram, slice.ptr_guard().as_ptr().addr(), slice.len()).is_some()
         };
         buffers.slices().all(is_in_ram).then_some(())?;
         // SAFETY: the bytes are in `ram`, which is mapped for as long as `Self` is there, and `Self` only lends them.

@@ -44,6 +44,11 @@ impl Hotplug {
     pub fn plug(&self, index: usize) -> Result<()> {
         // A transfer that was in progress when the block was unplugged may have written to it.
         self.discard(index)?;
+        self.show(index)
+    }
+
+    /// Plugs block `index`, which is unplugged, with what is in its memory.
+    pub fn show(&self, index: usize) -> Result<()> {
         self.slots.set(self.region()?, index, true)?;
         self.blocks.set(index, true);
         Ok(())

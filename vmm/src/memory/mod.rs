@@ -4,6 +4,7 @@ pub mod buffers;
 pub mod hotplug;
 pub mod loadable;
 mod region;
+pub mod saved;
 mod slots;
 
 use std::ops::Range;
@@ -153,6 +154,10 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
             blocks.forget();
         }
         let len = usize::try_from(region.len())?;
+        if region.is_of_file() {
+            saved::renew(region.host(), len)?;
+            continue;
+        }
         // SAFETY: guest RAM is only touched through volatile accessors, which may find it zero
         // at any time.
         unsafe { rustix::mm::madvise(region.host().cast(), len, Advice::LinuxDontNeed) }
@@ -161,9 +166,9 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether `len` bytes of our memory at `start` are in one region of `ram`.
-fn is_in(ram: &GuestRam, start: usize, len: usize) -> bool {
-    ram.iter().any(|region| {
+/// The region of `ram` that `len` bytes of our memory at `start` are in.
+fn region_of(ram: &GuestRam, start: usize, len: usize) -> Option<&RamRegion> {
+    ram.iter().find(|region| {
         let base = region.host().addr();
         base <= start && start - base + len <= region.len() as usize
     })
@@ -173,15 +178,18 @@ fn is_in(ram: &GuestRam, start: usize, len: usize) -> bool {
 pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
     let guard = slice.ptr_guard_mut();
     let (start, end) = (guard.as_ptr().addr(), guard.as_ptr().addr() + guard.len());
-    ensure!(is_in(ram, start, guard.len()), "not guest RAM");
+    let region = region_of(ram, start, guard.len()).context("not guest RAM")?;
     let (first, last) = (start.next_multiple_of(PAGE), end / PAGE * PAGE);
     if first >= last {
         return Ok(());
     }
-    let pages = guard.as_ptr().map_addr(|_| first).cast();
+    let pages = guard.as_ptr().map_addr(|_| first);
+    if region.is_of_file() {
+        return saved::renew(pages, last - first);
+    }
     // SAFETY: the range is within a mapping of guest RAM, which is only touched through volatile
     // accessors; they may find it zero at any time.
-    unsafe { rustix::mm::madvise(pages, last - first, Advice::LinuxDontNeed) }
+    unsafe { rustix::mm::madvise(pages.cast(), last - first, Advice::LinuxDontNeed) }
         .context("cannot give guest RAM back")
 }
 

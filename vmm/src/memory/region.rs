@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use vm_memory::guest_memory::Error as Unreachable;
@@ -21,6 +21,8 @@ pub type GuestRam = GuestRegionCollection<RamRegion>;
 pub struct RamRegion {
     mapping: GuestRegionMmap<()>,
     blocks: Option<Arc<Blocks>>,
+    /// Pages that are given up would be a file's again, and not zero.
+    of_file: AtomicBool,
     /// Dropped with the region.
     _reserved: Option<Reserved>,
 }
@@ -31,12 +33,22 @@ impl RamRegion {
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(start))
             .context("RAM does not fit the guest's address space")?;
         let blocks = block.map(|size| Arc::new(Blocks::new(start, mapping.len(), size)));
-        Ok(Self { mapping, blocks, _reserved: None })
+        Ok(Self { mapping, blocks, of_file: AtomicBool::new(false), _reserved: None })
     }
 
     /// Adds the owner of the mapping.
     pub(super) fn that_owns(self, reserved: Reserved) -> Self {
         Self { _reserved: Some(reserved), ..self }
+    }
+
+    /// Whether its pages are those of a file until they are written.
+    pub(super) fn is_of_file(&self) -> bool {
+        self.of_file.load(Ordering::SeqCst)
+    }
+
+    /// From now on they are.
+    pub(super) fn set_of_file(&self) {
+        self.of_file.store(true, Ordering::SeqCst);
     }
 
     /// The host address.

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::balloon_handle::{BalloonHandle, BalloonState};
 use super::queue::{Chain, Virtqueue};
+use super::saved::DeviceSaved;
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::BalloonFeatures;
 use crate::memory::{self, GuestRam};
@@ -112,6 +113,16 @@ impl VirtioDevice for Balloon {
 
     fn config(&self) -> Arc<dyn ConfigSpace> {
         self.state.clone()
+    }
+
+    fn save(&self) -> DeviceSaved {
+        DeviceSaved::Balloon(self.state.save())
+    }
+
+    fn restore(&mut self, state: &DeviceSaved) -> Result<()> {
+        let DeviceSaved::Balloon(saved) = state else { bail!("no state of a balloon") };
+        self.state.restore(saved);
+        Ok(())
     }
 
     /// Queues that are not negotiated are left out, and later ones move up: Linux numbers them like that.

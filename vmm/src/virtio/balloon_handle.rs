@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::ConfigSpace;
@@ -33,6 +34,14 @@ impl Statistics {
     pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
         self.values.into_iter().enumerate().filter_map(|(tag, value)| Some((tag, value?)))
     }
+}
+
+/// What is saved of a balloon: its target, its actual size and the pattern of free pages.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BalloonSaved {
+    target: u32,
+    actual: u32,
+    poison: u32,
 }
 
 /// The configuration space and related state.
@@ -65,6 +74,18 @@ struct ConnectedDriver {
 impl BalloonState {
     pub(super) fn new(ram: u64) -> Self {
         Self { ram: u32::try_from(ram / PAGE).unwrap_or(u32::MAX), ..Self::default() }
+    }
+
+    pub(super) fn save(&self) -> BalloonSaved {
+        let [target, actual, poison] =
+            [&self.target, &self.actual, &self.poison].map(|value| value.load(Ordering::SeqCst));
+        BalloonSaved { target, actual, poison }
+    }
+
+    pub(super) fn restore(&self, saved: &BalloonSaved) {
+        self.target.store(saved.target.min(self.ram), Ordering::SeqCst);
+        self.actual.store(saved.actual, Ordering::SeqCst);
+        self.poison.store(saved.poison, Ordering::SeqCst);
     }
 
     pub(super) fn connect(

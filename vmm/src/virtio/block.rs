@@ -6,21 +6,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vmm_sys_util::metric::Metric;
 
-use super::block_request::{DISCARD, Operation, RequestError, SEG_MAX, SIZE_MAX, WRITE_ZEROES};
+use super::block_request::{Operation, RequestError, SEG_MAX, space};
 use super::disk_counts::DiskCounts;
 use super::queue::{Chain, Left, Served, Turn, Virtqueue};
 use super::rate::Limiter;
+use super::saved::DeviceSaved;
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, Way};
 use crate::engine::{Engine, Job, Kind, MAX_JOBS};
-use crate::geometry::{Geometry, SECTOR};
 use crate::memory::buffers::{Buffers, Held};
 
 /// Entries of each queue: what a request of [`SEG_MAX`] data buffers takes, with header and status.
@@ -98,6 +98,11 @@ impl Block {
     /// The backing image.
     pub fn image(&self) -> &DiskImage {
         &self.image
+    }
+
+    /// The same, to be changed while the device is stopped.
+    pub fn image_mut(&mut self) -> &mut DiskImage {
+        &mut self.image
     }
 
     /// The counters of requests.
@@ -323,25 +328,19 @@ impl VirtioDevice for Block {
             }
     }
 
-    /// `struct virtio_blk_config` (5.2.4).
     fn config(&self) -> Arc<dyn ConfigSpace> {
-        let Geometry { sector, block, discard } = self.image.geometry();
-        let mut config = (self.image.size() / SECTOR).to_le_bytes().to_vec();
-        config.extend(SIZE_MAX.to_le_bytes());
-        config.extend(SEG_MAX.to_le_bytes());
-        config.extend([0; 4]); // geometry: not offered
-        config.extend((sector as u32).to_le_bytes());
-        config.extend([(block / sector).ilog2() as u8, 0, 0, 0, 0, 0, 0, 0]); // sectors in a physical block
-        config.extend([0; 2]); // writeback: not offered
-        config.extend(self.queues.to_le_bytes());
-        // To Linux the alignment is the granularity, too (drivers/block/virtio_blk.c).
-        let alignment = (discard / SECTOR) as u32;
-        let (discard, zeroes) = (DISCARD, WRITE_ZEROES);
-        for field in [discard.sectors, discard.ranges, alignment, zeroes.sectors, zeroes.ranges] {
-            config.extend(field.to_le_bytes());
-        }
-        config.extend([1, 0, 0, 0]); // zeroing may deallocate
-        Arc::new(config)
+        Arc::new(space(&self.image, self.queues))
+    }
+
+    fn save(&self) -> DeviceSaved {
+        DeviceSaved::Block(self.image.size())
+    }
+
+    fn restore(&mut self, state: &DeviceSaved) -> Result<()> {
+        let DeviceSaved::Block(size) = *state else { bail!("no state of a disk") };
+        let now = self.image.size();
+        ensure!(size == now, "{}: it had {size} bytes and has {now}", self.name);
+        Ok(())
     }
 
     fn activate(&mut self, driver: &Driver) {

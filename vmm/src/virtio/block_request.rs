@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk as blk;
 use super::queue::Chain;
 use crate::disk_image::DiskImage;
 use crate::engine::Kind;
-use crate::geometry::SECTOR;
+use crate::geometry::{Geometry, SECTOR};
 use crate::memory::buffers::Buffers;
 use crate::pieces::Zero;
 
@@ -15,7 +15,7 @@ use crate::pieces::Zero;
 pub const SEG_MAX: u32 = 254;
 /// Bytes in one data buffer. Larger than drivers use; it bounds how long a request takes, and
 /// with that how long a reset or a pause waits for one.
-pub const SIZE_MAX: u32 = 1 << 20;
+const SIZE_MAX: u32 = 1 << 20;
 
 /// What a request that discards or zeroes ranges may have.
 pub struct Limits {
@@ -147,4 +147,25 @@ fn le32(bytes: &[u8; 16], at: usize) -> u32 {
 
 fn le64(bytes: &[u8; 16], at: usize) -> u64 {
     u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
+}
+
+/// The configuration space of a disk with so many `queues`: `struct virtio_blk_config` (5.2.4).
+pub(super) fn space(image: &DiskImage, queues: u16) -> Vec<u8> {
+    let Geometry { sector, block, discard } = image.geometry();
+    let mut config = (image.size() / SECTOR).to_le_bytes().to_vec();
+    config.extend(SIZE_MAX.to_le_bytes());
+    config.extend(SEG_MAX.to_le_bytes());
+    config.extend([0; 4]); // geometry: not offered
+    config.extend((sector as u32).to_le_bytes());
+    config.extend([(block / sector).ilog2() as u8, 0, 0, 0, 0, 0, 0, 0]); // sectors in a physical block
+    config.extend([0; 2]); // writeback: not offered
+    config.extend(queues.to_le_bytes());
+    // To Linux the alignment is the granularity, too (drivers/block/virtio_blk.c).
+    let alignment = (discard / SECTOR) as u32;
+    let (discard, zeroes) = (DISCARD, WRITE_ZEROES);
+    for field in [discard.sectors, discard.ranges, alignment, zeroes.sectors, zeroes.ranges] {
+        config.extend(field.to_le_bytes());
+    }
+    config.extend([1, 0, 0, 0]); // zeroing may deallocate
+    config
 }

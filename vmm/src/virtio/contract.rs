@@ -16,6 +16,8 @@ mod random;
 #[cfg(test)]
 mod registers;
 #[cfg(test)]
+mod saved;
+#[cfg(test)]
 mod turns;
 
 use std::os::unix::net::UnixStream;

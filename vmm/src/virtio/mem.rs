@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mem_handle::{MemHandle, MemState};
 use super::queue::{Chain, Virtqueue};
+use super::saved::DeviceSaved;
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::memory::buffers::Buffers;
 use crate::memory::hotplug::Hotplug;
@@ -28,7 +30,7 @@ const QUEUE_SIZE: u16 = 64;
 const TURN: Duration = Duration::from_millis(if cfg!(miri) { 10_000 } else { 10 });
 
 /// Response types (5.15.6).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum ResponseType {
     Ack = 0,
     Nack = 1,
@@ -64,7 +66,17 @@ enum Begun {
     Work(PlugJob),
 }
 
+/// What is saved of the device: memory that is requested, in bytes, the blocks that are plugged, and a request that is
+/// not completed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MemSaved {
+    requested: u64,
+    plugged: Vec<Range<usize>>,
+    unfinished: Option<PlugJob>,
+}
+
 /// Blocks that are still to be plugged or unplugged before the request is completed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct PlugJob {
     plug: bool,
     all: Range<usize>,
@@ -211,6 +223,32 @@ impl VirtioDevice for Mem {
 
     fn config(&self) -> Arc<dyn ConfigSpace> {
         self.state.clone()
+    }
+
+    fn save(&self) -> DeviceSaved {
+        let blocks = self.hotplug.blocks();
+        let mut plugged: Vec<Range<usize>> = Vec::new();
+        for index in (0..blocks.count()).filter(|index| blocks.is_plugged(*index)) {
+            match plugged.last_mut() {
+                Some(run) if run.end == index => run.end += 1,
+                _ => plugged.push(index..index + 1),
+            }
+        }
+        let (requested, unfinished) = (self.state.requested(), self.unfinished.clone());
+        DeviceSaved::Mem(MemSaved { requested, plugged, unfinished })
+    }
+
+    fn restore(&mut self, state: &DeviceSaved) -> Result<()> {
+        let DeviceSaved::Mem(saved) = state else { bail!("no state of memory that is plugged") };
+        let count = self.hotplug.blocks().count();
+        let jobs = saved.unfinished.iter().map(|job| &job.all);
+        let fit = saved.plugged.iter().chain(jobs).all(|run| run.end <= count);
+        ensure!(fit, "mem: there are {count} blocks");
+        for index in saved.plugged.iter().flat_map(Clone::clone) {
+            self.hotplug.show(index)?;
+        }
+        self.unfinished = saved.unfinished.clone();
+        Self::handle(self).request(saved.requested)
     }
 
     fn activate(&mut self, driver: &Driver) {

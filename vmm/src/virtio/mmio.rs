@@ -39,6 +39,17 @@ impl Mmio {
         mmio
     }
 
+    /// The driver's selectors.
+    pub(super) fn selected(&self) -> [u32; 3] {
+        [self.device_features_sel, self.driver_features_sel, self.queue_sel]
+    }
+
+    /// Sets the driver's selectors.
+    pub(super) fn select(&mut self, selectors: [u32; 3]) {
+        [self.device_features_sel, self.driver_features_sel, self.queue_sel] = selectors;
+        self.show();
+    }
+
     /// Updates the registers that depend on the driver's selectors.
     fn show(&self) {
         let queue = self.transport.queues.get(self.queue_sel as usize);

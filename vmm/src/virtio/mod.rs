@@ -19,6 +19,7 @@ pub mod queue;
 pub mod rate;
 pub mod registers;
 pub mod rng;
+pub mod saved;
 pub mod transport;
 
 #[cfg(test)]
@@ -51,6 +52,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::worker::ThreadKind;
 use queue::{Interrupt, Virtqueue};
+use saved::DeviceSaved;
 
 /// A virtio device.
 ///
@@ -76,6 +78,15 @@ pub trait VirtioDevice: Any + Send {
     /// The configuration space.
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(Vec::new())
+    }
+    /// What is saved of the device besides its queues and registers. It is stopped.
+    fn save(&self) -> DeviceSaved {
+        DeviceSaved::Nothing
+    }
+    /// Sets what [`VirtioDevice::save`] has returned, in a new device; `activate` follows if there is a driver. An error
+    /// if that does not fit the device.
+    fn restore(&mut self, _state: &DeviceSaved) -> Result<()> {
+        Ok(())
     }
     /// The driver is ready: the device moves to its thread next.
     fn activate(&mut self, _driver: &Driver) {}

@@ -42,6 +42,13 @@ impl Interrupt {
         self.raise(CONFIG_CHANGE);
     }
 
+    /// Raises the line once more if it shows a cause.
+    pub(super) fn raise_again(&self) {
+        if self.registers.get(VIRTIO_MMIO_INTERRUPT_STATUS) != 0 {
+            self.raise(0);
+        }
+    }
+
     fn raise(&self, bits: u32) {
         self.registers.set_bits(VIRTIO_MMIO_INTERRUPT_STATUS, bits);
         // Cannot fail: KVM empties the counter.
@@ -132,6 +139,11 @@ impl Virtqueue {
     /// The driver has taken it back: nothing is served any more.
     pub(super) fn stop(&mut self) {
         self.queue.set_ready(false);
+    }
+
+    /// Where it is, and how far it was served.
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
     }
 
     /// The guest memory of the queue.

@@ -77,6 +77,19 @@ pub fn rings(queue: usize) -> [u64; 4] {
     [base, base + 0x1000, base + 0x2000, base + 0x3000]
 }
 
+/// The registers of `device`, and their page.
+fn registers(
+    device: Box<dyn VirtioDevice>,
+    ram: &GuestRam,
+    line: &EventFd,
+) -> (Mmio, Weak<MmapRegion>) {
+    let region = Arc::new(MmapRegion::new(4096).unwrap());
+    let pages = Arc::downgrade(&region);
+    let interrupt = line.try_clone().unwrap();
+    let transport = Transport::new(device, ram.clone(), (region, 0), interrupt).unwrap();
+    (Mmio::new(transport), pages)
+}
+
 impl Driver {
     /// A driver for `device` after power-on.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
@@ -86,16 +99,17 @@ impl Driver {
     /// A driver for `device` in a machine with other RAM.
     pub fn with_ram(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Self {
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let region = Arc::new(MmapRegion::new(4096).unwrap());
-        let pages = Arc::downgrade(&region);
-        let interrupt = line.try_clone().unwrap();
-        let transport = Transport::new(device, ram.clone(), (region, 0), interrupt).unwrap();
-        let mmio = Mmio::new(transport);
+        let (mmio, pages) = registers(device, &ram, &line);
         let mut driver = Self { mmio, ram, pages, main: 0, line, queues: Vec::new() };
         while driver.queue_max(driver.queues.len()) > 0 {
             driver.queues.push(Ring::default());
         }
         driver
+    }
+
+    /// Puts a new device in the place of the one that the driver has.
+    pub fn exchange(&mut self, device: Box<dyn VirtioDevice>) {
+        (self.mmio, self.pages) = registers(device, &self.ram, &self.line);
     }
 
     /// Has the device serve its queues on the driver's own thread.

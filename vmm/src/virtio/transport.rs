@@ -34,7 +34,7 @@ pub struct Transport {
     pub(super) id: u32,
     /// Feature bits that are offered.
     pub(super) features: u64,
-    interrupt: Arc<Interrupt>,
+    pub(super) interrupt: Arc<Interrupt>,
     /// Feature bits that the driver has accepted.
     pub(super) driver_features: u64,
     /// The driver has accepted features past the 64th, of which none exists.
@@ -44,15 +44,15 @@ pub struct Transport {
     kicks: Vec<Arc<EventFd>>,
     ram: Arc<GuestRam>,
     /// The device's name.
-    name: String,
-    state: DeviceState,
+    pub(super) name: String,
+    pub(super) state: DeviceState,
     /// The device has no thread: it works only in [`serve`](Self::serve), so that a fuzzer's findings can be repeated,
     /// and miri can run it.
     #[cfg(any(test, fuzzing))]
     pub(super) by_hand: bool,
 }
 
-enum DeviceState {
+pub(super) enum DeviceState {
     Stopped(Box<dyn VirtioDevice>),
     Running(Worker<DeviceWork>),
     /// Stopped with its queues, to run again.
@@ -139,7 +139,7 @@ impl Transport {
         }
     }
 
-    fn features_are_ok(&self) -> bool {
+    pub(super) fn features_are_ok(&self) -> bool {
         !self.accepts_unknown
             && self.driver_features & !self.features == 0
             && self.driver_features & 1 << conf::VIRTIO_F_VERSION_1 != 0
@@ -147,6 +147,12 @@ impl Transport {
 
     /// The driver is ready: the device moves to its thread.
     fn activate(&mut self) -> Result<()> {
+        self.connect()?;
+        self.resume()
+    }
+
+    /// Connects the device with the driver's queues, so that it is paused.
+    pub(super) fn connect(&mut self) -> Result<()> {
         let mut queues = Vec::new();
         for (queue, kick) in self.queues.iter().zip(&self.kicks) {
             let mut queue = Queue::try_from(queue.state())?;
@@ -174,7 +180,7 @@ impl Transport {
             stuck: false,
         };
         self.state = DeviceState::Paused(work);
-        self.resume()
+        Ok(())
     }
 
     /// Returns to the state after power-on. No request is in flight any more then.

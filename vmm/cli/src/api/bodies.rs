@@ -3,6 +3,7 @@
 //! Fields that are not supported are here, too, so that they are refused by name and not as misspelt.
 
 mod interface;
+mod snapshot;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
+pub use self::snapshot::{SnapshotCreate, SnapshotLoad, SnapshotType};
 use tinyvmm::config::{Aio, DiskConfig, RateLimit};
 
 /// PUT /actions

@@ -1,10 +1,14 @@
 //! One client's connection: its input and output buffers. Nothing here blocks.
 
-use std::io::{ErrorKind, Read, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::http::{self, Head, HttpError};
 
@@ -12,11 +16,15 @@ use super::http::{self, Head, HttpError};
 const SLOW: Duration = Duration::from_secs(5);
 /// Limit for a connection without a request.
 const IDLE: Duration = Duration::from_secs(60);
+/// Most files that come with a request: those of a snapshot of a machine with as many disks as there can be.
+const MOST_FILES: usize = 16;
 /// Bytes of one read.
 const PIECE: usize = 4096;
 
 pub(super) struct Connection {
     stream: UnixStream,
+    /// What came along with `input`.
+    files: Vec<File>,
     input: Vec<u8>,
     output: Vec<u8>,
     /// Bytes of `output` that are sent already.
@@ -37,6 +45,7 @@ impl Connection {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self {
             stream,
+            files: Vec::new(),
             input: Vec::new(),
             output: Vec::new(),
             sent: 0,
@@ -69,7 +78,7 @@ impl Connection {
     /// Reads what is available, a piece at a time; false when the client is gone.
     pub(super) fn read(&mut self) -> bool {
         let mut piece = [0; PIECE];
-        match self.stream.read(&mut piece) {
+        match self.receive(&mut piece) {
             Ok(0) => self.ended = true,
             Ok(_) if self.closes => {}
             Ok(len) => {
@@ -81,6 +90,28 @@ impl Connection {
             Err(error) => return is_temporary(&error),
         }
         true
+    }
+
+    /// Reads bytes, and takes the files that come with them.
+    fn receive(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+        let mut room = RecvAncillaryBuffer::new(&mut space);
+        let mut pieces = [IoSliceMut::new(piece)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.stream, &mut pieces, &mut room, flags)?;
+        for message in room.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                self.files.extend(files.map(File::from));
+            }
+        }
+        // What is too much is closed.
+        self.files.truncate(MOST_FILES);
+        Ok(received.bytes)
+    }
+
+    /// Takes the files that came with a request.
+    pub(super) fn take_files(&mut self) -> Vec<File> {
+        std::mem::take(&mut self.files)
     }
 
     /// Takes a request whose body has arrived. `None`: it is incomplete.

@@ -1,6 +1,8 @@
 //! The owner's side of the API: answers requests.
 
+mod changes;
 mod outputs;
+mod snapshots;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,17 +10,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::bodies::{Logger, PartialDrive, PartialNetworkInterface, VmState};
+use super::bodies::{Logger, VmState};
 use super::metrics::{Latencies, Metrics, micros};
 use super::routes::{ApiRequest, Configure, ControlCommand, Resource};
-use super::setup::{Setup, balloon_size, disk};
+use super::setup::{Setup, balloon_size};
 use super::stats::{self, MemoryStats, Stats};
 use super::{ApiCall, ApiResponse, ApiServer, FIRECRACKER_VERSION, config_file};
 use crate::config::Config;
-use crate::disks;
 use crate::inbox::End;
 use crate::measure::Record;
 use crate::report::Usage;
+use crate::snapshot::{self, Restored, Subject};
 use tinyvmm::event::Halt;
 use tinyvmm::layout;
 use tinyvmm::machine::{Handles, LiveMachine, Machine};
@@ -37,6 +39,10 @@ pub struct Api {
     measured: Latencies,
     /// The main thread may open files while the machine runs.
     pub(super) may_open: bool,
+    /// What a client has loaded, until the machine is made of it; and the description before.
+    restored: Option<Restored>,
+    before_load: Option<Setup>,
+    starts_paused: bool,
     /// Memory that clients have requested to be plugged, in bytes.
     requested: u64,
     /// `None` without an API.
@@ -56,6 +62,9 @@ impl Api {
             metrics: None,
             measured: Latencies::default(),
             may_open: false,
+            restored: None,
+            before_load: None,
+            starts_paused: false,
             requested: 0,
             usage: process.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
             record: record.clone(),
@@ -111,6 +120,10 @@ impl Api {
     /// end.
     pub fn serve_before(&mut self, call: ApiCall) -> Option<Result<ApiCall, End>> {
         let answer = match &call.request {
+            ApiRequest::Load(load) => match self.load(load) {
+                Ok(()) => return Some(Ok(call)),
+                Err(error) => ApiResponse::Fault(format!("{error:#}")),
+            },
             ApiRequest::Start => match self.setup.check_complete() {
                 Ok(()) => return Some(Ok(call)),
                 Err(error) => ApiResponse::Fault(format!("{error:#}")),
@@ -140,14 +153,22 @@ impl Api {
         &mut self,
         call: ApiCall,
         machine: &mut LiveMachine,
-        ram: &GuestRam,
+        subject: &Subject,
     ) -> Option<End> {
         let answer = match &call.request {
-            ApiRequest::Start => ApiResponse::Fault("the machine has started already".into()),
+            ApiRequest::Control(ControlCommand::Snapshot) => {
+                self.save(machine, subject, &call.files).into()
+            }
+            ApiRequest::Start | ApiRequest::Load(_) => {
+                ApiResponse::Fault("the machine has started already".into())
+            }
+            ApiRequest::Control(ControlCommand::CreateSnapshot(create)) => {
+                self.create_snapshot(create, machine, subject).into()
+            }
             ApiRequest::Configure(_) => ApiResponse::Fault(
                 "the machine has started: this can be configured only before the start".into(),
             ),
-            ApiRequest::Get(resource) => self.get(*resource, machine, ram).into(),
+            ApiRequest::Get(resource) => self.get(*resource, machine, subject.ram).into(),
             ApiRequest::ResizeBalloon(update) => self.resize(update.amount_mib, machine).into(),
             ApiRequest::ResizeMemory(update) => {
                 self.resize_memory(update.requested_size_mib, machine).into()
@@ -168,72 +189,15 @@ impl Api {
 
     fn execute(&mut self, command: &ControlCommand, machine: &mut LiveMachine) -> Result<()> {
         match command {
-            ControlCommand::Stop => Ok(()),
+            ControlCommand::Stop | ControlCommand::Snapshot | ControlCommand::CreateSnapshot(_) => {
+                Ok(())
+            }
             ControlCommand::PressPowerButton => handles(machine)?.press_power_button(),
             ControlCommand::FlushMetrics => self.flush_metrics(machine),
             ControlCommand::State(state) => self.set_state(*state, machine),
             ControlCommand::Drive(drive) => self.change_drive(drive, machine),
             ControlCommand::Interface(update) => self.change_interface(update, machine),
         }
-    }
-
-    fn change_drive(&mut self, drive: &PartialDrive, machine: &mut LiveMachine) -> Result<()> {
-        let id = &drive.drive_id;
-        let index = self.setup.drive_ids().iter().position(|known| known == id);
-        let index = index.context("there is no such drive")?;
-        let mut setup = self.setup.clone();
-        if let Some(path) = &drive.path_on_host {
-            let known = setup.drive_mut(id).context(
-                "path_on_host: a flag has named this drive, and only drives of PUT /drives can be exchanged",
-            )?;
-            ensure!(
-                self.may_open,
-                "path_on_host: no file can be opened any more, as this host's kernel has no Landlock or no seccomp \
-                 filters to limit that to the folders of drives"
-            );
-            known.path_on_host = Some(path.clone());
-            let disk = disk(known).context("path_on_host is required")?;
-            machine.while_stopped(|machine| {
-                machine.change_disk(index, move |block| {
-                    block.set_image(disks::replace(block.image(), &disk)?);
-                    Ok(())
-                })
-            })?;
-            self.setup = setup.clone();
-        }
-        if let Some(update) = drive.rate_limiter {
-            let limit = setup.update_limit(id, index, update);
-            let limiter = Limiter::new(&limit, Instant::now());
-            machine.while_stopped(|machine| {
-                machine.change_disk(index, |block| {
-                    block.limiter = limiter;
-                    Ok(())
-                })
-            })?;
-            self.setup = setup;
-        }
-        Ok(())
-    }
-
-    fn change_interface(
-        &mut self,
-        update: &PartialNetworkInterface,
-        machine: &mut LiveMachine,
-    ) -> Result<()> {
-        let mut setup = self.setup.clone();
-        let (index, card) = setup.update_interface(update)?;
-        let limiter = |limit| Limiter::new(limit, Instant::now());
-        let rx = update.rx_rate_limiter.map(|_| limiter(&card.rx_limit));
-        let tx = update.tx_rate_limiter.map(|_| limiter(&card.tx_limit));
-        machine.while_stopped(|machine| {
-            machine.change_card(index, |net| {
-                rx.into_iter().for_each(|limiter| net.rx.limiter = limiter);
-                tx.into_iter().for_each(|limiter| net.tx.limiter = limiter);
-                Ok(())
-            })
-        })?;
-        self.setup = setup;
-        Ok(())
     }
 
     fn set_state(&mut self, state: VmState, machine: &mut LiveMachine) -> Result<()> {
@@ -287,6 +251,7 @@ impl Api {
                 all["metrics"] = json!(self.metrics.as_ref().map(|metrics| &metrics.body));
                 all
             }
+            Resource::SnapshotNames => json!(snapshot::names(&self.config().machine.0)),
             Resource::BootReport => json!({ "marks": self.record.marks() }),
             Resource::BalloonStatistics | Resource::Stats => {
                 bail!("the machine has not started yet")

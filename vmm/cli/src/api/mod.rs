@@ -23,7 +23,6 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tinyvmm::machine::LiveMachine;
-use tinyvmm::memory::GuestRam;
 use tinyvmm::worker::Worker;
 
 pub use self::control::Api;
@@ -34,6 +33,7 @@ use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::{Jail, landlock};
 use crate::measure::Record;
+use crate::snapshot::Subject;
 
 /// The version of the description that the API follows.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";
@@ -69,6 +69,8 @@ impl From<Result<Value>> for ApiResponse {
 pub struct ApiCall {
     /// The request.
     pub request: ApiRequest,
+    /// Files that the client has opened and sent along.
+    pub files: Vec<File>,
     /// Takes one response without blocking.
     pub reply: SyncSender<ApiResponse>,
 }
@@ -137,15 +139,20 @@ impl Api {
         self.server.as_ref().map(|server| server.place.folder())
     }
 
-    /// The paths in which PATCH /drives opens files while the machine runs.
+    /// The paths in which PATCH /drives and PUT /snapshot/create open files while the machine runs.
     pub fn places(&self) -> Result<Vec<landlock::AllowedPath>> {
         if self.server.is_none() {
             return Ok(Vec::new());
         }
-        self.setup.places().context("the folders of drives")
+        let mut places = self.setup.places().context("the folders of drives")?;
+        if let Some(folder) = &self.config().process.snapshots {
+            let place = landlock::AllowedPath::for_new_files(folder);
+            places.push(place.with_context(|| format!("--snapshots {}", folder.display()))?);
+        }
+        Ok(places)
     }
 
-    /// Sets whether PATCH /drives can open files while the machine runs.
+    /// Sets whether files can be opened in these while the machine runs.
     pub fn allow_opening(&mut self, may_open: bool) {
         self.may_open = may_open;
     }
@@ -167,9 +174,9 @@ impl Api {
     }
 
     /// Serves waiting calls for a machine that has started; returns the end if a call requests it.
-    pub fn serve_calls(&mut self, machine: &mut LiveMachine, ram: &GuestRam) -> Option<End> {
+    pub fn serve_calls(&mut self, machine: &mut LiveMachine, subject: &Subject) -> Option<End> {
         while let Some(call) = self.next_call() {
-            let end = self.serve_after(call, machine, ram);
+            let end = self.serve_after(call, machine, subject);
             if end.is_some() {
                 return end;
             }

@@ -14,6 +14,8 @@ pub enum ApiRequest {
     Configure(Box<Configure>),
     /// Starts the machine.
     Start,
+    /// Makes a machine of a snapshot.
+    Load(Box<SnapshotLoad>),
     /// Controls a machine that has started.
     Control(ControlCommand),
     /// Sets the size of the balloon; at any time.
@@ -45,6 +47,8 @@ pub enum Resource {
     Stats,
     /// GET /tinyvmm/boot-report
     BootReport,
+    /// GET /tinyvmm/snapshot
+    SnapshotNames,
 }
 
 /// A part of the description, before the start.
@@ -80,6 +84,10 @@ pub enum ControlCommand {
     Interface(PartialNetworkInterface),
     /// PUT /tinyvmm/stop
     Stop,
+    /// PUT /tinyvmm/snapshot
+    Snapshot,
+    /// PUT /snapshot/create
+    CreateSnapshot(SnapshotCreate),
 }
 
 /// The request for `method`, `path` and `body`; or the reason why it is invalid.
@@ -92,7 +100,7 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
     // Slashes at the ends are ignored, as in Firecracker.
     let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
-        (_, ["pmem" | "snapshot", _] | ["vsock"] | ["balloon", "hinting", _]) => {
+        (_, ["pmem", _] | ["vsock"] | ["balloon", "hinting", _]) => {
             Err(of("not supported yet".into()))
         }
         (_, ["mmds"] | ["mmds", "config"]) => Err(of(
@@ -110,6 +118,10 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
         (Method::Put, ["tinyvmm", "stop"]) => {
             nearly_empty(body).map_err(of)?;
             Ok(ApiRequest::Control(ControlCommand::Stop))
+        }
+        (Method::Put, ["tinyvmm", "snapshot"]) => {
+            nearly_empty(body).map_err(of)?;
+            Ok(ApiRequest::Control(ControlCommand::Snapshot))
         }
         (Method::Put, parts) => put(parts, body).ok_or_else(|| nothing("PUT", path))?.map_err(of),
         (Method::Patch, parts) => {
@@ -133,6 +145,7 @@ fn resource(parts: &[&str]) -> Option<Resource> {
         ["hotplug", "memory"] => Resource::Memory,
         ["tinyvmm", "stats"] => Resource::Stats,
         ["tinyvmm", "boot-report"] => Resource::BootReport,
+        ["tinyvmm", "snapshot"] => Resource::SnapshotNames,
         _ => return None,
     })
 }
@@ -140,6 +153,13 @@ fn resource(parts: &[&str]) -> Option<Resource> {
 fn put(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
     let configured = match parts {
         ["actions"] => return Some(json(body).map(action)),
+        ["snapshot", "create"] => {
+            let create = |create| ApiRequest::Control(ControlCommand::CreateSnapshot(create));
+            return Some(json(body).map(create));
+        }
+        ["snapshot", "load"] => {
+            return Some(json(body).map(|load| ApiRequest::Load(Box::new(load))));
+        }
         ["boot-source"] => json(body).map(Configure::BootSource),
         ["machine-config"] => json(body).map(Configure::Machine),
         ["drives", id] => json(body).and_then(|drive: Drive| {
@@ -229,7 +249,7 @@ mod tests {
     #[test]
     fn what_is_not_there_and_what_is_not_supported_are_different_errors() {
         let refused = |method, path| request(method, path, b"{}").unwrap_err();
-        for path in ["/vsock", "/mmds", "/mmds/config", "/snapshot/create", "/pmem/a"] {
+        for path in ["/vsock", "/mmds", "/mmds/config", "/pmem/a"] {
             assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
         }
         for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/"] {

@@ -1,5 +1,6 @@
 //! The thread that serves the API's clients: many connections, one request at a time.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -93,7 +94,10 @@ impl Server {
             match request {
                 Err(refusal) => client.send(http::render_refusal(&refusal), true),
                 Ok((head, body)) => {
-                    let Some(answer) = self.answer(&head, &body, stop) else { return false };
+                    let files = client.take_files();
+                    let Some(answer) = self.answer(&head, &body, files, stop) else {
+                        return false;
+                    };
                     client.send(http::render(&answer, head.closes), head.closes);
                 }
             }
@@ -105,13 +109,19 @@ impl Server {
     }
 
     /// The owner's response; `None` when the owner is gone.
-    fn answer(&self, head: &Head, body: &[u8], stop: &StopFlag) -> Option<ApiResponse> {
+    fn answer(
+        &self,
+        head: &Head,
+        body: &[u8],
+        files: Vec<File>,
+        stop: &StopFlag,
+    ) -> Option<ApiResponse> {
         let request = match routes::request(head.method, &head.path, body) {
             Ok(request) => request,
             Err(reason) => return Some(ApiResponse::Fault(reason)),
         };
         let (reply, answer) = mpsc::sync_channel(1);
-        self.calls.send(ApiCall { request, reply }).ok()?;
+        self.calls.send(ApiCall { request, files, reply }).ok()?;
         self.waker.door();
         loop {
             match answer.recv_timeout(LOOK) {

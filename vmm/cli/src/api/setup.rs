@@ -1,6 +1,7 @@
 //! The description of a machine over the API, until its start.
 
 mod interfaces;
+mod load;
 
 use std::path::Path;
 

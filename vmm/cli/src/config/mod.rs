@@ -5,6 +5,7 @@ mod firecracker;
 mod id;
 mod jail;
 mod machine;
+mod restore;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use firecracker::{FirecrackerConfig, StartTimes};
 pub use id::{DEFAULT_ID, instance_id, machine_name};
 pub use jail::JailConfig;
 pub use machine::MachineFlags;
+pub use restore::{Clock, Identity, RestoreFlags};
 
 use crate::command;
 
@@ -90,6 +92,12 @@ pub struct ProcessConfig {
     #[arg(conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     pub config_file: Option<PathBuf>,
 
+    /// A folder in which clients of the API have snapshots made (PUT /snapshot/create)
+    ///
+    /// `tinyvmm ctl NAME snapshot DIR` needs none: it makes the files itself.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Control")]
+    pub snapshots: Option<PathBuf>,
+
     /// The machine's name, as the API reports it; that of --name if there is one
     #[arg(long, value_name = "NAME", default_value = DEFAULT_ID, value_parser = instance_id)]
     #[arg(help_heading = "Control")]
@@ -136,6 +144,11 @@ pub struct ProcessConfig {
     #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
     #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Measuring")]
     pub trace_exits: bool,
+
+    /// Of what snapshot the machine is made.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub snapshot: RestoreFlags,
 
     /// A command for the guest: its output is all that is printed, its exit status is tinyvmm's
     ///

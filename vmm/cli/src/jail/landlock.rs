@@ -10,25 +10,29 @@ use landlock::{
     PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-/// A file, or a folder with all that is below it, whose existing files can still be opened.
+/// A file, or a folder with all that is below it, in which something can still be opened.
 pub struct AllowedPath {
     file: File,
-    /// Files can be opened for writing, too.
-    writes: bool,
+    access: BitFlags<AccessFs>,
 }
 
 impl AllowedPath {
-    /// The file or folder at `path`.
+    /// The file or folder at `path`, where files that exist can be opened to read, or also to write.
     pub fn new(path: &Path, writes: bool) -> Result<Self> {
+        let read = AccessFs::ReadFile.into();
+        Self::with_access(path, if writes { read | AccessFs::WriteFile } else { read })
+    }
+
+    /// The folder at `path`, in which new files can be made and written.
+    pub fn for_new_files(path: &Path) -> Result<Self> {
+        Self::with_access(path, AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate)
+    }
+
+    fn with_access(path: &Path, access: BitFlags<AccessFs>) -> Result<Self> {
         // O_PATH: the file need not be readable.
         let mut options = File::options();
         let file = options.read(true).custom_flags(libc::O_PATH).open(path)?;
-        Ok(Self { file, writes })
-    }
-
-    fn access(&self) -> BitFlags<AccessFs> {
-        let read = AccessFs::ReadFile.into();
-        if self.writes { read | AccessFs::WriteFile } else { read }
+        Ok(Self { file, access })
     }
 }
 
@@ -59,7 +63,7 @@ pub fn forbid_opening(kept: Kept, places: &[AllowedPath]) -> Result<Option<i32>>
         ruleset = ruleset.add_rule(PathBeneath::new(folder, AccessFs::RemoveDir))?;
     }
     for place in places {
-        ruleset = ruleset.add_rule(PathBeneath::new(&place.file, place.access()))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(&place.file, place.access))?;
     }
     let status = ruleset.restrict_self()?;
     Ok(match (status.ruleset, status.landlock) {

@@ -52,7 +52,7 @@ use Condition::{Always, Bits, Folder, Is, Ourselves};
 pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
     let kind = match role {
         // At a reset the main thread takes devices apart, and finishes requests that they have begun.
-        FilterRole::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE]),
+        FilterRole::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE, SAVE]),
         FilterRole::Worker(kind) => kind,
     };
     Ok(match kind {
@@ -166,6 +166,7 @@ const CONSOLE: &[SyscallRule] = &[
 const CLIENTS: &[SyscallRule] = &[
     always(SYS_accept4),
     always(SYS_recvfrom),
+    always(SYS_recvmsg), // with files for a snapshot
     always(SYS_sendto),
     always(SYS_shutdown),
     SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32])),
@@ -182,8 +183,30 @@ const LEAVE: &[SyscallRule] =
 /// guest writes.
 pub(super) const OPEN: &[SyscallRule] = &[
     SyscallRule(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC | O_NONBLOCK) as u32), 0)),
+    // A new file, of a snapshot.
+    SyscallRule(SYS_openat, Bits(2, !((O_ACCMODE | O_CLOEXEC) as u32), (O_CREAT | O_EXCL) as u32)),
     always(SYS_flock),
     SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32])),
+];
+
+/// To write a snapshot into files that a client has sent.
+const SAVE: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &KVM_SAVE)), always(SYS_pwrite64)];
+
+const KVM_SAVE: [u32; 14] = [
+    with::<kvm_bindings::kvm_msr_list>(3, 0x02), // KVM_GET_MSR_INDEX_LIST
+    with::<kvm_bindings::kvm_irqchip>(3, 0x62),  // KVM_GET_IRQCHIP
+    with::<kvm_bindings::kvm_clock_data>(2, 0x7c), // KVM_GET_CLOCK
+    with::<kvm_bindings::kvm_msrs>(3, 0x88),     // KVM_GET_MSRS
+    with::<kvm_bindings::kvm_lapic_state>(2, 0x8e), // KVM_GET_LAPIC
+    with::<kvm_bindings::kvm_cpuid2>(3, 0x91),   // KVM_GET_CPUID2
+    with::<kvm_bindings::kvm_mp_state>(2, 0x98), // KVM_GET_MP_STATE
+    with::<kvm_bindings::kvm_pit_state2>(2, 0x9f), // KVM_GET_PIT2
+    with::<kvm_bindings::kvm_vcpu_events>(2, 0x9f), // KVM_GET_VCPU_EVENTS
+    with::<kvm_bindings::kvm_debugregs>(2, 0xa1), // KVM_GET_DEBUGREGS
+    io(0xa3),                                    // KVM_GET_TSC_KHZ
+    with::<kvm_bindings::kvm_xsave>(2, 0xa4),    // KVM_GET_XSAVE
+    with::<kvm_bindings::kvm_xcrs>(2, 0xa6),     // KVM_GET_XCRS
+    with::<kvm_bindings::kvm_device_attr>(1, 0xe2), // KVM_GET_DEVICE_ATTR
 ];
 
 /// To start threads; also what a new thread needs until it has a filter of its own.

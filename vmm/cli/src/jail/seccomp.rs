@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_main_thread_that_opens_makes_no_file_and_empties_none() {
+    fn a_main_thread_that_opens_empties_no_file_and_makes_only_new_ones() {
         let SyscallRule(number, Condition::Bits(2, mask, 0)) = rules::OPEN[0] else {
             panic!("open")
         };
@@ -267,7 +267,23 @@ mod tests {
             assert!(!allowed(libc::O_RDWR | flag), "{flag:#x}");
         }
         let others = rules::OPEN[1..].iter().map(|call| call.0);
-        assert_eq!(others.collect::<Vec<_>>(), [libc::SYS_flock, libc::SYS_ioctl]);
+        assert_eq!(
+            others.collect::<Vec<_>>(),
+            [libc::SYS_openat, libc::SYS_flock, libc::SYS_ioctl]
+        );
+        let SyscallRule(_, Condition::Bits(2, mask, value)) = rules::OPEN[1] else {
+            panic!("make")
+        };
+        let new = libc::O_CREAT | libc::O_EXCL;
+        for (flags, allowed) in [
+            (new | libc::O_WRONLY | libc::O_CLOEXEC, true),
+            (new | libc::O_RDWR, true),
+            (libc::O_CREAT | libc::O_RDWR, false),
+            (new | libc::O_TRUNC, false),
+            (new | libc::O_PATH, false),
+        ] {
+            assert_eq!(flags as u32 & mask == value, allowed, "{flags:#x}");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
-    ResourceTemplate, Scope,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
+    Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -107,7 +107,7 @@ fn dsdt(hardware: Hardware) -> Sdt {
     let mut aml = Vec::new();
     Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5])).to_aml_bytes(&mut aml);
     add_port_devices(&mut aml, hardware);
-    add_power_button(&mut aml);
+    add_events(&mut aml);
     for index in 0..hardware.virtio_devices {
         add_virtio(&mut aml, index);
     }
@@ -161,15 +161,23 @@ fn add_port_devices(aml: &mut Vec<u8>, hardware: Hardware) {
     add_device(aml, "PEVT", (&"QEMU0001", 0), vec![&pvpanic], vec![]);
 }
 
-/// On hardware-reduced ACPI an event is an interrupt of the generic event device (5.6.9), whose
-/// method finds out that it was the button.
-fn add_power_button(aml: &mut Vec<u8>) {
+/// The power button and the generation of the machine's identity. On hardware-reduced ACPI an event is an interrupt of
+/// the generic event device (5.6.9), whose method finds out by its number whose event it was.
+fn add_events(aml: &mut Vec<u8>) {
     add_device(aml, "PWRB", (&EISAName::new("PNP0C0C"), 0), vec![], vec![]);
-    let button = Path::new("\\_SB_.PWRB");
-    let pressed = Notify::new(&button, &0x80u8);
-    let event = Method::new("_EVT".into(), 1, true, vec![&pressed]);
-    let irq = interrupt(layout::EVENT_GSI);
-    add_device(aml, "GED_", (&"ACPI0013", 0), vec![&irq], vec![&event]);
+    let (low, high) = (layout::GENERATION.start as u32, 0u32);
+    let place = Name::new("ADDR".into(), &Package::new(vec![&low, &high]));
+    let compatible = Name::new("_CID".into(), &"VM_Gen_Counter");
+    let name = Name::new("_DDN".into(), &"VM_Gen_Counter");
+    add_device(aml, "VGEN", (&"VMGENCTR", 0), vec![], vec![&compatible, &name, &place]);
+    let [pressed, is_new] = [Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.VGEN")];
+    let [pressed, is_new] = [Notify::new(&pressed, &0x80u8), Notify::new(&is_new, &0x80u8)];
+    let events = [(layout::EVENT_GSI as u8, pressed), (layout::GENERATION_GSI as u8, is_new)];
+    let is = events.each_ref().map(|(gsi, _)| Equal::new(&Arg(0), gsi));
+    let [one, other] = [0, 1].map(|event| If::new(&is[event], vec![&events[event].1]));
+    let event = Method::new("_EVT".into(), 1, true, vec![&one, &other]);
+    let [button, generation] = [layout::EVENT_GSI, layout::GENERATION_GSI].map(interrupt);
+    add_device(aml, "GED_", (&"ACPI0013", 0), vec![&button, &generation], vec![&event]);
 }
 
 fn add_virtio(aml: &mut Vec<u8>, index: usize) {

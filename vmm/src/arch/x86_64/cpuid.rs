@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::__cpuid;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -149,6 +149,54 @@ impl CpuidTemplate {
             entry
         })
     }
+}
+
+/// Leaves of features with their sub-leaves, and the registers that have a bit for each: a guest may have found any of
+/// them. (EAX, EBX, ECX, EDX.)
+const FEATURES: [(u32, u32, [bool; 4]); 7] = [
+    (1, 0, [false, false, true, true]),
+    (7, 0, [false, true, true, true]),
+    (7, 1, [true, true, true, true]),
+    (0xd, 0, [true, false, false, true]),
+    (0xd, 1, [true, false, true, true]),
+    (0x8000_0001, 0, [false, false, true, true]),
+    (0x8000_0008, 0, [false, true, false, false]),
+];
+
+/// Refuses a host whose processor, which guests see as `here`, is another model, or lacks what this `guest` has found.
+pub(super) fn check(guest: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Result<()> {
+    let registers = |entries: &[kvm_cpuid_entry2], function, index| {
+        let found = entries.iter().find(|e| (e.function, e.index) == (function, index));
+        found.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+    };
+    let of = |function, index| [guest, here].map(|entries| registers(entries, function, index));
+    let [[_, vendor @ ..], [_, our_vendor @ ..]] = of(0, 0);
+    let [[model, ..], [our_model, ..]] = of(1, 0);
+    ensure!(
+        (vendor, model) == (our_vendor, our_model),
+        "the snapshot is of another processor: model {model:#x}, and this host has {our_model:#x}"
+    );
+    for (function, index, which) in FEATURES {
+        let [theirs, ours] = of(function, index);
+        for (register, has_features) in which.into_iter().enumerate() {
+            // What depends on a CPU's own state (OSXSAVE, OSPKE), and on how CPUs are arranged.
+            let other = match (function, register) {
+                (1, 2) => 1 << 27,
+                (1, 3) => LEAF1_EDX_HTT,
+                (7, 2) => 1 << 4,
+                (0x8000_0001, 2) => EXT1_ECX_CMP_LEGACY | EXT1_ECX_TOPOEXT,
+                _ => 0,
+            };
+            let missing = theirs[register] & !ours[register] & !other;
+            ensure!(
+                !has_features || missing == 0,
+                "the snapshot's processor has features that this host's lacks: leaf {function:#x}.{index}, \
+                 register {}, bits {missing:#x}",
+                ["EAX", "EBX", "ECX", "EDX"][register]
+            );
+        }
+    }
+    Ok(())
 }
 
 fn set(register: &mut u32, bits: u32, on: bool) {

@@ -33,7 +33,9 @@ pub const SETUP_DATA: u64 = MP_POINTER + 0x10;
 /// ACPI tables, the RSDP first: firmware looks for it from here on (ACPI 6.5, 5.2.5.1).
 pub const ACPI: Range<u64> = 0xe_0000..0xe_e000;
 /// MP table, for kernels without ACPI.
-pub const MP_TABLE: Range<u64> = ACPI.end..0xf_0000;
+pub const MP_TABLE: Range<u64> = ACPI.end..GENERATION.start;
+/// The identity of this copy of the machine, which its ACPI device names (Virtual Machine Generation ID, Microsoft 2012).
+pub const GENERATION: Range<u64> = 0xe_fff0..0xf_0000;
 /// SMBIOS entry point and table, searched for here (SMBIOS 3.0, 5.2.2).
 pub const SMBIOS: Range<u64> = 0xf_0000..RESET_VECTOR;
 /// Where firmware's code starts, F000:FFF0 in real mode; a kernel jumps here to reset.
@@ -85,7 +87,9 @@ pub const POWER_PORTS: Range<u64> = 0x600..0x603;
 
 /// GSI of COM1.
 pub const SERIAL_GSI: u32 = 4;
-/// GSI of the ACPI generic event device, which carries the power button.
+/// GSI by which the ACPI generic event device reports a new identity,
+pub const GENERATION_GSI: u32 = 5;
+/// and the power button.
 pub const EVENT_GSI: u32 = 9;
 /// GSI of the first virtio device; one each.
 pub const VIRTIO_GSI: u32 = 10;
@@ -118,7 +122,7 @@ const _: () = {
     assert!(SERIAL_PAGE + 0x1000 <= IOAPIC as u64);
     assert!(LAPIC as u64 + 0x1000 <= KVM_IDENTITY_MAP && KVM_TSS + 0x3000 <= GAP_END);
     assert!(room_start(GAP_START) >= GAP_END && room_start(GAP_START + 1) > GAP_END);
-    assert!(SERIAL_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
+    assert!(SERIAL_GSI < GENERATION_GSI && GENERATION_GSI < EVENT_GSI && EVENT_GSI < VIRTIO_GSI);
 };
 
 /// Guest physical ranges of RAM for a machine with `size` bytes of it.

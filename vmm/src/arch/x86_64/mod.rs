@@ -6,10 +6,12 @@ pub mod boot;
 pub mod capabilities;
 pub mod cmdline;
 mod cpuid;
+mod hex;
 pub mod kernel;
 pub mod layout;
 mod mptable;
 mod regs;
+pub mod saved;
 mod smbios;
 pub mod vm;
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::acpi::{self, Hardware};
 use super::cpuid::CpuidTemplate;
@@ -28,12 +29,14 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     Ok(vm)
 }
 
-/// Makes a PIT if `kernel` needs it: without kvmclock Linux measures its TSC against the PIT, and without ACPI the PIT is
-/// its first timer (before 5.3).
-pub fn create_pit_for(kernel: &Kernel, vm: &VmFd, config: &MachineConfig) -> Result<()> {
-    if kernel.acpi && !cmdline::without_kvmclock(config) {
-        return Ok(());
-    }
+/// Whether `kernel` needs a PIT: without kvmclock Linux measures its TSC against it, and without ACPI it is its first
+/// timer (before 5.3).
+pub fn needs_pit(kernel: &Kernel, config: &MachineConfig) -> bool {
+    !kernel.acpi || cmdline::without_kvmclock(config)
+}
+
+/// Makes a PIT.
+pub fn create_pit(vm: &VmFd) -> Result<()> {
     // With port 0x61, through which Linux gates channel 2 to calibrate.
     let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(config).context("KVM_CREATE_PIT2")
@@ -62,7 +65,14 @@ pub fn write_tables(config: &MachineConfig, ram: &GuestRam, virtio_devices: usiz
     let hardware = Hardware { cpus: config.cpus, virtio_devices, rtc, uart: config.uart };
     acpi::write(ram, hardware)?;
     mptable::write(ram, config.cpus)?;
+    write_generation(ram)?;
     let random = uuid::Builder::from_random_bytes(random::bytes()?).into_uuid();
     let uuid = config.uuid.unwrap_or(random);
     smbios::write(ram, config.cpus, config.mem.bytes(), uuid)
+}
+
+/// Gives this copy of the machine an identity of its own, by which a guest finds out that it is a copy.
+pub fn write_generation(ram: &GuestRam) -> Result<()> {
+    let identity: [u8; 16] = random::bytes()?;
+    Ok(ram.write_slice(&identity, GuestAddress(layout::GENERATION.start))?)
 }

@@ -1,0 +1,58 @@
+//! Stock kernels that go on from a snapshot.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use super::disk::full;
+use super::{AMD64_BZIMAGE, IN_A_BOX, Kernel, SMALL_ELF, disk};
+use crate::api::{SOCKET, listening};
+use crate::fixture::{Dir, Outcome, Running, Vmm};
+
+/// A shell that runs `script` line by line as it is typed, with an API.
+fn shell(kernel: Kernel, args: &[&str], more: Vec<std::ffi::OsString>) -> Vmm {
+    let vmm = kernel.runs("exec sh").args(args).args(["--api-sock", SOCKET]).args(more);
+    vmm.stdin(Stdio::piped())
+}
+
+/// The machine that goes on from `snapshot`.
+fn restored(snapshot: &Path, args: &[&str]) -> Running {
+    let vmm = Vmm::new().patiently(IN_A_BOX).args(["--restore".into(), snapshot.to_owned()]);
+    vmm.args(args).stdin(Stdio::piped()).start()
+}
+
+/// What the line `name=` of the output has.
+fn value(outcome: &Outcome, name: &str) -> String {
+    super::Console::of(outcome).value(name).to_owned()
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn two_machines_go_on_from_one_snapshot_with_other_random_numbers() {
+    for (kernel, cpus) in [(SMALL_ELF, "2"), (AMD64_BZIMAGE, "1")] {
+        let dir = Dir::new();
+        let snapshot = dir.path("snap");
+        let image = full(&dir, "disk", 1 << 20);
+        let vmm = shell(kernel, &["--cpus", cpus], disk(&image, ",overlay").into());
+        let (running, client) = listening(vmm.start());
+        let running = running.types("echo up=1; echo hello > /tmp/file; echo abc | dd of=/dev/vda conv=sync 2>/dev/null; sync; echo here=1\n");
+        let running = running.prints("here=1");
+        client.ctl(&["snapshot", snapshot.to_str().unwrap()]).exits(0).silently();
+        running.types("cat /tmp/file; poweroff -f\n").wait().exits(0);
+        let all: Vec<_> = (0..2).map(|_| restored(&snapshot, &[])).collect();
+        let ask = "echo file=$(cat /tmp/file); echo disk=$(head -c 3 /dev/vda); \
+            dd if=/dev/vda of=/dev/null iflag=direct bs=4k count=64 2>/dev/null && echo read=ok; \
+            echo random=$(od -An -N8 -tx1 /dev/urandom); echo cpus=$(nproc); echo more >> /tmp/file; \
+            dd if=/tmp/file of=/dev/vda bs=512 conv=sync oflag=direct 2>/dev/null && echo written=ok; \
+            echo wrong=$(dmesg | grep -E '[O]ops|[B]UG|[s]oft lockup|[c]locksource.*unstable|[r]cu.*stall'); \
+            echo told=$(dmesg | grep -c 'crng reseeded due to virtual machine fork'); poweroff -f\n";
+        let ended: Vec<_> =
+            all.into_iter().map(|one| one.types(ask).wait().exits(0).silently()).collect();
+        for outcome in &ended {
+            let console = super::Console::of(outcome);
+            console.has("file", "hello").has("disk", "abc").has("read", "ok").has("written", "ok");
+            console.has("cpus", cpus).has("wrong", "").has("told", "1");
+        }
+        let [one, other] = [&ended[0], &ended[1]].map(|outcome| value(outcome, "random"));
+        assert!(one != other, "{one}");
+    }
+}

@@ -1,0 +1,84 @@
+//! Snapshots that are not as they were made.
+
+use std::fs;
+
+use tinyvmm_cli::snapshot::Snapshot;
+
+use super::{counting, restored, save};
+use crate::api::vmm;
+use crate::fixture::Dir;
+
+fn made() -> Dir {
+    let (_running, client) = counting(vmm().args(["--cpus", "2"]));
+    let dir = Dir::new();
+    save(&client, &dir);
+    dir
+}
+
+#[test]
+fn each_byte_of_the_state_counts() {
+    let dir = made();
+    let whole = fs::read(dir.path("snap/state")).unwrap();
+    Snapshot::from_bytes(&whole).unwrap();
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        assert!(Snapshot::from_bytes(&bytes).is_err(), "byte {at}");
+    }
+    for len in (0..whole.len()).step_by(97) {
+        assert!(Snapshot::from_bytes(&whole[..len]).is_err(), "{len} bytes");
+    }
+}
+
+#[test]
+fn what_is_damaged_is_named() {
+    let refused = |change: fn(&Dir), words: &[&str]| {
+        let dir = made();
+        change(&dir);
+        restored(&dir).run().refuses(3, words);
+    };
+    refused(|dir| fs::write(dir.path("snap/state"), "").unwrap(), &["state", "it is no snapshot"]);
+    refused(
+        |dir| {
+            let text = fs::read_to_string(dir.path("snap/state")).unwrap();
+            fs::write(dir.path("snap/state"), text.replacen("snapshot 1", "snapshot 2", 1))
+                .unwrap();
+        },
+        &["state", "version 2", "knows 1"],
+    );
+    refused(
+        |dir| {
+            let text = fs::read_to_string(dir.path("snap/state")).unwrap();
+            fs::write(dir.path("snap/state"), text.replacen("0", "1", 1)).unwrap();
+        },
+        &["state", "checksum"],
+    );
+    refused(
+        |dir| {
+            let text = fs::read_to_string(dir.path("snap/machine.json")).unwrap();
+            fs::write(dir.path("snap/machine.json"), text.replace("256M", "512M")).unwrap();
+        },
+        &["machine.json", "not as the snapshot was made"],
+    );
+    refused(|dir| fs::write(dir.path("snap/machine.json"), "{").unwrap(), &["machine.json", "EOF"]);
+    refused(|dir| fs::remove_file(dir.path("snap/memory")).unwrap(), &["memory", "No such file"]);
+    refused(
+        |dir| {
+            let memory = fs::File::options().write(true).open(dir.path("snap/memory")).unwrap();
+            memory.set_len(1 << 20).unwrap();
+        },
+        &["memory", "it is damaged"],
+    );
+}
+
+#[test]
+fn a_client_that_ends_early_leaves_no_snapshot() {
+    let (running, client) = counting(vmm());
+    let dir = Dir::new();
+    client.refuses("PUT", "/tinyvmm/snapshot", "", &["has the files state, memory"]);
+    client
+        .ctl(&["snapshot", dir.path("no/snap").to_str().unwrap()])
+        .refuses(1, &["no/snap", "No such"]);
+    assert_eq!(fs::read_dir(dir.path(".")).unwrap().count(), 0);
+    running.types("xq").prints("Aa").wait().exits(0).silently();
+}

@@ -1,0 +1,110 @@
+//! The bodies of requests about snapshots.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use serde::Deserialize;
+
+use super::{RefusedField, refuse};
+
+/// PUT /snapshot/create
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// A new file for guest RAM.
+    pub mem_file_path: PathBuf,
+    /// A new file for all else.
+    pub snapshot_path: PathBuf,
+    /// All, unless given.
+    pub snapshot_type: Option<SnapshotType>,
+}
+
+/// What a snapshot has of the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum SnapshotType {
+    /// All of it.
+    Full,
+    /// What has changed: not supported.
+    Diff,
+}
+
+/// PUT /snapshot/load
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// The file that is not guest RAM.
+    pub snapshot_path: PathBuf,
+    /// That with guest RAM, by its old name.
+    pub mem_file_path: Option<PathBuf>,
+    /// That with guest RAM.
+    pub mem_backend: Option<MemoryBackend>,
+    /// Run at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// The guest's clocks go on with the host's.
+    #[serde(default)]
+    pub clock_realtime: bool,
+    /// Other taps for the machine's cards.
+    #[serde(default)]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// What huge pages memory has.
+    huge_pages: Option<String>,
+    #[serde(default)]
+    track_dirty_pages: bool,
+    #[serde(default)]
+    enable_diff_snapshots: bool,
+    #[serde(default)]
+    vsock_override: RefusedField,
+}
+
+/// Where the memory of a snapshot is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBackend {
+    /// How.
+    pub backend_type: BackendType,
+    /// Its path.
+    pub backend_path: PathBuf,
+}
+
+/// How memory is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum BackendType {
+    /// From a file.
+    File,
+    /// By another process: not supported.
+    Uffd,
+}
+
+/// Another tap for a card.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    /// The card's name.
+    pub iface_id: String,
+    /// The tap.
+    pub host_dev_name: String,
+}
+
+impl SnapshotLoad {
+    /// The file with guest RAM. An error names what is not supported.
+    pub fn memory(&self) -> Result<PathBuf> {
+        refuse(&[("vsock_override", &self.vsock_override)])?;
+        if self.track_dirty_pages || self.enable_diff_snapshots {
+            bail!("track_dirty_pages: not supported, snapshots have all of the memory");
+        }
+        if let Some(pages) =
+            self.huge_pages.as_ref().filter(|pages| !["None", "Snapshot"].contains(&pages.as_str()))
+        {
+            bail!("huge_pages: {pages} is not supported, memory is that of the snapshot's file");
+        }
+        match (&self.mem_backend, &self.mem_file_path) {
+            (Some(MemoryBackend { backend_type: BackendType::File, backend_path }), None) => {
+                Ok(backend_path.clone())
+            }
+            (Some(_), None) => bail!("mem_backend: Uffd is not supported, say File"),
+            (None, Some(path)) => Ok(path.clone()),
+            _ => bail!("mem_backend: say where the memory is, once"),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The file `state`: a line with the version of the format, a line with the BLAKE3 hash of the rest, and JSON.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Snapshot;
+
+/// Most bytes of the file: 255 CPUs have a fifth of that.
+pub const MOST_BYTES: u64 = 64 << 20;
+const MAGIC: &str = "tinyvmm snapshot ";
+/// Changes when an older tinyvmm could not read the file, or would take it for something else.
+const VERSION: u32 = 1;
+
+impl Snapshot {
+    /// The bytes of the file.
+    #[cfg(feature = "api")]
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let json = serde_json::to_vec(self)?;
+        let hash = blake3::hash(&json).to_hex();
+        let mut bytes = format!("{MAGIC}{VERSION}\n{hash}\n").into_bytes();
+        bytes.extend(json);
+        Ok(bytes)
+    }
+
+    /// Reads what [`Self::to_bytes`] made. Any other byte is an error.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (version, rest) = line(bytes).context("it is no snapshot")?;
+        let version = version.strip_prefix(MAGIC).context("it is no snapshot")?;
+        let Ok(version) = version.parse::<u32>() else {
+            bail!("it is damaged: its version is {version:?}")
+        };
+        ensure!(
+            version == VERSION,
+            "its format is version {version}, and this tinyvmm knows {VERSION}: update it, or make the snapshot anew"
+        );
+        let (hash, json) = line(rest).context("it ends early")?;
+        ensure!(
+            hash == blake3::hash(json).to_hex().as_str(),
+            "it is damaged: its checksum is wrong"
+        );
+        serde_json::from_slice(json).context("it is of another version of tinyvmm")
+    }
+}
+
+/// The first line of `bytes`, and what follows it.
+fn line(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = bytes.iter().take(80).position(|byte| *byte == b'\n')?;
+    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
+}

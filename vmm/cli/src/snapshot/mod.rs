@@ -1,0 +1,114 @@
+//! Snapshots: a folder with what a machine was, of which machines are made that go on from there.
+//!
+//! `state` has the machine's description and all of its state but the memory, behind a line with the version of the
+//! format and one with a checksum. `memory` is guest RAM, a sparse file. `state.disk0` and so on are the layers that took
+//! what the guest wrote. `machine.json` is the description for people.
+
+mod format;
+mod restore;
+#[cfg(feature = "api")]
+mod take;
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use kvm_ioctls::Kvm;
+use serde::{Deserialize, Serialize};
+use tinyvmm::config::MachineConfig;
+use tinyvmm::machine::SavedMachine;
+use tinyvmm::memory::GuestRam;
+
+pub use self::format::MOST_BYTES;
+pub use self::restore::{Restored, read};
+#[cfg(feature = "api")]
+pub use self::take::take;
+
+/// The files of a snapshot.
+pub const STATE: &str = "state";
+/// Guest RAM.
+pub const MEMORY: &str = "memory";
+/// The description for people.
+pub const DESCRIPTION: &str = "machine.json";
+
+/// What a machine was built of, for a snapshot of it.
+pub struct Subject<'a> {
+    /// The host's KVM.
+    pub kvm: &'a Kvm,
+    /// Its description, with all that was left to chance.
+    pub config: &'a MachineConfig,
+    /// Its memory.
+    pub ram: &'a GuestRam,
+    /// Where this process was started: what paths are relative to.
+    pub folder: &'a Path,
+    /// The names of its network cards.
+    pub cards: Vec<String>,
+}
+
+/// What the file `state` has.
+#[derive(Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The version of tinyvmm that wrote it.
+    tinyvmm: String,
+    machine: MachineConfig,
+    /// The names of its network cards, for clients of the API.
+    cards: Vec<String>,
+    /// The files of each disk: its own, and that of a layer with a name.
+    disks: Vec<Vec<FileIdentity>>,
+    state: SavedMachine,
+}
+
+impl Snapshot {
+    /// The machine that was saved.
+    pub fn machine(&self) -> &MachineConfig {
+        &self.machine
+    }
+
+    /// The names of its network cards.
+    pub fn cards(&self) -> &[String] {
+        &self.cards
+    }
+}
+
+/// By what a file is known to be as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileIdentity {
+    path: PathBuf,
+    size: u64,
+    /// Seconds and nanoseconds since 1970 of the last change.
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(path: PathBuf, file: &File) -> Result<Self> {
+        let status = file.metadata()?;
+        // A device's file has no time of its contents.
+        let changed = if status.is_file() { (status.mtime(), status.mtime_nsec()) } else { (0, 0) };
+        Ok(Self { path, size: status.size(), changed })
+    }
+
+    fn check(&self) -> Result<()> {
+        let path = self.path.display();
+        let file =
+            File::open(&self.path).map_err(|error| anyhow::anyhow!("disk {path}: {error}"))?;
+        ensure!(
+            Self::of(self.path.clone(), &file)? == *self,
+            "disk {path}: it was changed after the snapshot was made, so the guest would not know it: name another with \
+             --disk, or make snapshots of machines that write to a layer (,overlay) or end with it (--stop)"
+        );
+        Ok(())
+    }
+}
+
+/// The names of the files that take the state of a machine like `machine`, in their order.
+pub fn names(machine: &MachineConfig) -> Vec<String> {
+    let layers = machine.disk.iter().enumerate().filter(|(_, disk)| disk.overlay.is_some());
+    let layers = layers.map(|(index, _)| STATE.to_owned() + &layer(index));
+    [STATE, MEMORY].map(str::to_owned).into_iter().chain(layers).collect()
+}
+
+/// What is added to the name of `state` for the layer of the disk with this index.
+fn layer(index: usize) -> String {
+    format!(".disk{index}")
+}

@@ -1,0 +1,178 @@
+//! Machines that are made of a snapshot.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use tinyvmm::arch::saved::Clocks;
+use tinyvmm::config::{MachineConfig, Overlay};
+use tinyvmm::disk_image::DiskImage;
+use tinyvmm::machine::{Renewal, SavedMachine, Start};
+
+use super::{DESCRIPTION, FileIdentity, MEMORY, MOST_BYTES, STATE, Snapshot, layer};
+use crate::config::{Clock, Config, Identity};
+use crate::disks;
+
+/// A snapshot that was read. Its other files are opened with those of the machine.
+pub struct Restored {
+    state: SavedMachine,
+    renewal: Renewal,
+    memory: PathBuf,
+    /// The layer of each disk, to be copied.
+    layers: Vec<Option<PathBuf>>,
+}
+
+impl Restored {
+    /// Reads the snapshot that `config` names, if it names one, and makes `config` that of its machine.
+    pub fn adopt(config: &mut Config) -> Result<Option<Self>> {
+        let flags = &config.process.snapshot;
+        let renewal = Renewal {
+            identity: flags.identity == Identity::New,
+            clocks: if flags.clock == Clock::Host { Clocks::FollowHost } else { Clocks::Continue },
+        };
+        let Some(folder) = flags.restore.clone() else {
+            ensure!(
+                renewal == Renewal::default(),
+                "--identity and --clock: they are for --restore DIR"
+            );
+            return Ok(None);
+        };
+        ensure!(
+            config.process.command.is_empty() && config.process.config_file.is_none(),
+            "--restore: the guest is in the middle of its work, leave COMMAND and --config-file out"
+        );
+        let named = || format!("--restore {}", folder.display());
+        let snapshot =
+            read(&folder.join(STATE), Some(&folder.join(DESCRIPTION))).with_context(named)?;
+        let memory = folder.join(MEMORY);
+        let restored =
+            Self::new(snapshot, &folder.join(STATE), memory, renewal, &mut config.machine.0)
+                .with_context(named)?;
+        config.process.no_reboot = true;
+        Ok(Some(restored))
+    }
+
+    /// `snapshot`, which was read from `state_path`. Makes `machine`, which names what is not as it was, the machine to be
+    /// built.
+    pub fn new(
+        snapshot: Snapshot,
+        state_path: &Path,
+        memory: PathBuf,
+        renewal: Renewal,
+        machine: &mut MachineConfig,
+    ) -> Result<Self> {
+        let Snapshot { machine: saved, disks, state, .. } = snapshot;
+        let mut next = saved;
+        ensure_only_places(machine)?;
+        let layers = match machine.disk.is_empty() {
+            true => layers_over(&mut next, &disks, state_path)?,
+            false => {
+                exchange(&mut next.disk, &mut machine.disk, "--disk", "disks")?;
+                next.disk.iter().map(|_| None).collect()
+            }
+        };
+        let cards = next.net.clone();
+        if !machine.net.is_empty() {
+            exchange(&mut next.net, &mut machine.net, "--net", "network cards")?;
+        }
+        for (card, was) in next.net.iter_mut().zip(cards) {
+            // What the guest's driver knows stays.
+            (card.mac, card.mtu) = (card.mac.or(was.mac), was.mtu);
+        }
+        *machine = next;
+        Ok(Self { state, renewal, memory, layers })
+    }
+
+    /// Opens the disks of `machine`, which is made of it.
+    pub fn open_disks(&self, machine: &MachineConfig) -> Result<Vec<DiskImage>> {
+        disks::ensure_apart(&machine.disk)?;
+        let disks = machine.disk.iter().zip(&self.layers);
+        disks
+            .map(|(disk, layer)| {
+                let layer = layer.as_deref().map(open).transpose()?;
+                disks::open_with(disk, layer.as_ref())
+            })
+            .collect()
+    }
+
+    /// What the machine starts with, and the file with its memory.
+    pub fn start(self) -> Result<(Start, File)> {
+        let memory = open(&self.memory)?;
+        Ok((Start::Saved(Box::new(self.state), self.renewal), memory))
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    ensure!(file.metadata()?.is_file(), "{}: it is no file", path.display());
+    Ok(file)
+}
+
+fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads the file of a snapshot's state; a description beside it has to be the same.
+pub fn read(state: &Path, description: Option<&Path>) -> Result<Snapshot> {
+    let named = |path: &Path| path.display().to_string();
+    let snapshot = Snapshot::from_bytes(&bytes_of(state)?).with_context(|| named(state))?;
+    if let Some(path) = description {
+        let described = serde_json::from_slice(&bytes_of(path)?);
+        let described: MachineConfig = described.with_context(|| named(path))?;
+        ensure!(
+            described == snapshot.machine,
+            "{}: it is not as the snapshot was made; nothing of a machine can be changed there",
+            named(path)
+        );
+    }
+    Ok(snapshot)
+}
+
+/// The machine is what it was: only what its disks and cards lead to can be named.
+fn ensure_only_places(machine: &MachineConfig) -> Result<()> {
+    let [given, default] = [machine, &MachineConfig::default()].map(serde_json::to_value);
+    let (given, default) = (given?, default?);
+    let keys = given.as_object().into_iter().flat_map(|object| object.keys());
+    let mut changed = keys.filter(|key| given[key.as_str()] != default[key.as_str()]);
+    match changed.find(|key| !["disk", "net"].contains(&key.as_str())) {
+        Some(key) => bail!("the snapshot says what the machine has: leave --{key} out"),
+        None => Ok(()),
+    }
+}
+
+/// Replaces all of `saved` by what was `given` instead.
+fn exchange<T>(saved: &mut Vec<T>, given: &mut Vec<T>, flag: &str, what: &str) -> Result<()> {
+    let (known, named) = (saved.len(), given.len());
+    ensure!(known == named, "{flag}: the snapshot has {known} {what}, name all of them or none");
+    *saved = std::mem::take(given);
+    Ok(())
+}
+
+/// Has each disk of `machine` that its guest writes be one with a layer of its own, which starts as the snapshot's.
+fn layers_over(
+    machine: &mut MachineConfig,
+    files: &[Vec<FileIdentity>],
+    state: &Path,
+) -> Result<Vec<Option<PathBuf>>> {
+    ensure!(
+        machine.disk.len() == files.len(),
+        "it is damaged: it has the files of {} disks",
+        files.len()
+    );
+    files.iter().flatten().try_for_each(FileIdentity::check)?;
+    let mut layers = Vec::new();
+    for (index, disk) in machine.disk.iter_mut().enumerate() {
+        layers.push(disk.overlay.as_ref().map(|_| {
+            let mut path = state.as_os_str().to_owned();
+            path.push(layer(index));
+            path.into()
+        }));
+        if !disk.readonly {
+            disk.overlay = Some(Overlay::Temporary);
+        }
+    }
+    Ok(layers)
+}
