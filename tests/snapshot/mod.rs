@@ -3,6 +3,7 @@
 mod damage;
 mod disks;
 mod firecracker;
+mod seam;
 
 use std::process::Stdio;
 
@@ -125,6 +126,9 @@ fn a_machine_with_a_name_is_saved_and_goes_on_under_other_names() {
     let snap = dir.path("snap");
     let save = named(Vmm::new()).args(["ctl", "first", "snapshot", snap.to_str().unwrap()]);
     save.run().exits(0).silently();
+    let three = named(restored(&dir)).args(["-d", "--name", "three"]);
+    three.run().exits(0).silently();
+    named(Vmm::new()).args(["ctl", "three", "stop"]).run().exits(0).silently();
     let all = ["one", "two"].map(|name| named(restored(&dir)).args(["--name", name]).start());
     for copy in all {
         copy.types("x").prints("Bb").types("q").wait().exits(0).silently();

@@ -67,6 +67,7 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
     let network = RefCell::new(network);
     let is_measured = is_measured(process);
     let folder = std::env::current_dir().unwrap_or_default();
+    let goes_on = restored.is_some();
     let restored = RefCell::new(restored);
     let host = Host { jail, kvm, inbox, record, copy, is_measured, network, folder, restored };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
@@ -85,6 +86,9 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
         _ => LiveMachine::Running(machine.start()?),
     };
     process::trim_code();
+    if goes_on && process.detach {
+        names::reached(Mark::InitMark); // long ago
+    }
     if let Some(call) = call {
         call.answer(Ok(()));
     }
