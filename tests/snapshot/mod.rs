@@ -137,6 +137,23 @@ fn a_machine_with_a_name_is_saved_and_goes_on_under_other_names() {
 }
 
 #[test]
+fn many_machines_are_made_of_one_snapshot_at_once() {
+    let folder = Dir::new();
+    let named = |vmm: Vmm| vmm.env("XDG_RUNTIME_DIR", folder.path("."));
+    let (running, client) = counting(vmm());
+    let dir = Dir::new();
+    save(&client, &dir);
+    drop(running);
+    let many = named(restored(&dir)).args(["--count", "5", "--name", "web"]).run().exits(0);
+    let many = many.silently();
+    assert_eq!(String::from_utf8_lossy(&many.stdout), "web-1\nweb-2\nweb-3\nweb-4\nweb-5\n");
+    for name in ["web-1", "web-2", "web-3", "web-4", "web-5"] {
+        named(Vmm::new()).args(["ctl", name, "stop"]).run().exits(0).silently();
+    }
+    restored(&dir).args(["--count", "5"]).run().refuses(2, &["--count", "--name"]);
+}
+
+#[test]
 fn flags_that_say_something_else_of_the_machine_are_refused() {
     let (_running, client) = counting(vmm());
     let dir = Dir::new();

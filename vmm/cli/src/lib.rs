@@ -7,6 +7,8 @@ pub mod api;
 #[path = "no_api.rs"]
 pub mod api;
 pub mod cli;
+#[cfg(feature = "api")]
+pub mod clones;
 pub mod command;
 pub mod config;
 pub mod console;

@@ -13,9 +13,9 @@ use tinyvmm_cli::kernel_cache::Cache;
 use tinyvmm_cli::print_config::{self, PrintFormat};
 use tinyvmm_cli::run::{self, RunOutcome};
 use tinyvmm_cli::snapshot::Restored;
-use tinyvmm_cli::{command, logger, process, signals};
 #[cfg(feature = "api")]
-use tinyvmm_cli::{machines, names};
+use tinyvmm_cli::{clones, machines, names};
+use tinyvmm_cli::{command, logger, process, signals};
 
 fn main() -> ExitCode {
     let start = process::start_time();
@@ -70,6 +70,11 @@ fn main() -> ExitCode {
 
 /// Runs the machine that `cli` describes.
 fn run_machine(mut cli: Cli, start: Instant) -> ExitCode {
+    #[cfg(feature = "api")]
+    if let Some(count @ 2..) = cli.config.process.snapshot.count {
+        let started = clones::start(&cli.config, count);
+        return started.unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
+    }
     let in_guest = !cli.config.process.command.is_empty();
     // A command's status is passed on as it is; tinyvmm's own exit codes must not be taken for it.
     let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };

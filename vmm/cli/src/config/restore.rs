@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum, ValueHint};
 use serde::Serialize;
 
+use super::whole_number;
+
 /// The flags that say of what a machine is restored.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -17,6 +19,10 @@ pub struct RestoreFlags {
     /// others for all of them. --net names other networks for its cards. A reboot ends the machine.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub restore: Option<PathBuf>,
+
+    /// Start so many machines in the background, named NAME-1, NAME-2 and so on by --name, and print their names
+    #[arg(long, value_name = "N", value_parser = whole_number::<1000>)]
+    pub count: Option<u32>,
 
     /// Whether the guest finds out that it is a copy, so that its random numbers are others than those of other copies
     #[arg(long, value_name = "new|keep", default_value = "new", hide_possible_values = true)]
