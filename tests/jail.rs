@@ -10,7 +10,7 @@ use crate::guests;
 /// The kernel's own thread for a virtual machine (since Linux 6.13). It makes no system calls.
 const OF_KVM: &str = "kvm-nx-lpage-re";
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 

@@ -137,6 +137,19 @@ fn a_machine_with_a_name_is_saved_and_goes_on_under_other_names() {
 }
 
 #[test]
+fn a_jail_of_roots_holds_what_was_restored() {
+    if !crate::jail::is_root() {
+        return eprintln!("SKIPPED: only root can become another user");
+    }
+    let (running, client) = counting(vmm().args(["--mem", "64M,max=192M"]));
+    let dir = Dir::new();
+    save(&client, &dir);
+    drop(running);
+    let jailed = restored(&dir).args(["--jail", "user=65534"]).start();
+    jailed.types("x").prints("Aa").types("q").wait().exits(0);
+}
+
+#[test]
 fn many_machines_are_made_of_one_snapshot_at_once() {
     let folder = Dir::new();
     let named = |vmm: Vmm| vmm.env("XDG_RUNTIME_DIR", folder.path("."));
