@@ -148,6 +148,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
         contents[16] = count;
         seeds.push([&[10, 4, 24], &contents[..], &[10, 0]].concat());
     }
+    // Packets of a vsock device: a connection is requested, something is done with it, and there are buffers for answers.
+    for op in 1..8 {
+        let mut header = [0; 48];
+        for (at, value) in [(0, 3), (8, 2), (16, 9), (20, 52), (28, 1), (30, 1), (38, 1)] {
+            header[at] = value;
+        }
+        let request = [&[10 + 64, 0, 48][..], &header].concat();
+        let room = [10, 4, 0, 0, 16];
+        (header[24], header[30], header[32]) = (if op == 5 { 4 } else { 0 }, op, op & 3);
+        let more = [&[10 + 64, 0, 48][..], &header, &[14, 14, 15]].concat();
+        seeds.push([&room, &room, &request[..], &[14, 14, 15], &more, &more].concat());
+    }
     // By hand: a descriptor of each kind, a chain in the indirect table.
     let desc = |index: u8, flags: u8, next: u8, at: u16, len: u32| {
         [&[5, index, flags, next][..], &at.to_le_bytes(), &len.to_le_bytes()].concat()

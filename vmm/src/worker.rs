@@ -24,6 +24,8 @@ pub enum ThreadKind {
     Device,
     /// Serves a network card.
     Network,
+    /// Serves the vsock device.
+    Vsock,
     /// Serves the virtio device that plugs memory.
     Memory,
     /// Serves the console.

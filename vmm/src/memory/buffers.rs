@@ -216,6 +216,27 @@ impl<'a> Buffers<'a> {
         usize::try_from(done).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Sends the start of `self` to the stream socket `to`, without waiting, and without SIGPIPE if nobody reads there;
+    /// returns how many bytes.
+    pub fn send_some(&self, to: BorrowedFd) -> io::Result<usize> {
+        const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let mut sent = 0;
+        for slice in &self.slices {
+            let (piece, to) = (piece(slice), to.as_raw_fd());
+            // SAFETY: guest RAM as in `receive`, of which the call only reads this piece.
+            let done = unsafe { libc::send(to, piece.iov_base, piece.iov_len, FLAGS) };
+            match usize::try_from(done) {
+                Ok(count) => sent += count,
+                Err(_) if sent == 0 => return Err(io::Error::last_os_error()),
+                Err(_) => break,
+            }
+            if done.cast_unsigned() < piece.iov_len {
+                break;
+            }
+        }
+        Ok(sent)
+    }
+
     fn call(&self, file: &File, offset: u64, call: Transfer) -> io::Result<usize> {
         let pieces: Vec<_> = self.pieces().collect();
         // SAFETY: the pieces are guest RAM, which is mapped for as long as its slices live and which nobody holds

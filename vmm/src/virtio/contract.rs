@@ -20,9 +20,15 @@ mod saved;
 #[cfg(test)]
 mod turns;
 
-use std::os::unix::net::UnixStream;
+use std::collections::VecDeque;
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::{io, thread};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vmm_sys_util::tempfile::TempFile;
 
 use super::VirtioDevice;
@@ -32,6 +38,8 @@ use super::mem::Mem;
 use super::net::Net;
 use super::rng::Rng;
 use super::test_driver::{DATA, Driver, RAM_SIZE};
+use super::vsock::Vsock;
+use super::vsock::host::{CALL, Host};
 use crate::config::{DiskConfig, Mac};
 use crate::disk_image;
 use crate::memory::hotplug::{Hotplug, Slots};
@@ -52,7 +60,7 @@ pub struct DeviceCase {
 }
 
 /// All devices. A new device is a new line, which has it tested and fuzzed.
-pub const DEVICE_CASES: [DeviceCase; 7] = [
+pub const DEVICE_CASES: [DeviceCase; 8] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
@@ -83,6 +91,16 @@ pub const DEVICE_CASES: [DeviceCase; 7] = [
         room: 513,
         written: 0,
         late: &[0],
+        main: 1,
+    },
+    // Sends a packet from another guest's address, which has no effect.
+    DeviceCase {
+        name: "vsock",
+        make: || Box::new(vsock()),
+        request: &[0; 44],
+        room: 513,
+        written: 0,
+        late: &[0, 2],
         main: 1,
     },
     // Plugs the second block; a repetition gets an error.
@@ -125,6 +143,39 @@ fn card() -> Net {
     let (mut other, end) = UnixStream::pair().unwrap();
     thread::spawn(move || io::copy(&mut other, &mut io::sink()));
     Net::new(Wire::stream(end.into()).unwrap(), 0, Mac([2, 0, 0, 0, 0, 1]), Some(65520))
+}
+
+/// A device of a guest with the address 3. Programs of its host accept all connections, read nothing, and end after some time.
+fn vsock() -> Vsock {
+    let (mut other, dialer) = UnixStream::pair().unwrap();
+    thread::spawn(move || {
+        let mut programs = VecDeque::new();
+        let mut call = [0; CALL];
+        while other.read_exact(&mut call).is_ok() {
+            let (program, stream) = UnixStream::pair().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            programs.push_back(program);
+            programs.drain(..programs.len().saturating_sub(4));
+            let [.., a, b, c, d] = call;
+            answer(&other, [a, b, c, d], Some(&stream));
+        }
+    });
+    let address = SocketAddr::from_abstract_name(crate::random::bytes::<16>().unwrap()).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    Vsock::new(3, Host::new(listener.into(), dialer.into()).unwrap())
+}
+
+/// A dialer's answer to the call with this tag: a connection, or none.
+pub(super) fn answer(dialer: &UnixStream, tag: [u8; 4], stream: Option<&UnixStream>) {
+    let answer = [tag, u32::from(stream.is_none()).to_le_bytes()].concat();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let streams = stream.map(|stream| [stream.as_fd()]);
+    if let Some(streams) = &streams {
+        assert!(control.push(SendAncillaryMessage::ScmRights(streams)));
+    }
+    // Nobody waits any more for an answer that fails.
+    let _ = sendmsg(dialer, &[IoSlice::new(&answer)], &mut control, SendFlags::NOSIGNAL);
 }
 
 const fn disks(name: &'static str, make: fn() -> Box<dyn VirtioDevice>) -> DeviceCase {

@@ -21,6 +21,7 @@ pub mod registers;
 pub mod rng;
 pub mod saved;
 pub mod transport;
+pub mod vsock;
 
 #[cfg(test)]
 mod balloon_tests;
@@ -40,6 +41,8 @@ mod net_tests;
 pub mod test_driver;
 #[cfg(test)]
 pub mod test_log;
+#[cfg(test)]
+mod vsock_tests;
 
 use std::any::Any;
 use std::os::fd::BorrowedFd;

@@ -38,12 +38,13 @@ enum FilterRole {
 
 #[cfg(test)]
 impl FilterRole {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
         Self::Worker(ThreadKind::Vcpu),
         Self::Worker(ThreadKind::Device),
         Self::Worker(ThreadKind::Network),
+        Self::Worker(ThreadKind::Vsock),
         Self::Worker(ThreadKind::Memory),
         Self::Worker(ThreadKind::Console),
         Self::Worker(API),

@@ -59,10 +59,13 @@ pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
         ThreadKind::Vcpu => vec![VCPU, ANY],
         ThreadKind::Device => vec![ANY, DEVICE],
         ThreadKind::Network => vec![ANY, NETWORK],
+        ThreadKind::Vsock => vec![ANY, VSOCK],
         ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
         // The starter's limits apply to the threads that it starts.
-        ThreadKind::Starter => vec![ANY, VCPU, DEVICE, NETWORK, MEMORY, CONSOLE, START],
+        ThreadKind::Starter => {
+            vec![ANY, VCPU, DEVICE, NETWORK, VSOCK, MEMORY, CONSOLE, START]
+        }
         API => vec![ANY, CLIENTS],
         ATTACH => vec![ANY, CLIENTS, LOG],
         ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
@@ -153,6 +156,15 @@ const DEVICE: &[SyscallRule] = &[
 /// To read a wire; what a driver takes of a tap is known once it is ready.
 const NETWORK: &[SyscallRule] =
     &[always(SYS_readv), SyscallRule(SYS_ioctl, Is(1, &[TUNSETOFFLOAD]))];
+
+/// To serve the streams of programs of the host, and to receive those that the dialer has connected.
+const VSOCK: &[SyscallRule] = &[
+    always(SYS_accept4),
+    always(SYS_readv),
+    always(SYS_recvmsg),
+    always(SYS_sendto),
+    always(SYS_shutdown),
+];
 
 const MEMORY: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
 
