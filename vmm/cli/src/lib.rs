@@ -41,4 +41,5 @@ pub mod report;
 pub mod run;
 pub mod signals;
 pub mod snapshot;
+pub mod socket;
 pub mod terminal;

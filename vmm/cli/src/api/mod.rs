@@ -12,7 +12,6 @@ mod metrics;
 pub mod routes;
 mod server;
 mod setup;
-pub mod socket;
 mod stats;
 
 use std::fs::File;
@@ -28,12 +27,12 @@ use tinyvmm::worker::Worker;
 pub use self::control::Api;
 use self::routes::ApiRequest;
 use self::server::Server;
-use self::socket::{Socket, SocketPath};
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::{Jail, landlock};
 use crate::measure::Record;
 use crate::snapshot::Subject;
+use crate::socket::{self, Socket, SocketPath};
 
 /// The version of the description that the API follows.
 pub const FIRECRACKER_VERSION: &str = "1.16.1";

@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::place;
 use super::ring::{Log, PIECE};
-use crate::api::socket::{self, Socket};
 use crate::jail;
+use crate::socket::{self, Socket};
 use tinyvmm::worker::{StopFlag, ThreadKind, Work};
 
 /// Most clients at a time.

@@ -1,9 +1,9 @@
-//! The API's socket: only its owner can connect, and it is removed at the end.
+//! Unix sockets at a path: only their owner can connect, and they are removed at the end.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -32,17 +32,29 @@ pub struct SocketPath {
 }
 
 impl SocketPath {
-    pub(super) fn folder(&self) -> &File {
+    /// The socket that is there as `name` in `folder`.
+    pub fn find(folder: File, name: OsString) -> Result<Self> {
+        let found = statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Self { folder, name, id: (found.st_dev, found.st_ino) })
+    }
+
+    /// The folder that it is in.
+    pub fn folder(&self) -> &File {
         &self.folder
     }
 
+    /// Its name there.
+    pub fn name(&self) -> &OsStr {
+        &self.name
+    }
+
     /// Removes the socket, unless another file is at its path.
-    pub(super) fn remove(&self) {
+    pub fn remove(&self) {
         let Ok(found) = statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) else { return };
         if (found.st_dev, found.st_ino) == self.id
             && let Err(error) = unlinkat(&self.folder, &self.name, AtFlags::empty())
         {
-            log::warn!("the API's socket {} stays: {error}", self.name.display());
+            log::warn!("the socket {} stays: {error}", self.name.display());
         }
     }
 }
@@ -63,9 +75,7 @@ pub fn listen(path: &Path) -> Result<Socket> {
     let listener = listener.context("cannot listen there")?;
     let _ = lock.unlock();
     listener.set_nonblocking(true)?;
-    let found = fs::symlink_metadata(path)?;
-    let place = SocketPath { folder, name, id: (found.dev(), found.ino()) };
-    Ok(Socket { listener, place })
+    Ok(Socket { listener, place: SocketPath::find(folder, name)? })
 }
 
 fn wait_for_lock(folder: &File) -> Result<()> {
