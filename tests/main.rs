@@ -36,3 +36,4 @@ mod snapshot;
 mod stop;
 mod terminal;
 mod tidy;
+mod vsock;

@@ -180,7 +180,7 @@ fn what_is_not_there_or_not_yet_is_refused() {
         ("/actions", "[", "EOF"),
         ("/tinyvmm/power-button", "", "not started"),
         ("/network-interfaces/eth0", "{}", "missing field `iface_id`"),
-        ("/vsock", "{}", "not supported yet"),
+        ("/vsock", "{}", "missing field `guest_cid`"),
         ("/snapshot/load", "{}", "missing field `snapshot_path`"),
         ("/snapshot/load", r#"{"snapshot_path":"no","mem_file_path":"no"}"#, "no: No such file"),
         (
@@ -345,7 +345,8 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         "drives": [{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}],
         "memory-hotplug": {"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 128},
         "network-interfaces": [],
-        "vsock": null,
+        "vsock": {"guest_cid": 7, "uds_path": "vsock"},
+        "mmds-config": null,
         "what_nobody_knows": null,
     });
     let with = |file: &serde_json::Value, code: fn() -> Vec<u8>| {
@@ -361,6 +362,7 @@ fn a_file_describes_a_machine_in_the_same_terms() {
     assert_eq!(client.get("/machine-config")["mem_size_mib"], 32);
     let room = json!({"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 4});
     assert_eq!(client.get("/vm/config")["memory-hotplug"], room);
+    assert_eq!(client.get("/vm/config")["vsock"], file["vsock"]);
     client.does("PATCH", "/hotplug/memory", r#"{"requested_size_mib":8}"#);
     assert_eq!(client.get("/hotplug/memory")["requested_size_mib"], 8);
     // A guest that resets is at its end.
@@ -371,7 +373,7 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         let words = [words, &["vm.json"]].concat();
         with(&file, guests::hello).run().refuses(3, &words);
     };
-    refused("vsock", json!({}), &["vsock: not supported"]);
+    refused("vsock", json!({}), &["missing field `guest_cid`"]);
     refused("network-interfaces", json!([{}]), &["missing field `iface_id`"]);
     refused("mmds-config", json!({}), &["mmds-config: not supported"]);
     refused("balloon", json!({"amount_mib": "1"}), &["line 1 column", "string \"1\""]);

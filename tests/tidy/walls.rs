@@ -6,8 +6,8 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 4] = [
-    ("vmm/src/", 10315),
-    ("vmm/cli/src/", 9690),
+    ("vmm/src/", 10390),
+    ("vmm/cli/src/", 9960),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
 ];

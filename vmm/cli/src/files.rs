@@ -27,7 +27,7 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig, wires: Vec<Wire>) 
             log::warn!("disk {}: {warning}", config.path.display());
         }
     }
-    Ok(Files { start, disks, wires })
+    Ok(Files { start, disks, wires, vsock: None })
 }
 
 /// Opens the kernel and the initrd that `machine` names.

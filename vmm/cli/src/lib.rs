@@ -43,3 +43,4 @@ pub mod signals;
 pub mod snapshot;
 pub mod socket;
 pub mod terminal;
+pub mod vsock;

@@ -1,5 +1,6 @@
 //! The `tinyvmm` command: parse, dispatch, one line on an error, exit code.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use tinyvmm::event::Halt;
 use tinyvmm_cli::cli::{self, CacheCommand, Cli, Command, Invocation};
 #[cfg(feature = "api")]
-use tinyvmm_cli::config::ProcessConfig;
+use tinyvmm_cli::config::Config;
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
 use tinyvmm_cli::print_config::{self, PrintFormat};
@@ -15,7 +16,7 @@ use tinyvmm_cli::run::{self, RunOutcome};
 use tinyvmm_cli::snapshot::Restored;
 #[cfg(feature = "api")]
 use tinyvmm_cli::{clones, machines, names};
-use tinyvmm_cli::{command, logger, process, signals};
+use tinyvmm_cli::{command, logger, process, signals, vsock};
 
 fn main() -> ExitCode {
     let start = process::start_time();
@@ -24,9 +25,8 @@ fn main() -> ExitCode {
     #[cfg(feature = "boot-test")]
     boot_test::die_with_runner();
     let argv: Vec<_> = std::env::args_os().collect();
-    #[cfg(feature = "api")]
-    if tinyvmm_cli::firecracker::invoked_as_firecracker(argv.first()) {
-        return tinyvmm_cli::firecracker::main(argv, start);
+    if let Some(code) = by_another_name(&argv, start) {
+        return code;
     }
     let cli = match cli::parse(argv) {
         Ok(Invocation::Run(cli)) => cli,
@@ -86,7 +86,7 @@ fn run_machine(mut cli: Cli, start: Instant) -> ExitCode {
         return fail(&cli.place(error), ours(cli::EXIT_USAGE));
     }
     #[cfg(feature = "api")]
-    match into_background(&mut cli.config.process) {
+    match into_background(&mut cli.config) {
         Ok(None) => {}
         Ok(Some(code)) => return code,
         Err(error) => return fail(&error, ours(cli::EXIT_CANNOT_START)),
@@ -100,6 +100,18 @@ fn run_machine(mut cli: Cli, start: Instant) -> ExitCode {
     }
 }
 
+/// The exit code of this program if it was started under a name by which it is another one.
+fn by_another_name(argv: &[OsString], _start: Instant) -> Option<ExitCode> {
+    if argv.first().is_some_and(|name| name == vsock::DIALER) {
+        return Some(vsock::dial(argv));
+    }
+    #[cfg(feature = "api")]
+    if tinyvmm_cli::firecracker::invoked_as_firecracker(argv.first()) {
+        return Some(tinyvmm_cli::firecracker::main(argv.to_vec(), _start));
+    }
+    None
+}
+
 /// The exit code of a sub-command for machines that run.
 #[cfg(feature = "api")]
 fn done(code: Result<ExitCode>) -> ExitCode {
@@ -108,9 +120,9 @@ fn done(code: Result<ExitCode>) -> ExitCode {
 
 /// Prepares a machine that has a name; with `--detach`, returns the exit code of the process that does not run it.
 #[cfg(feature = "api")]
-fn into_background(process: &mut ProcessConfig) -> Result<Option<ExitCode>> {
-    let new_name = names::adopt(process)?;
-    if process.detach { names::detach(new_name.as_deref()) } else { Ok(None) }
+fn into_background(config: &mut Config) -> Result<Option<ExitCode>> {
+    let new_name = names::adopt(config)?;
+    if config.process.detach { names::detach(new_name.as_deref()) } else { Ok(None) }
 }
 
 /// Each machine of a boot test is a process of this program.

@@ -1,12 +1,13 @@
 //! Stands in for machines with names where the command is built without its API: the type has no values.
 
 use std::fs::File;
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use tinyvmm::config::MachineConfig;
 use tinyvmm::timeline::Mark;
 
-use crate::config::Config;
+use crate::config::{Config, ProcessConfig};
 use crate::inbox::End;
 use crate::jail::Jail;
 
@@ -30,6 +31,11 @@ impl Named {
     pub fn ended(&mut self, _: &End) {
         match *self {}
     }
+}
+
+/// There is none.
+pub fn vsock(_: &ProcessConfig) -> Option<PathBuf> {
+    None
 }
 
 /// Never called with effect.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use kvm_ioctls::Kvm;
 use tinyvmm::arch::capabilities;
-use tinyvmm::config::MachineConfig;
+use tinyvmm::config::{MachineConfig, VsockConfig};
 use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Halt};
 use tinyvmm::machine::{Files, LiveMachine, Machine, Owner, Start};
@@ -27,6 +27,7 @@ use crate::names::{self, Named};
 use crate::net::{self, Network};
 use crate::report::ReportFile;
 use crate::snapshot::{Restored, Subject};
+use crate::vsock::Vsock;
 use crate::{console, files, host, logger, process};
 
 /// A second signal this soon repeats the first: timeout(1) signals a child and then its group.
@@ -55,8 +56,7 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
     process::share_heap();
     let mut jail = Jail::begin(process)?;
     // What is outside the jail is connected before its namespaces are entered.
-    let connect = |_| Network::open(&config.machine.0.net)?.ready();
-    let network = process.jail.as_ref().map(connect).transpose()?;
+    let early = process.jail.as_ref().map(|_| Outside::open(config)).transpose()?;
     jail.isolate()?;
     if process.boot_report.is_some() {
         record.count_instructions();
@@ -64,12 +64,12 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
     let (kvm, inbox) = (host::open_kvm()?, Inbox::new()?);
     let mut named = Named::open(config, &jail)?;
     let copy = named.as_ref().map(Named::copy).transpose()?;
-    let network = RefCell::new(network);
+    let early = RefCell::new(early);
     let is_measured = is_measured(process);
     let folder = std::env::current_dir().unwrap_or_default();
     let goes_on = restored.is_some();
     let restored = RefCell::new(restored);
-    let host = Host { jail, kvm, inbox, record, copy, is_measured, network, folder, restored };
+    let host = Host { jail, kvm, inbox, record, copy, is_measured, early, folder, restored };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
     let mut report = report.map(|path| ReportFile::open(path, &config.machine.0)).transpose()?;
@@ -129,11 +129,30 @@ struct Host<'a> {
     copy: Option<File>,
     is_measured: bool,
     /// What was connected before the jail's namespaces were entered.
-    network: RefCell<Option<Network>>,
+    early: RefCell<Option<Outside>>,
     /// Where the process was started.
     folder: PathBuf,
     /// What the machine is made of, until it is.
     restored: RefCell<Option<Restored>>,
+}
+
+/// What a machine is connected to by other processes.
+struct Outside {
+    network: Network,
+    vsock: Option<Vsock>,
+}
+
+impl Outside {
+    fn open(config: &Config) -> Result<Self> {
+        let (machine, jail) = (&config.machine.0, config.process.jail.as_ref());
+        let network = Network::open(&machine.net)?;
+        let network = if jail.is_some() { network.ready()? } else { network };
+        let path =
+            |vsock: &VsockConfig| vsock.path.clone().or_else(|| names::vsock(&config.process));
+        let path = machine.vsock.as_ref().and_then(path);
+        let vsock = path.map(|path| Vsock::open(&path, jail)).transpose()?;
+        Ok(Self { network, vsock })
+    }
 }
 
 /// What a machine is built of, also after a reset.
@@ -145,6 +164,8 @@ struct Parts {
     deadline: Option<Instant>,
     ends_at_reset: bool,
     misfit: Option<Misfit>,
+    /// Its socket is there for as long as this.
+    _vsock: Option<Vsock>,
 }
 
 /// A machine that can start, and the API's call that requested the start.
@@ -199,18 +220,19 @@ impl Host<'_> {
         let (mut machine, process) = (config.machine_to_build(), &config.process);
         capabilities::check(&self.kvm, &machine)?;
         net::settle(&mut machine, process.name.as_deref())?;
-        let early = self.network.take();
-        let mut network = early.map_or_else(|| Network::open(&config.machine.0.net), Ok)?;
+        let early = self.early.take();
+        let Outside { mut network, vsock } = early.map_or_else(|| Outside::open(config), Ok)?;
         let wires = std::mem::take(&mut network.wires);
         let restored = self.restored.take();
-        let (files, memory) = match restored {
+        let (mut files, memory) = match restored {
             None => (files::open(&machine, process, wires)?, None),
             Some(restored) => {
                 let disks = restored.open_disks(&machine)?;
                 let (start, memory) = restored.start()?;
-                (Files { start, disks, wires }, Some(memory))
+                (Files { start, disks, wires, vsock: None }, Some(memory))
             }
         };
+        files.vsock = vsock.as_ref().map(|vsock| vsock.host.clone());
         let misfit = match &files.start {
             Start::Boot { kernel, .. } => Misfit::find(kernel),
             Start::Saved(..) => None,
@@ -233,7 +255,7 @@ impl Host<'_> {
         }
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ends_at_reset = process.ends_at_reset();
-        let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit };
+        let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit, _vsock: vsock };
         let mut machine = self.build(&parts, console)?;
         network.ready()?;
         if process.jail.is_none() {

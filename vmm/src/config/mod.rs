@@ -8,6 +8,7 @@ mod net;
 mod rate;
 mod size;
 pub mod text;
+mod vsock;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,7 @@ pub use mem::Mem;
 pub use net::{Mac, NetConfig, NetEnd, Publish, User};
 pub use rate::{Bucket, RateLimit};
 pub use size::Size;
+pub use vsock::VsockConfig;
 
 use crate::layout;
 
@@ -60,6 +62,8 @@ pub struct MachineConfig {
     pub disk: Vec<DiskConfig>,
     /// Network cards: the first is eth0.
     pub net: Vec<NetConfig>,
+    /// The vsock device, if it has one.
+    pub vsock: Option<VsockConfig>,
     /// Limits of the random number generator's bytes and requests.
     #[serde(skip_serializing_if = "is_default")]
     pub entropy_limit: RateLimit,
@@ -93,6 +97,7 @@ impl Default for MachineConfig {
             cmdline_devices: false,
             disk: Vec::new(),
             net: Vec::new(),
+            vsock: None,
             entropy_limit: RateLimit::default(),
             uart: Uart::Ports,
             boot_timer: false,
@@ -150,8 +155,8 @@ impl MachineConfig {
     pub fn virtio_devices(&self) -> usize {
         let random_numbers = 1;
         let (balloon, room) = (self.balloon_target().is_some(), self.mem.room().is_some());
-        let asked_for = self.disk.len() + self.net.len();
-        asked_for + random_numbers + usize::from(balloon) + usize::from(room)
+        let of_one_kind = [balloon, room, self.vsock.is_some()].map(usize::from);
+        self.disk.len() + self.net.len() + random_numbers + of_one_kind.iter().sum::<usize>()
     }
 
     /// The balloon's target at the start, in bytes; `None` for a machine without a balloon.

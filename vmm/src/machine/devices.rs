@@ -34,6 +34,7 @@ use crate::virtio::net::Net;
 use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
+use crate::virtio::vsock::Vsock;
 
 /// The devices of a machine.
 pub(super) struct Devices {
@@ -247,6 +248,10 @@ fn virtio_devices(
     if let Some(mem) = hotplug.map(Mem::new) {
         handles.memory = Some(mem.handle());
         devices.push(Box::new(mem));
+    }
+    if let Some(vsock) = &config.vsock {
+        let host = files.vsock.clone().unwrap_or_default();
+        devices.push(Box::new(Vsock::new(vsock.cid, host)));
     }
     Ok(devices)
 }

@@ -30,6 +30,7 @@ use crate::vcpu::{Buses, Vcpu};
 use crate::virtio::block::Block;
 use crate::virtio::mmio::Mmio;
 use crate::virtio::net::Net;
+use crate::virtio::vsock::host::Host;
 use crate::wire::Wire;
 use crate::worker::{self, Worker};
 
@@ -63,6 +64,8 @@ pub struct Files {
     pub disks: Vec<DiskImage>,
     /// What the network cards are connected to, in the order of the configuration.
     pub wires: Vec<Wire>,
+    /// What the vsock device has of the host; `None` is nobody.
+    pub vsock: Option<Host>,
 }
 
 /// Where a machine reports to.

@@ -20,6 +20,7 @@ use self::host::{Host, is_temporary};
 use self::packet::{HEADER, Packet};
 use self::table::{Ready, Source, Table};
 use super::queue::{Left, Served, Turn, Virtqueue};
+use super::saved::DeviceSaved;
 use super::{ConfigSpace, VirtioDevice};
 use crate::worker::ThreadKind;
 
@@ -34,7 +35,8 @@ const TRANSPORT_RESET: [u8; 4] = [0; 4];
 /// How long nobody is accepted after the host had no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A vsock device. Nothing of its state is worth saving: see [`Vsock::end_connections`].
+/// A vsock device. Nothing of its state is saved: a driver that goes on in another process learns that its connections have
+/// ended.
 pub struct Vsock {
     cid: u32,
     host: Host,
@@ -65,12 +67,6 @@ impl Vsock {
         }
     }
 
-    /// Ends all connections, and has the driver know: for a guest that goes on in another machine.
-    pub fn end_connections(&mut self) {
-        self.reset();
-        self.owes_event = true;
-    }
-
     /// Takes the driver's packets.
     fn receive(&mut self, queue: &mut Virtqueue) -> Result<()> {
         self.sends_wait = false;
@@ -91,6 +87,7 @@ impl Vsock {
     /// Gives the driver what it is owed, and what can be read of `ready`.
     fn deliver(&mut self, queues: &mut [Virtqueue], mut ready: Option<Ready>) -> Result<()> {
         // What comes before the event would be for connections that the driver believes in.
+        self.owes_event &= queues[EVENTS].is_ready();
         if self.lacks_room || self.owes_event {
             return Ok(());
         }
@@ -150,10 +147,10 @@ impl Vsock {
 
     /// All descriptors, in an order that stays until something changes.
     fn sources(&self) -> impl Iterator<Item = (Source, (BorrowedFd<'_>, PollFlags))> {
-        let dialer =
-            self.has_dialer.then(|| (Source::Dialer, (self.host.dialer.as_fd(), PollFlags::IN)));
-        let listener = (Source::Listener, (self.host.listener.as_fd(), PollFlags::IN));
-        let listener = self.accepts_at.is_none().then_some(listener);
+        let dialer = self.host.dialer.as_ref().filter(|_| self.has_dialer);
+        let dialer = dialer.map(|end| (Source::Dialer, (end.as_fd(), PollFlags::IN)));
+        let listener = self.host.listener.as_ref().filter(|_| self.accepts_at.is_none());
+        let listener = listener.map(|end| (Source::Listener, (end.as_fd(), PollFlags::IN)));
         let has_buffers = !self.lacks_room && !self.owes_event;
         dialer.into_iter().chain(listener).chain(self.table.sources(has_buffers))
     }
@@ -182,6 +179,12 @@ impl VirtioDevice for Vsock {
 
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(u64::from(self.cid).to_le_bytes().to_vec())
+    }
+
+    /// What the driver had has ended.
+    fn restore(&mut self, _state: &DeviceSaved) -> Result<()> {
+        self.owes_event = true;
+        Ok(())
     }
 
     fn reset(&mut self) {

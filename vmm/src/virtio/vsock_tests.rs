@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::VirtioDevice;
 use super::contract::answer;
+use super::saved::DeviceSaved;
 use super::test_driver::{DATA, Driver};
 use super::vsock::Vsock;
 use super::vsock::host::{CALL, Host};
@@ -370,9 +372,10 @@ fn a_driver_learns_that_its_connections_have_ended() {
     let mut world = world();
     let (mut stream, port) = world.connects(1);
     world.driver.paused(|driver| {
+        // A new device with what was saved of this one.
         let end = |device: &mut Vsock| {
-            device.end_connections();
-            Ok(())
+            device.reset();
+            device.restore(&DeviceSaved::Nothing)
         };
         driver.mmio.transport.change(end).unwrap();
     });

@@ -4,6 +4,7 @@
 
 mod interface;
 mod snapshot;
+mod vsock;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
 pub use self::snapshot::{SnapshotCreate, SnapshotLoad, SnapshotType};
+pub use self::vsock::VsockBody;
 use tinyvmm::config::{Aio, DiskConfig, RateLimit};
 
 /// PUT /actions

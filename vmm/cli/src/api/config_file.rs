@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 
 use super::bodies::{
     BalloonBody, BootSource, Drive, Entropy, Logger, MachineConfiguration, MemoryHotplug,
-    MetricsBody, NetworkInterface, Serial,
+    MetricsBody, NetworkInterface, Serial, VsockBody,
 };
 use super::routes::Configure;
 use crate::cli;
@@ -51,7 +51,7 @@ struct File {
     network_interfaces: Vec<NetworkInterface>,
     #[serde(default)]
     pmem: Vec<IgnoredAny>,
-    vsock: Option<IgnoredAny>,
+    vsock: Option<VsockBody>,
     mmds_config: Option<IgnoredAny>,
     memory_hotplug: Option<MemoryHotplug>,
 }
@@ -63,7 +63,6 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     for (name, is_there) in [
         ("cpu-config", file.cpu_config.is_some()),
         ("pmem", !file.pmem.is_empty()),
-        ("vsock", file.vsock.is_some()),
         ("mmds-config", file.mmds_config.is_some()),
     ] {
         ensure!(!is_there, "{name}: not supported yet, leave it out");
@@ -79,6 +78,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     steps.push(Configure::BootSource(file.boot_source));
     steps.extend(file.drives.into_iter().map(Configure::Drive));
     steps.extend(file.network_interfaces.into_iter().map(Configure::Interface));
+    steps.extend(file.vsock.map(Configure::Vsock));
     steps.extend(file.balloon.map(Configure::Balloon));
     steps.extend(file.memory_hotplug.map(Configure::Memory));
     steps.extend(file.entropy.map(Configure::Entropy));

@@ -67,6 +67,7 @@ pub enum Configure {
     Logger(Logger),
     Metrics(MetricsBody),
     Cpu(CpuConfig),
+    Vsock(VsockBody),
 }
 
 /// An action on a machine that has started.
@@ -100,9 +101,7 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
     // Slashes at the ends are ignored, as in Firecracker.
     let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
-        (_, ["pmem", _] | ["vsock"] | ["balloon", "hinting", _]) => {
-            Err(of("not supported yet".into()))
-        }
+        (_, ["pmem", _] | ["balloon", "hinting", _]) => Err(of("not supported yet".into())),
         (_, ["mmds"] | ["mmds", "config"]) => Err(of(
             "not supported yet: there is no metadata service, use boot_args or a drive".into(),
         )),
@@ -177,6 +176,7 @@ fn put(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
         ["logger"] => json(body).map(Configure::Logger),
         ["metrics"] => json(body).map(Configure::Metrics),
         ["cpu-config"] => json(body).map(Configure::Cpu),
+        ["vsock"] => json(body).map(Configure::Vsock),
         _ => return None,
     };
     Some(configured.map(|what| ApiRequest::Configure(Box::new(what))))
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn what_is_not_there_and_what_is_not_supported_are_different_errors() {
         let refused = |method, path| request(method, path, b"{}").unwrap_err();
-        for path in ["/vsock", "/mmds", "/mmds/config", "/pmem/a"] {
+        for path in ["/mmds", "/mmds/config", "/pmem/a"] {
             assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
         }
         for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/"] {

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::bodies::{self, BalloonBody, BootSource, Drive, HugePages, MemoryHotplug};
+use super::bodies::{self, BalloonBody, BootSource, Drive, HugePages, MemoryHotplug, VsockBody};
 use super::routes::Configure;
 use tinyvmm::arch::cmdline;
 use tinyvmm::config::{
@@ -18,7 +18,7 @@ use tinyvmm::layout;
 
 use crate::config::{Config, ConsoleConfig};
 use crate::jail::landlock::AllowedPath;
-use crate::{disks, files};
+use crate::{disks, files, names, socket};
 
 /// Most CPUs over the API; `--cpus` can be more.
 const MAX_CPUS: u32 = 32;
@@ -115,6 +115,14 @@ impl Setup {
                 }
             }
             Configure::Cpu(cpu) => cpu.check()?,
+            Configure::Vsock(vsock) => {
+                // Listens for a moment, so that an error is reported now.
+                let place = socket::listen(&vsock.uds_path).map(|socket| socket.place);
+                let named = || format!("uds_path {}", vsock.uds_path.display());
+                let place = place.with_context(named)?;
+                place.remove();
+                next.config.machine.0.vsock = Some(vsock.device()?);
+            }
             Configure::Logger(_) | Configure::Metrics(_) => {}
         }
         next.config().machine.0.validate()?;
@@ -337,6 +345,8 @@ impl Setup {
             initrd_path: config.initrd.clone(),
             boot_args: Some(cmdline::of(&config)),
         });
+        let place = names::vsock(&self.config.process);
+        let vsock = config.vsock.as_ref().map(|vsock| VsockBody::of(vsock, place));
         Ok(json!({
             "balloon": self.balloon().ok(),
             "boot-source": boot_source,
@@ -348,7 +358,7 @@ impl Setup {
             "mmds-config": null,
             "network-interfaces": self.interfaces(),
             "pmem": [],
-            "vsock": null,
+            "vsock": vsock,
         }))
     }
 }

@@ -2,7 +2,7 @@
 //! all shells offer the same: what this tinyvmm takes.
 
 use clap::{Arg, Command, ValueEnum, ValueHint};
-use tinyvmm::config::{DiskConfig, NetConfig};
+use tinyvmm::config::{DiskConfig, NetConfig, VsockConfig};
 
 /// A shell with a completion script.
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -189,6 +189,7 @@ impl Offers {
             let all: &[&str] = match arg.get_id().as_str() {
                 "disk" => &DiskConfig::OPTIONS,
                 "net" => &NetConfig::OPTIONS,
+                "vsock" => &VsockConfig::OPTIONS,
                 _ => &[],
             };
             self.words.extend(all.iter().map(|option| (format!("{kept}{option}"), String::new())));

@@ -10,7 +10,9 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
 use serde::{Deserialize, Serialize};
-use tinyvmm::config::{BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem, NetConfig, Publish};
+use tinyvmm::config::{
+    BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem, NetConfig, Publish, VsockConfig,
+};
 use toml::{Table, Value};
 use uuid::Uuid;
 
@@ -113,6 +115,14 @@ fn devices() -> Vec<Arg> {
                 .action(ArgAction::Append),
             "Port of this host that leads to one of the guest; implies --net user. May be given several times",
             "Whoever reaches the address reaches the guest: without ADDRESS that is everybody on this host's networks.",
+        ),
+        about(
+            text::<VsockConfig>("vsock", "path=FILE[,cid=N]"),
+            "Unix socket at which programs of this host connect to programs of the guest, by virtio-vsock",
+            "As Firecracker has it: a program connects to FILE, writes `CONNECT PORT` and a newline, and reads `OK` and a \
+                number once the guest has accepted at that port of AF_VSOCK. The guest's connections to port PORT of \
+                address 2 arrive at the Unix socket FILE_PORT, if somebody listens there. The guest's own address is \
+                3 unless `cid` says another. A machine with --name has one in its folder, named vsock.",
         ),
         about(
             flag("uart", "ports|memory")
@@ -239,6 +249,7 @@ mod tests {
             initrd: Some("i".into()),
             cmdline: Some("c".into()),
             uuid: Some(Uuid::nil()),
+            vsock: Some(VsockConfig::new(Some("v".into()))),
             ..MachineConfig::default()
         });
         let mut fields: Vec<_> = fields.unwrap().keys().cloned().collect();

@@ -62,8 +62,8 @@ pub struct ProcessConfig {
 
     /// Give the machine a name, by which `tinyvmm ps`, `ctl`, `stop`, `logs` and `attach` find it
     ///
-    /// It has a folder below $XDG_RUNTIME_DIR/tinyvmm, or /tmp/tinyvmm-UID, with the socket of its API and the last
-    /// MiB of what its console printed. Only the same user has access. The folder is gone when the machine ends,
+    /// It has a folder below $XDG_RUNTIME_DIR/tinyvmm, or /tmp/tinyvmm-UID, with the sockets of its API and vsock and
+    /// the last MiB of what its console printed. Only the same user has access. The folder is gone when the machine ends,
     /// unless it was detached and failed.
     #[arg(long, value_name = "NAME", value_parser = machine_name, help_heading = "Control")]
     #[arg(conflicts_with = "api_sock")]
@@ -203,6 +203,10 @@ impl Config {
             "--jail: it needs --kernel FILE, for files are opened outside of the jail"
         );
         ensure!(!process.no_jail || process.jail.is_none(), "--jail and --no-jail: leave one out");
+        let needs_path = machine.vsock.as_ref().is_some_and(|vsock| vsock.path.is_none());
+        let has_place =
+            process.name.is_some() || process.detach || process.snapshot.restore.is_some();
+        ensure!(!needs_path || has_place, "--vsock: say path=FILE, or --name NAME");
         DiskConfig::ensure_apart(&machine.disk)?;
         machine.validate()
     }

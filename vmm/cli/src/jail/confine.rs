@@ -25,8 +25,9 @@ use super::raw::{self, Inherited};
 use crate::config::JailConfig;
 use crate::{cli, inbox, logger};
 
-/// Most files that the process can have open: three for each of 255 CPUs, and those of the devices.
-const MAX_FILES: u64 = 1024;
+/// Most files that the process can have open: three for each of 255 CPUs, those of the devices, and a thousand
+/// connections of a vsock device.
+const MAX_FILES: u64 = 2048;
 
 /// Forks: the child continues in new namespaces, as their first process. The parent stays outside, passes signals on
 /// and ends with the child's status.
@@ -96,7 +97,7 @@ fn change_root(folder: &Path) -> Result<()> {
 }
 
 /// Sets user and group ids, which drops all capabilities for good.
-fn become_user(config: &JailConfig) -> Result<()> {
+pub(super) fn become_user(config: &JailConfig) -> Result<()> {
     // A change of user clears the parent-death signal (prctl(2)).
     let on_death = parent_process_death_signal()?;
     let (user, group) = (Uid::from_raw(config.user), Gid::from_raw(config.group));

@@ -34,11 +34,13 @@ enum FilterRole {
     Main,
     /// A thread of the machine's, or of the API.
     Worker(ThreadKind),
+    /// The process that connects a guest's vsock to the host's programs.
+    Dialer,
 }
 
 #[cfg(test)]
 impl FilterRole {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
         Self::Worker(ThreadKind::Vcpu),
@@ -49,6 +51,7 @@ impl FilterRole {
         Self::Worker(ThreadKind::Console),
         Self::Worker(API),
         Self::Worker(ATTACH),
+        Self::Dialer,
     ];
 }
 
@@ -204,6 +207,23 @@ fn enter_thread(kind: ThreadKind) {
     }
 }
 
+/// Closes what this process was given open but the standard three. To be called before it opens anything.
+pub fn close_inherited() -> Result<()> {
+    Inherited::find().map(|mut all| all.close()).context("cannot close inherited files")
+}
+
+/// Limits this process, which is not the machine's, to what a dialer does in `folder`, as the user of `config`. To be
+/// called while nothing is open but the standard three and `folder`.
+pub fn limit_dialer(folder: &File, config: Option<&JailConfig>) -> Result<()> {
+    if let Some(config) = config {
+        confine::become_user(config)?;
+    }
+    let kept = Kept { api: Some(folder), names: None };
+    landlock::forbid_opening(kept, &[]).context("Landlock")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    if has_seccomp() { seccomp::apply(FilterRole::Dialer) } else { Ok(()) }
+}
+
 fn restrict(role: FilterRole) -> Result<()> {
     if !FILTERS.load(Ordering::SeqCst) {
         return Ok(());
@@ -235,6 +255,7 @@ mod hook {
             FilterRole::Worker(ThreadKind::Program(name)) => try_to_open(name),
             FilterRole::Worker(kind) => try_to_open(&format!("{kind:?}")),
             FilterRole::Main => try_to_open("Main"),
+            FilterRole::Dialer => {}
         }
     }
 }

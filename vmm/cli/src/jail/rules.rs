@@ -53,6 +53,7 @@ pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
     let kind = match role {
         // At a reset the main thread takes devices apart, and finishes requests that they have begun.
         FilterRole::Main => return Ok(vec![ANY, DEVICE, START, BUILD, LEAVE, SAVE]),
+        FilterRole::Dialer => return Ok(vec![ANY, DIALER]),
         FilterRole::Worker(kind) => kind,
     };
     Ok(match kind {
@@ -166,6 +167,15 @@ const VSOCK: &[SyscallRule] = &[
     always(SYS_shutdown),
 ];
 
+/// To connect Unix sockets, pass them on, and remove the one that the host's programs connect to: in another process.
+const DIALER: &[SyscallRule] = &[
+    SyscallRule(SYS_socket, Is(0, &[AF_UNIX as u32])),
+    always(SYS_connect),
+    always(SYS_sendmsg),
+    always(SYS_newfstatat),
+    always(SYS_unlinkat),
+];
+
 const MEMORY: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
 
 const CONSOLE: &[SyscallRule] = &[
@@ -187,9 +197,13 @@ const CLIENTS: &[SyscallRule] = &[
 /// To write the console's log.
 const LOG: &[SyscallRule] = &[always(SYS_pwrite64)];
 
-/// To remove the API's socket, and the folder of a machine with a name, at the end.
-const LEAVE: &[SyscallRule] =
-    &[SyscallRule(SYS_unlinkat, Folder(0)), SyscallRule(SYS_newfstatat, Folder(0))];
+/// To remove the API's socket, and the folder of a machine with a name, at the end, and to wait for the dialer's.
+const LEAVE: &[SyscallRule] = &[
+    SyscallRule(SYS_unlinkat, Folder(0)),
+    SyscallRule(SYS_newfstatat, Folder(0)),
+    always(SYS_shutdown),
+    always(SYS_wait4),
+];
 
 /// To exchange a disk's file in a path where Landlock allows opening: an existing file, which stays as it is until the
 /// guest writes.

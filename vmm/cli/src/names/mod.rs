@@ -1,5 +1,5 @@
-//! Machines with names. Each has a folder with the sockets of its API and its console, its console's log, and what it
-//! is.
+//! Machines with names. Each has a folder with the sockets of its API, its console and its vsock, its console's log, and
+//! what it is.
 //!
 //! The machine's process holds a lock on that folder's description. A folder without one was left by a process that was
 //! killed, or is kept because a detached machine has failed; the next machine of its name takes it over.
@@ -19,7 +19,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use tinyvmm::config::{MachineConfig, NetConfig};
+use tinyvmm::config::{MachineConfig, NetConfig, VsockConfig};
+use tinyvmm::layout;
 use tinyvmm::random;
 use tinyvmm::worker::Worker;
 
@@ -48,20 +49,32 @@ pub struct Description {
     pub end: Option<String>,
 }
 
-/// Gives a machine that is to be detached a name, and one that has a name the socket in its folder. Returns the name if
+/// Gives a machine that is to be detached a name, and one that has a name the sockets in its folder. Returns the name if
 /// it is new.
-pub fn adopt(process: &mut ProcessConfig) -> Result<Option<String>> {
+pub fn adopt(config: &mut Config) -> Result<Option<String>> {
+    let (machine, process) = (&mut config.machine.0, &mut config.process);
     let is_new = process.detach && process.name.is_none();
     if is_new {
         process.name = Some(random::bytes::<4>()?.map(|byte| format!("{byte:02x}")).concat());
     }
     if let Some(name) = &process.name {
-        process.api_sock = Some(place::all().join(name).join(place::API));
+        let folder = place::all().join(name);
+        process.api_sock = Some(folder.join(place::API));
+        // A machine of a snapshot has what that says.
+        let is_new = process.snapshot.restore.is_none();
+        if is_new && machine.vsock.is_none() && machine.virtio_devices() < layout::MAX_VIRTIO {
+            machine.vsock = Some(VsockConfig::new(None));
+        }
         if process.id == DEFAULT_ID {
             process.id.clone_from(name);
         }
     }
     Ok(process.name.clone().filter(|_| is_new))
+}
+
+/// Where a machine with a name has its vsock, if no other place is said.
+pub fn vsock(process: &ProcessConfig) -> Option<PathBuf> {
+    process.name.as_ref().map(|name| place::all().join(name).join(place::VSOCK))
 }
 
 /// The folder of the machine that this process runs. Dropping it removes the folder.

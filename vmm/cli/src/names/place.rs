@@ -13,11 +13,12 @@ use rustix::process::geteuid;
 
 pub(super) const API: &str = "api.sock";
 pub(super) const CONSOLE: &str = "console.sock";
+pub(super) const VSOCK: &str = "vsock";
 pub(super) const LOG: &str = "console.log";
 /// What the machine is. Its process holds a lock on the file.
 pub(super) const DESCRIPTION: &str = "machine.json";
 /// All files of a folder, in the order of their removal: a folder without the last one is free.
-const FILES: [&str; 4] = [API, CONSOLE, LOG, DESCRIPTION];
+const FILES: [&str; 5] = [API, CONSOLE, VSOCK, LOG, DESCRIPTION];
 
 /// Longest path of a machine's folder: that of a socket has at most 107 bytes (unix(7)).
 pub(super) const MAX_PATH: usize = 107 - "/console.sock".len();

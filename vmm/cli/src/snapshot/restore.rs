@@ -80,6 +80,11 @@ impl Restored {
             // What the guest's driver knows stays.
             (card.mac, card.mtu) = (card.mac.or(was.mac), was.mtu);
         }
+        if let Some(path) = machine.vsock.take().and_then(|vsock| vsock.path) {
+            let vsock = next.vsock.as_mut();
+            vsock.context("--vsock: the snapshot has no such device, leave it out")?.path =
+                Some(path);
+        }
         *machine = next;
         Ok(Self { state, renewal, memory, layers })
     }
@@ -137,7 +142,7 @@ fn ensure_only_places(machine: &MachineConfig) -> Result<()> {
     let (given, default) = (given?, default?);
     let keys = given.as_object().into_iter().flat_map(|object| object.keys());
     let mut changed = keys.filter(|key| given[key.as_str()] != default[key.as_str()]);
-    match changed.find(|key| !["disk", "net"].contains(&key.as_str())) {
+    match changed.find(|key| !["disk", "net", "vsock"].contains(&key.as_str())) {
         Some(key) => bail!("the snapshot says what the machine has: leave --{key} out"),
         None => Ok(()),
     }

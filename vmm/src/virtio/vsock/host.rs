@@ -17,11 +17,11 @@ use rustix::net::{
 /// 0 with a connected, non-blocking socket (SCM_RIGHTS). All are 32 bits, little-endian.
 pub const CALL: usize = 8;
 
-/// The host's ends. Clones share them.
-#[derive(Clone)]
+/// The host's ends, by default none. Clones share them.
+#[derive(Clone, Default)]
 pub struct Host {
-    pub(super) listener: Arc<OwnedFd>,
-    pub(super) dialer: Arc<OwnedFd>,
+    pub(super) listener: Option<Arc<OwnedFd>>,
+    pub(super) dialer: Option<Arc<OwnedFd>>,
     /// The next call's: answers to a device that is gone must not be taken for others.
     tag: Arc<AtomicU32>,
 }
@@ -31,12 +31,14 @@ impl Host {
     pub fn new(listener: OwnedFd, dialer: OwnedFd) -> io::Result<Self> {
         ioctl_fionbio(&listener, true)?;
         ioctl_fionbio(&dialer, true)?;
-        Ok(Self { listener: listener.into(), dialer: dialer.into(), tag: Arc::default() })
+        let [listener, dialer] = [listener, dialer].map(|end| Some(Arc::new(end)));
+        Ok(Self { listener, dialer, tag: Arc::default() })
     }
 
     /// The next program that connects.
     pub(super) fn accept(&self) -> io::Result<OwnedFd> {
-        Ok(accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
+        let listener = self.listener.as_ref().ok_or(ErrorKind::NotConnected)?;
+        Ok(accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
     }
 
     /// Calls `port`; returns the tag of the answer.
@@ -45,10 +47,11 @@ impl Host {
     ///
     /// The dialer is gone, or has too many calls already.
     pub(super) fn call(&self, port: u32) -> io::Result<u32> {
+        let dialer = self.dialer.as_ref().ok_or(ErrorKind::NotConnected)?;
         let tag = self.tag.fetch_add(1, Ordering::Relaxed);
         let call = [port.to_le_bytes(), tag.to_le_bytes()].concat();
         // Of a few bytes in a stream the kernel takes all or none.
-        send(&self.dialer, &call, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+        send(dialer, &call, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(tag)
     }
 
@@ -58,12 +61,13 @@ impl Host {
     ///
     /// WouldBlock: there is none yet. Any other: there will be no more.
     pub(super) fn answer(&self) -> io::Result<(u32, Option<OwnedFd>)> {
+        let dialer = self.dialer.as_ref().ok_or(ErrorKind::NotConnected)?;
         let mut bytes = [0; CALL];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let into = &mut [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = recvmsg(&self.dialer, into, &mut control, flags)?;
+        let received = recvmsg(dialer, into, &mut control, flags)?;
         let socket = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
             _ => None,

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
-use super::{RefusedField, refuse};
-
 /// PUT /snapshot/create
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,8 +51,8 @@ pub struct SnapshotLoad {
     track_dirty_pages: bool,
     #[serde(default)]
     enable_diff_snapshots: bool,
-    #[serde(default)]
-    vsock_override: RefusedField,
+    /// Another socket for the vsock device.
+    pub vsock_override: Option<VsockOverride>,
 }
 
 /// Where the memory of a snapshot is.
@@ -76,6 +74,14 @@ pub enum BackendType {
     Uffd,
 }
 
+/// Another socket for the vsock device.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    /// The socket.
+    pub uds_path: PathBuf,
+}
+
 /// Another tap for a card.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,7 +95,6 @@ pub struct NetworkOverride {
 impl SnapshotLoad {
     /// The file with guest RAM. An error names what is not supported.
     pub fn memory(&self) -> Result<PathBuf> {
-        refuse(&[("vsock_override", &self.vsock_override)])?;
         if self.track_dirty_pages || self.enable_diff_snapshots {
             bail!("track_dirty_pages: not supported, snapshots have all of the memory");
         }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use tinyvmm::arch::saved::Clocks;
-use tinyvmm::config::NetEnd;
+use tinyvmm::config::{NetEnd, VsockConfig};
 use tinyvmm::machine::Renewal;
 
 use super::Setup;
@@ -29,6 +29,9 @@ impl Setup {
             let card =
                 card.with_context(|| format!("network_overrides: there is no {}", other.iface_id))?;
             card.end = NetEnd::Tap(other.host_dev_name.clone());
+        }
+        if let Some(other) = &load.vsock_override {
+            machine.vsock = Some(VsockConfig::new(Some(other.uds_path.clone())));
         }
         let clocks = if load.clock_realtime { Clocks::FollowHost } else { Clocks::Continue };
         let renewal = Renewal { identity: true, clocks };
