@@ -40,6 +40,7 @@ impl Attack {
         fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
         let kernel = image("hostile").into_os_string().into_string().unwrap();
         let args = ["--kernel", &kernel, "--mem", "64M", "--cpus", "3", "--uart", "memory"];
+        let args = [&args[..], &["--vsock", "path=vsock"]].concat();
         let vmm = Vmm::new().args(args).args(["--disk", disk.to_str().unwrap()]);
         let vmm = vmm.args(["--cmdline", &format!("attack={name}"), "--log-level", "info"]);
         let vmm = vmm.stdin(Stdio::piped()).stdout(Stdio::null()).patiently(seconds()).start();

@@ -15,6 +15,7 @@ mod memory;
 mod net;
 mod small;
 mod snapshot;
+mod vsock;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use crate::machine::{read, write};
 const WINDOWS: u64 = 0xd000_0000;
 const WINDOW: u64 = 0x1000;
 /// How many windows are looked into, and attacked.
-pub const COUNT: u64 = 3;
+pub const COUNT: u64 = 4;
 
 pub const DEVICE_FEATURES: u64 = 0x10;
 pub const DRIVER_FEATURES: u64 = 0x20;
