@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
-const BUDGETS: [(&str, usize); 4] = [
+const BUDGETS: [(&str, usize); 5] = [
     ("vmm/src/", 10390),
     ("vmm/cli/src/", 9960),
+    ("vmm/agent-wire/src/", 300),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
 ];

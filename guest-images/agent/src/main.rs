@@ -1,0 +1,127 @@
+//! The agent in a guest: it runs commands for `tinyvmm exec`, `shell` and `cp`, and gives a clone its identity. The
+//! protocol is that of the crate `agent-wire`.
+//!
+//! Without arguments it listens on its vsock port; each connection is served by a process of its own, so that none
+//! disturbs another. `--connection` serves the one that is its standard input. As a guest's first process, the file
+//! that `rdinit=` names, it starts itself in the background and becomes /init.
+//!
+//! It is static and has no C library, so that it runs in any guest and costs next to nothing.
+
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod identity;
+mod program;
+mod session;
+mod sys;
+mod user;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, listen, socket_with};
+use rustix::process::{Pid, PidfdFlags, Signal, chdir, getpid, pidfd_open, setsid};
+use rustix::thread::{
+    NanosleepRelativeResult, ThreadNameSpaceType, Timespec, move_into_thread_name_spaces, nanosleep,
+};
+
+use sys::Words;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+/// Pauses between tries to listen: a guest may load the driver late. In milliseconds.
+const FIRST_PAUSE: u32 = 10;
+const LONGEST_PAUSE: u32 = 1000;
+
+fn main(args: Words, env: Words) -> i32 {
+    sys::set_signal(Signal::PIPE.as_raw(), true);
+    if args.get(0).is_some() && args.get(1).is_some_and(|arg| arg == c"--connection") {
+        sys::set_signal(Signal::CHILD.as_raw(), false);
+        // Not 0, 1 or 2, which are a program's.
+        let Ok(socket) = fcntl_dupfd_cloexec(sys::standard(0), 3) else { return 1 };
+        session::serve(&socket);
+        return 0;
+    }
+    if getpid() == Pid::INIT && !matches!(sys::fork(), Ok(None)) {
+        sys::execute_in_place(c"/init", args, env);
+        say(b"tinyvmm-agent: the initrd has no /init that can run: say --cmdline rdinit=PROGRAM, or start it without --name\n");
+        return 1;
+    }
+    // So that systemd does not end it with an initramfs (systemd, ROOT_STORAGE_DAEMONS).
+    sys::mark_name(args, b'@');
+    let _ = setsid();
+    // Children need not be waited for.
+    sys::set_signal(Signal::CHILD.as_raw(), true);
+    match open() {
+        Ok(listener) => accept_all(&listener),
+        // Another one listens already.
+        Err(_) => 1,
+    }
+}
+
+fn say(text: &[u8]) {
+    let _ = rustix::io::write(sys::standard(2), text);
+}
+
+/// Listens, as soon as the guest can.
+fn open() -> Result<OwnedFd, Errno> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
+            Err(Errno::AFNOSUPPORT) => wait(pause),
+            socket => {
+                let socket = socket?;
+                sys::bind_port(&socket)?;
+                listen(&socket, BACKLOG)?;
+                return Ok(socket);
+            }
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn wait(ms: u32) {
+    let mut left =
+        Timespec { tv_sec: i64::from(ms / 1000), tv_nsec: i64::from(ms % 1000) * 1_000_000 };
+    while let NanosleepRelativeResult::Interrupted(rest) = nanosleep(&left) {
+        left = rest;
+    }
+}
+
+fn accept_all(listener: &OwnedFd) -> i32 {
+    loop {
+        // accept(2) alone would do, but for kernels that report a connection which is gone again.
+        let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], None);
+        let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else {
+            wait(FIRST_PAUSE);
+            continue;
+        };
+        // Not from a program of the guest's, by the loopback driver: the agent is root.
+        if !sys::is_from_host(&socket) {
+            continue;
+        }
+        match sys::fork() {
+            Ok(None) => {
+                sys::set_signal(Signal::CHILD.as_raw(), false);
+                enter_root();
+                session::serve(&socket);
+                return 0;
+            }
+            Ok(Some(_)) => {}
+            // The connection is closed.
+            Err(_) => wait(FIRST_PAUSE),
+        }
+    }
+}
+
+/// Enters the root folder that the guest's first process has by now: the agent may have been started in an initramfs.
+/// Joining a mount namespace, also one's own, leads to what is mounted on top there (mntns_install, fs/namespace.c).
+fn enter_root() {
+    if let Ok(init) = pidfd_open(Pid::INIT, PidfdFlags::empty()) {
+        // Fails before Linux 5.8.
+        let _ = move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::MOUNT);
+    }
+    let _ = chdir("/");
+}
