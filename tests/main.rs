@@ -15,6 +15,7 @@ mod console;
 mod dir;
 mod disk;
 mod elf;
+mod exec;
 mod files;
 mod fixture;
 mod guests;

@@ -7,7 +7,7 @@ use super::{code, has_word, production_lines, read, test_lines};
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 5] = [
     ("vmm/src/", 10390),
-    ("vmm/cli/src/", 9960),
+    ("vmm/cli/src/", 10520),
     ("vmm/agent-wire/src/", 300),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),

@@ -3,6 +3,7 @@
 mod complete;
 mod keys;
 mod pages;
+mod texts;
 pub mod usage;
 
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ pub use complete::Shell;
 pub use keys::{FileKeys, read_text};
 
 use crate::config::Config;
+#[cfg(feature = "agent")]
+use crate::exec;
 use crate::print_config::PrintFormat;
 #[cfg(feature = "api")]
 use crate::{ctl, machines};
@@ -135,6 +138,14 @@ pub enum Command {
     #[cfg(feature = "api")]
     #[command(after_help = pages::examples("attach"), after_long_help = pages::epilogue("attach"))]
     Attach(machines::AttachOptions),
+    /// Run a command in the guest of a machine
+    #[cfg(feature = "agent")]
+    #[command(after_help = pages::examples("exec"), after_long_help = pages::epilogue("exec"))]
+    Exec(exec::ExecOptions),
+    /// Run a shell in the guest of a machine, on this terminal
+    #[cfg(feature = "agent")]
+    #[command(after_help = pages::examples("shell"), after_long_help = pages::epilogue("shell"))]
+    Shell(exec::ShellOptions),
     /// Print a script by which a shell completes tinyvmm's command lines
     #[command(after_help = pages::examples("completions"))]
     #[command(after_long_help = pages::epilogue("completions"))]

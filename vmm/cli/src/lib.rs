@@ -17,6 +17,8 @@ pub mod ctl;
 pub mod disks;
 #[cfg(feature = "doctor")]
 pub mod doctor;
+#[cfg(feature = "agent")]
+pub mod exec;
 pub mod files;
 #[cfg(feature = "api")]
 pub mod firecracker;

@@ -9,6 +9,8 @@ use tinyvmm::event::Halt;
 use tinyvmm_cli::cli::{self, CacheCommand, Cli, Command, Invocation};
 #[cfg(feature = "api")]
 use tinyvmm_cli::config::Config;
+#[cfg(feature = "agent")]
+use tinyvmm_cli::exec;
 use tinyvmm_cli::inbox::End;
 use tinyvmm_cli::kernel_cache::Cache;
 use tinyvmm_cli::print_config::{self, PrintFormat};
@@ -34,33 +36,8 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, cli::EXIT_USAGE),
     };
     logger::init(cli.log_level);
-    match cli.command {
-        #[cfg(feature = "doctor")]
-        Some(Command::Doctor { json }) => return tinyvmm_cli::doctor::main(json),
-        #[cfg(feature = "boot-test")]
-        Some(Command::BootTest(options)) => return run_boot_tests(&options),
-        Some(Command::Cache { command }) => {
-            return cache(&command).unwrap_or_else(|error| fail(&error, cli::EXIT_CANNOT_START));
-        }
-        #[cfg(feature = "api")]
-        Some(Command::Ctl(options)) => {
-            if let Err(error) = options.validate() {
-                return fail(&error, cli::EXIT_USAGE);
-            }
-            return done(tinyvmm_cli::ctl::main(&options));
-        }
-        #[cfg(feature = "api")]
-        Some(Command::Ps(options)) => return done(machines::ps(&options)),
-        #[cfg(feature = "api")]
-        Some(Command::Stop(options)) => return done(machines::stop(&options)),
-        #[cfg(feature = "api")]
-        Some(Command::Logs(options)) => return done(machines::logs(&options)),
-        #[cfg(feature = "api")]
-        Some(Command::Attach(options)) => return done(machines::attach(&options)),
-        Some(Command::Completions { shell }) => return show(shell.script()),
-        Some(Command::Complete { words }) => return show(&cli::offers(&words)),
-        Some(Command::Man { name }) => return show(&cli::man_page(name.as_deref())),
-        None => {}
+    if let Some(command) = &cli.command {
+        return sub_command(command);
     }
     if let Some(format) = cli.print_config {
         return print_config(&cli, format).unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
@@ -110,6 +87,39 @@ fn by_another_name(argv: &[OsString], _start: Instant) -> Option<ExitCode> {
         return Some(tinyvmm_cli::firecracker::main(argv.to_vec(), _start));
     }
     None
+}
+
+/// Runs a sub-command; returns its exit code.
+fn sub_command(command: &Command) -> ExitCode {
+    match command {
+        #[cfg(feature = "doctor")]
+        Command::Doctor { json } => tinyvmm_cli::doctor::main(*json),
+        #[cfg(feature = "boot-test")]
+        Command::BootTest(options) => run_boot_tests(options),
+        Command::Cache { command } => {
+            cache(command).unwrap_or_else(|error| fail(&error, cli::EXIT_CANNOT_START))
+        }
+        #[cfg(feature = "api")]
+        Command::Ctl(options) => match options.validate() {
+            Ok(()) => done(tinyvmm_cli::ctl::main(options)),
+            Err(error) => fail(&error, cli::EXIT_USAGE),
+        },
+        #[cfg(feature = "api")]
+        Command::Ps(options) => done(machines::ps(options)),
+        #[cfg(feature = "api")]
+        Command::Stop(options) => done(machines::stop(options)),
+        #[cfg(feature = "api")]
+        Command::Logs(options) => done(machines::logs(options)),
+        #[cfg(feature = "api")]
+        Command::Attach(options) => done(machines::attach(options)),
+        #[cfg(feature = "agent")]
+        Command::Exec(options) => exec::exec(options),
+        #[cfg(feature = "agent")]
+        Command::Shell(options) => exec::shell(options),
+        Command::Completions { shell } => show(shell.script()),
+        Command::Complete { words } => show(&cli::offers(words)),
+        Command::Man { name } => show(&cli::man_page(name.as_deref())),
+    }
 }
 
 /// The exit code of a sub-command for machines that run.

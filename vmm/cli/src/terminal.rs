@@ -54,11 +54,7 @@ impl Terminal {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let continued = CONTINUED.get_or_init(|| event);
         register_signal_handler(libc::SIGCONT, on_continue)?;
-        let default_hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            restore();
-            default_hook(panic);
-        }));
+        restore_at_panic();
         let (keys, looked) = (EscapeKeys::new(is_attached), Instant::now());
         let mut terminal = Self { keys, waker, continued, foreground: false, looked };
         terminal.look()?;
@@ -70,7 +66,9 @@ impl Terminal {
         self.looked = Instant::now();
         without_being_stopped(|| {
             self.foreground = !in_background();
-            if self.foreground { enter_raw_mode() } else { Ok(()) }
+            // tinyvmm's messages end in a bare newline.
+            let output = OutputModes::OPOST | OutputModes::ONLCR;
+            if self.foreground { enter_raw_mode(output) } else { Ok(()) }
         })
     }
 }
@@ -132,7 +130,33 @@ impl Drop for Terminal {
     }
 }
 
-fn enter_raw_mode() -> io::Result<()> {
+/// Standard input, a terminal, raw in both directions. Dropping it restores the terminal; so does a panic.
+pub struct Raw(());
+
+impl Raw {
+    /// Enters raw mode. In the background that stops the process, until the user's shell continues it.
+    pub fn enter() -> io::Result<Self> {
+        restore_at_panic();
+        enter_raw_mode(OutputModes::empty()).map(|()| Self(()))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn restore_at_panic() {
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        restore();
+        default_hook(panic);
+    }));
+}
+
+/// Makes the terminal raw, but for `output`.
+fn enter_raw_mode(output: OutputModes) -> io::Result<()> {
     let stdin = io::stdin();
     let mut saved = lock(&SAVED);
     let before = match &*saved {
@@ -141,8 +165,7 @@ fn enter_raw_mode() -> io::Result<()> {
     };
     let mut raw = before.clone();
     raw.make_raw();
-    // tinyvmm's messages end in a bare newline.
-    raw.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
+    raw.output_modes |= output;
     *saved = Some(before);
     Ok(tcsetattr(&stdin, OptionalActions::Now, &raw)?)
 }

@@ -210,6 +210,11 @@ impl Known {
         self.folder.join(place::API)
     }
 
+    /// The socket of its vsock device.
+    pub fn vsock(&self) -> PathBuf {
+        self.folder.join(place::VSOCK)
+    }
+
     /// A connection to its console.
     pub fn attach(&self) -> Result<UnixStream> {
         let stream = UnixStream::connect(self.folder.join(place::CONSOLE));
