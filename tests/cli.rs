@@ -102,6 +102,7 @@ fn words_of_other_programs_are_reported_with_what_to_say_here() {
         ("ls -l", &["'ls'", "tinyvmm ps"]),
         ("exec vm", &["COMMAND", "tinyvmm exec --help"]),
         ("shell", &["MACHINE is missing", "tinyvmm shell MACHINE"]),
+        ("cp x", &["TARGET is missing"]),
         ("stop", &["MACHINE is missing", "tinyvmm stop MACHINE"]),
         ("kill vm", &["tinyvmm stop MACHINE"]),
         ("shutdown", &["ctl MACHINE power-button"]),

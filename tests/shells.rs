@@ -11,7 +11,7 @@ type Typed<'a> = (&'a str, &'a [&'a str]);
 
 const OFFERED: [Typed; 14] = [
     ("doct", &["doctor"]),
-    ("c", &["cache", "completions", "ctl"]),
+    ("c", &["cache", "completions", "cp", "ctl"]),
     ("--kernel-", &["--kernel-entry"]),
     ("--kernel bz", &["bzImage"]),
     ("--kernel=bz", &["--kernel=bzImage"]),

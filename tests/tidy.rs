@@ -16,8 +16,14 @@ const MAX_FUNCTION_LINES: usize = 70;
 const MAX_ARCHITECTURE_LINES: usize = 150;
 const MAX_THREAT_MODEL_LINES: usize = 195;
 /// The crates, from below.
-const CRATES: [&str; 5] =
-    ["vmm/unpack/src", "vmm/src", "vmm/agent-wire/src", "vmm/boot-test/src", "vmm/cli/src"];
+const CRATES: [&str; 6] = [
+    "vmm/unpack/src",
+    "vmm/archive/src",
+    "vmm/src",
+    "vmm/agent-wire/src",
+    "vmm/boot-test/src",
+    "vmm/cli/src",
+];
 /// The attributes of items that are not part of a build for users.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
 

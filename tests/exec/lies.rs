@@ -5,7 +5,7 @@ use agent_wire::{HELLO, Kind, MAX_LEN, put};
 use super::*;
 
 /// A machine whose guest sends `bytes` on each connection, and reads on until the other side leaves.
-fn answers(bytes: Vec<u8>) -> Machine {
+pub fn answers(bytes: Vec<u8>) -> Machine {
     Machine::with(move |mut stream, _| {
         let bytes = bytes.clone();
         thread::spawn(move || {
@@ -17,7 +17,7 @@ fn answers(bytes: Vec<u8>) -> Machine {
 }
 
 /// The hello, then frames.
-fn frames(frames: &[(Kind, &[u8])]) -> Vec<u8> {
+pub fn frames(frames: &[(Kind, &[u8])]) -> Vec<u8> {
     let mut bytes = HELLO.to_vec();
     frames.iter().for_each(|(kind, payload)| put(&mut bytes, *kind, payload));
     bytes

@@ -1,7 +1,8 @@
-//! `tinyvmm exec` and `shell` with the agent, without a VM: this host is the guest, and an agent serves each
+//! `tinyvmm exec`, `shell` and `cp` with the agent, without a VM: this host is the guest, and an agent serves each
 //! connection that the machine's vsock device would pass on.
 
 mod commands;
+mod copies;
 mod lies;
 mod terminals;
 

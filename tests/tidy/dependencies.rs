@@ -12,6 +12,7 @@ fn dependencies_are_from_the_registry_and_locked() {
             &[
                 "agent",
                 "agent-wire",
+                "archive",
                 "boot-test",
                 "tinyvmm",
                 "tinyvmm-cli",

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
-const BUDGETS: [(&str, usize); 5] = [
+const BUDGETS: [(&str, usize); 6] = [
     ("vmm/src/", 10390),
-    ("vmm/cli/src/", 10520),
+    ("vmm/cli/src/", 10870),
     ("vmm/agent-wire/src/", 300),
+    ("vmm/archive/src/", 220),
     ("vmm/boot-test/src/", 1800),
     ("vmm/unpack/src/", 200),
 ];

@@ -146,6 +146,10 @@ pub enum Command {
     #[cfg(feature = "agent")]
     #[command(after_help = pages::examples("shell"), after_long_help = pages::epilogue("shell"))]
     Shell(exec::ShellOptions),
+    /// Copy files into the guest of a machine, or out of it
+    #[cfg(feature = "agent")]
+    #[command(after_help = pages::examples("cp"), after_long_help = pages::epilogue("cp"))]
+    Cp(exec::CpOptions),
     /// Print a script by which a shell completes tinyvmm's command lines
     #[command(after_help = pages::examples("completions"))]
     #[command(after_long_help = pages::epilogue("completions"))]

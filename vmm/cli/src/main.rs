@@ -116,6 +116,8 @@ fn sub_command(command: &Command) -> ExitCode {
         Command::Exec(options) => exec::exec(options),
         #[cfg(feature = "agent")]
         Command::Shell(options) => exec::shell(options),
+        #[cfg(feature = "agent")]
+        Command::Cp(options) => done(exec::cp(options)),
         Command::Completions { shell } => show(shell.script()),
         Command::Complete { words } => show(&cli::offers(words)),
         Command::Man { name } => show(&cli::man_page(name.as_deref())),

@@ -8,7 +8,7 @@ pub(super) struct Page {
     pub examples: &'static [&'static str],
 }
 
-pub(super) const PAGES: [Page; 13] = [
+pub(super) const PAGES: [Page; 14] = [
     Page {
         name: "tinyvmm",
         exit_codes: &[
@@ -163,6 +163,22 @@ pub(super) const PAGES: [Page; 13] = [
         ],
         note: "It is the user's shell in the guest's /etc/passwd, or /bin/sh. `tinyvmm exec` runs other commands.",
         examples: &["tinyvmm shell vm", "tinyvmm shell -u nobody vm"],
+    },
+    Page {
+        name: "cp",
+        exit_codes: &[
+            ("0", "copied"),
+            (
+                "1",
+                "a file cannot be read or written, or what the guest sends is not fit to be written",
+            ),
+            ("2", "the command line is wrong"),
+        ],
+        note: "Paths in the guest are absolute, or relative to root's home. A folder is copied with all that is in it; if the \
+               target is a folder, into that. Files keep modes and times; they belong to root in the guest and to the user \
+               here. Links stay links, and none is followed out of the target; devices, sockets and pipes are left out. The \
+               guest needs tinyvmm's agent, sh and tar.",
+        examples: &["tinyvmm cp test.sh vm:/tmp", "tinyvmm cp vm:/var/log ./guest-log"],
     },
     Page {
         name: "completions",

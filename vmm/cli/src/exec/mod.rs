@@ -1,6 +1,8 @@
-//! What people do inside a machine that has a name: `tinyvmm exec` and `shell`, with the agent in its guest.
+//! What people do inside a machine that has a name: `tinyvmm exec`, `shell` and `cp`, with the agent in its guest.
 
 mod agent;
+mod copy;
+mod remote;
 mod session;
 mod signals;
 
@@ -13,6 +15,7 @@ use clap::Args;
 use rustix::termios::tcgetwinsize;
 
 pub use self::agent::Connection;
+pub use self::copy::{CpOptions, cp};
 use self::session::Session;
 use self::signals::Signals;
 use crate::config::machine_name;
