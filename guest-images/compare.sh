@@ -5,6 +5,7 @@
 
 . "$here/disk.sh" # make_ext4
 
+base_recipes() { :; }
 source_files() { echo disk.sh compare-workload compare-init; }
 tools() { printf '%s\n' mke2fs:e2fsprogs debugfs:e2fsprogs readelf:binutils; }
 

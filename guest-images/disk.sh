@@ -1,15 +1,18 @@
 # A root file system on ext4, for any kernel: busybox, what Debian's tools say about the machine,
 # and the same `init` as in the initramfs.
 
+. "$here/with-agent.sh"
+
 packages() {
     printf '%s\n' busybox-static util-linux dmidecode \
         libc6 libblkid1 libmount1 libsmartcols1 libudev1 libuuid1 libselinux1 libpcre2-8-0
 }
-source_files() { echo init power-button; }
+base_recipes() { agent_recipe; }
+source_files() { echo with-agent.sh init power-button; }
 tools() { printf '%s\n' mke2fs:e2fsprogs debugfs:e2fsprogs; }
 
 make() {
-    local out=$1 root=$work/root all=$work/packages libraries=lib/x86_64-linux-gnu folder
+    local out=$1 agent=${2:-} root=$work/root all=$work/packages libraries=lib/x86_64-linux-gnu folder
     mkdir -p "$root"/{dev,proc,sys,run,tmp,mnt,root,etc/acpi/PWRF} "$root/usr"/{bin,sbin,$libraries,lib64}
     unpack_packages "$all"
     for folder in bin sbin lib lib64; do ln -s "usr/$folder" "$root/$folder"; done
@@ -18,6 +21,7 @@ make() {
     cp "$all"/{bin/lsblk,bin/findmnt,usr/bin/lscpu} "$root/usr/bin/"
     cp "$all"/{sbin/blkdiscard,sbin/fstrim,usr/sbin/dmidecode} "$root/usr/sbin/"
     add_busybox "$all/bin/busybox" "$root"
+    add_agent "$agent" "$root"
     rm "$root/bin/init"
     cp "$here/init" "$root/sbin/init"
     cp "$here/power-button" "$root/etc/acpi/PWRF/00000080"

@@ -46,7 +46,7 @@ fn main(args: Words, env: Words) -> i32 {
     }
     if getpid() == Pid::INIT && !matches!(sys::fork(), Ok(None)) {
         sys::execute_in_place(c"/init", args, env);
-        say(b"tinyvmm-agent: the initrd has no /init that can run: say --cmdline rdinit=PROGRAM, or start it without --name\n");
+        say(b"tinyvmm-agent: the initrd has no /init: say --cmdline rdinit=PROGRAM\n");
         return 1;
     }
     // So that systemd does not end it with an initramfs (systemd, ROOT_STORAGE_DAEMONS).

@@ -1,7 +1,7 @@
-//! `tinyvmm ... -- COMMAND`: a command runs in the guest, and its exit status is tinyvmm's.
+//! What is added to an initrd: for `tinyvmm ... -- COMMAND` an init that runs the command and reports its exit status
+//! through [`tinyvmm::devices::guest_report`], so that this is tinyvmm's; for a machine with a name the agent.
 //!
-//! A small cpio archive is put before the initrd; Linux unpacks one after the other. The archive has an init that runs
-//! the command and reports its exit status through [`tinyvmm::devices::guest_report`].
+//! A small cpio archive is put before the initrd; Linux unpacks one after the other.
 //!
 //! Not behind it: a compressed initrd need not say where it ends. Linux takes what follows LZ4's legacy frame for more of
 //! the frame, but for zeroes since 5.14 (lib/decompress_unlz4.c), and does not look at what follows an error.
@@ -10,11 +10,19 @@ use std::fmt::Write;
 use std::io::{IsTerminal, stdin, stdout};
 
 use rustix::termios::{Winsize, tcgetwinsize};
+use tinyvmm::config::MachineConfig;
 
 /// Exit code when the machine ended without a status of the command.
 pub const EXIT_NO_STATUS: u8 = 125;
 /// Added to the kernel command line, so that nothing is printed but the command's output and emergencies.
-pub const CMDLINE: &str = "quiet loglevel=1 rdinit=/tinyvmm/init";
+const CMDLINE: &str = "quiet loglevel=1 rdinit=/tinyvmm/init";
+/// Added for the agent, which stays in the background and becomes /init.
+const CMDLINE_AGENT: &str = "rdinit=/tinyvmm/agent";
+/// The agent, a program that needs nothing beside it.
+#[cfg(feature = "agent")]
+const AGENT: &[u8] = include_bytes!(env!("TINYVMM_AGENT"));
+#[cfg(not(feature = "agent"))]
+const AGENT: &[u8] = b"";
 
 const INIT: &str = include_str!("../../../guest-images/command-init");
 
@@ -37,26 +45,53 @@ const PROGRAM: u32 = 0o100_755;
 /// Bytes of a page, from whose start the initrd is copied faster.
 const PAGE: usize = 4096;
 
-/// The archive that makes an initramfs behind it run `command`, with zeroes at its end up to a whole page.
-pub fn archive(command: &[String]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    add(&mut archive, "tinyvmm", FOLDER, b"");
-    add(&mut archive, "tinyvmm/init", PROGRAM, INIT.as_bytes());
-    add(&mut archive, "tinyvmm/tell", PROGRAM, report_program());
-    add(&mut archive, "tinyvmm/command", PROGRAM, format!("{}\n", quoted(command)).as_bytes());
-    let (input, output) = (stdin().is_terminal(), stdout().is_terminal());
-    let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
-    add(&mut archive, "tinyvmm/stty", PROGRAM, stty(input, output, size).as_bytes());
-    let term = std::env::var("TERM").ok();
-    if let Some(term) = term.filter(|term| (input || output) && is_kind_of_terminal(term)) {
-        add(&mut archive, "tinyvmm/term", PROGRAM, term.as_bytes());
+/// What the command line of the kernel has first: with a command, or for the agent of a machine with a name. A user's own
+/// `rdinit=` is left alone.
+pub fn cmdline(machine: &MachineConfig, has_command: bool, has_name: bool) -> Option<&'static str> {
+    let given = machine.cmdline.as_deref().unwrap_or("");
+    let has_init = given.split_ascii_whitespace().any(|word| word.starts_with("rdinit="));
+    let has_agent = has_name && !AGENT.is_empty() && machine.initrd.is_some();
+    match has_command {
+        true => Some(CMDLINE),
+        false => Some(CMDLINE_AGENT).filter(|_| has_agent && !has_init && !machine.cmdline_only),
     }
-    if input {
-        add(&mut archive, "tinyvmm/terminal", PROGRAM, b"");
+}
+
+/// The archive that [`cmdline`] needs, which `machine` has, with zeroes at its end up to a whole page; empty if nothing
+/// is to be added to the initrd.
+pub fn archive(machine: &MachineConfig, command: &[String], has_name: bool) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let starts_agent = machine.cmdline.as_ref().is_some_and(|line| line.starts_with(CMDLINE_AGENT));
+    if command.is_empty() && !starts_agent {
+        return archive;
+    }
+    add(&mut archive, "tinyvmm", FOLDER, b"");
+    if has_name && !AGENT.is_empty() {
+        add(&mut archive, "tinyvmm/agent", PROGRAM, AGENT);
+    }
+    if !command.is_empty() {
+        add_command(&mut archive, command);
     }
     add(&mut archive, "TRAILER!!!", 0, b"");
     archive.resize(archive.len().next_multiple_of(PAGE), 0);
     archive
+}
+
+/// Adds what makes an initramfs run `command`.
+fn add_command(archive: &mut Vec<u8>, command: &[String]) {
+    add(archive, "tinyvmm/init", PROGRAM, INIT.as_bytes());
+    add(archive, "tinyvmm/tell", PROGRAM, report_program());
+    add(archive, "tinyvmm/command", PROGRAM, format!("{}\n", quoted(command)).as_bytes());
+    let (input, output) = (stdin().is_terminal(), stdout().is_terminal());
+    let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
+    add(archive, "tinyvmm/stty", PROGRAM, stty(input, output, size).as_bytes());
+    let term = std::env::var("TERM").ok();
+    if let Some(term) = term.filter(|term| (input || output) && is_kind_of_terminal(term)) {
+        add(archive, "tinyvmm/term", PROGRAM, term.as_bytes());
+    }
+    if input {
+        add(archive, "tinyvmm/terminal", PROGRAM, b"");
+    }
 }
 
 /// The arguments of stty that give the guest's end of the serial port the modes and size of the user's terminal.
@@ -142,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_archive_has_its_files_and_leaves_others_aligned_behind_it() {
-        let archive = archive(&["a".into(), "b c".into()]);
+        let archive = archive(&MachineConfig::default(), &["a".into(), "b c".into()], false);
         assert_eq!(archive.len() % PAGE, 0);
         let number = |at: usize| {
             usize::from_str_radix(std::str::from_utf8(&archive[at..at + 8]).unwrap(), 16).unwrap()
@@ -162,5 +197,36 @@ mod tests {
         assert!(files[2].1.starts_with(b"\x7fELF"));
         assert_eq!(files[3].1, b"'a' 'b c'\n");
         assert_eq!(names.last(), Some(&"TRAILER!!!"));
+    }
+
+    #[test]
+    fn the_agent_is_added_for_a_name_unless_the_user_names_an_init() {
+        let machine = |cmdline: Option<&str>| MachineConfig {
+            initrd: Some("initrd".into()),
+            cmdline: cmdline.map(Into::into),
+            ..MachineConfig::default()
+        };
+        let own = |cmdline| super::cmdline(&machine(cmdline), false, true);
+        for line in [None, Some("quiet"), Some("noinitrd=rdinit= x")] {
+            assert_eq!(own(line), cfg!(feature = "agent").then_some(CMDLINE_AGENT), "{line:?}");
+        }
+        assert_eq!(own(Some("quiet rdinit=/bin/sh")), None);
+        assert_eq!(super::cmdline(&machine(None), false, false), None);
+        let only = MachineConfig { cmdline_only: true, ..machine(None) };
+        assert_eq!(super::cmdline(&only, false, true), None);
+        let without = MachineConfig { initrd: None, ..machine(None) };
+        assert_eq!(super::cmdline(&without, false, true), None);
+        assert_eq!(super::cmdline(&machine(None), true, true), Some(CMDLINE));
+
+        assert!(archive(&machine(None), &[], true).is_empty());
+        let with = archive(&machine(Some("rdinit=/tinyvmm/agent quiet")), &[], true);
+        let has = |archive: &[u8], name: &str| {
+            archive.windows(name.len()).any(|part| part == name.as_bytes())
+        };
+        assert!(has(&with, "tinyvmm/agent\0") && !has(&with, "tinyvmm/init\0"));
+        let both = archive(&machine(Some(CMDLINE)), &["true".into()], true);
+        assert!(has(&both, "tinyvmm/agent\0") && has(&both, "tinyvmm/init\0"));
+        let command = archive(&machine(Some(CMDLINE)), &["true".into()], false);
+        assert!(!has(&command, "tinyvmm/agent\0") && has(&command, "tinyvmm/init\0"));
     }
 }

@@ -39,10 +39,7 @@ fn kernel(machine: &MachineConfig, process: &ProcessConfig) -> Result<Start> {
     let kernel = KernelFile::new(kernel, (!process.no_kernel_cache).then(store));
     let initrd = |path: &PathBuf| -> Result<Initrd> {
         let file = loadable(path).with_context(|| format!("initrd {}", path.display()))?;
-        let prefix = match process.command.is_empty() {
-            true => Vec::new(),
-            false => command::archive(&process.command),
-        };
+        let prefix = command::archive(machine, &process.command, process.name.is_some());
         Ok(Initrd { file, prefix })
     };
     let initrd = machine.initrd.as_ref().map(initrd).transpose()?;

@@ -211,12 +211,14 @@ impl Config {
         machine.validate()
     }
 
-    /// The machine as it is built: with what the kernel's command line needs for a COMMAND.
+    /// The machine as it is built: with what the kernel's command line needs for a COMMAND or the agent.
     pub fn machine_to_build(&self) -> MachineConfig {
         let mut machine = self.machine.0.clone();
-        if !self.process.command.is_empty() {
+        let (has_command, has_name) =
+            (!self.process.command.is_empty(), self.process.name.is_some());
+        if let Some(own) = command::cmdline(&machine, has_command, has_name) {
             let given = machine.cmdline.as_deref().map_or(String::new(), |line| format!(" {line}"));
-            machine.cmdline = Some(format!("{}{given}", command::CMDLINE));
+            machine.cmdline = Some(format!("{own}{given}"));
         }
         machine
     }

@@ -22,9 +22,6 @@ use crate::config::machine_name;
 use crate::logger;
 use crate::terminal::Raw;
 
-/// The agent: a program for x86-64 Linux that needs nothing beside it.
-pub const AGENT: &[u8] = include_bytes!(env!("TINYVMM_AGENT"));
-
 /// Exit code when the command has no status: no machine, no agent, or the connection is lost. As docker's.
 const EXIT_NO_STATUS: u8 = 125;
 
