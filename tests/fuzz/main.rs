@@ -4,6 +4,7 @@
 //! With `FUZZ_SEEDS=DIR` and `-runs=0` it only writes the inputs to start from, DIR/TARGET/NUMBER.
 #![no_main]
 
+mod agent;
 mod files;
 mod input;
 mod kernels;
@@ -46,6 +47,8 @@ fn targets() -> Vec<Target> {
         Target::new("spec", texts::spec, texts::specs),
         Target::new("api", texts::api, texts::requests),
         Target::new("setup", texts::setup, texts::conversations),
+        Target::new("agent", agent::frames, agent::conversations),
+        Target::new("archive", agent::archive, agent::archives),
         Target::new("serial", ports::serial, ports::seeds),
         Target::new("rtc", ports::rtc, ports::seeds),
         Target::new("mmio", virtio::mmio, virtio::mmio_seeds),
