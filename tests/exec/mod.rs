@@ -4,6 +4,7 @@
 mod commands;
 mod copies;
 mod lies;
+mod requests;
 mod terminals;
 
 use std::fs::{self, File};
