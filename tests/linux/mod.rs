@@ -10,6 +10,7 @@ mod command;
 mod compare;
 mod disk;
 mod ends;
+mod exec;
 mod load;
 mod memory;
 mod net;
