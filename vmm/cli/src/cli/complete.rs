@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_word_is_offered_where_it_can_be() {
         for (line, words) in [
-            ("", "doctor boot-test cache ctl ps stop logs attach completions man"),
+            ("", "doctor boot-test cache ctl ps stop logs attach exec shell cp completions man"),
             ("d", "doctor"),
             ("--ker", "--kernel --kernel-entry"),
             ("--kernel x --ker", "--kernel-entry"),
