@@ -308,7 +308,7 @@ mod tests {
             ("boot-test ", "*"),
             ("boot-test x --logs ", "*"),
             ("completions ", "bash fish zsh"),
-            ("man c", "cache ctl completions"),
+            ("man c", "cache ctl cp completions"),
             ("nonsense ", ""),
         ] {
             assert_eq!(offered(line), words, "{line:?}");
