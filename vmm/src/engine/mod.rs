@@ -132,6 +132,7 @@ impl Engine {
             let Some((mut job, returned)) = next else { return Ok(None) };
             let result = match returned {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Some(do_here(&job)),
                 Err(error) => Some(Err(error)),
                 Ok(count) => advance(&mut job, count),
             };
@@ -166,6 +167,17 @@ fn at_once(job: &Job, is_alone: bool) -> Option<io::Result<usize>> {
         },
         Kind::Write => Some(buffers.write_some(&job.file, job.offset)),
         Kind::Read | Kind::Flush => None,
+    }
+}
+
+/// Does what is left of `job` on this thread. The kernel cancels what it has no thread for, and it starts none in a
+/// thread that gets signal after signal, as one does that is to stop (create_worker_cont, io_uring/io-wq.c).
+fn do_here(job: &Job) -> io::Result<()> {
+    let buffers = job.memory.buffers().clone();
+    match job.kind {
+        Kind::Read => buffers.read_from_file(&job.file, job.offset),
+        Kind::Write => buffers.write_to_file(&job.file, job.offset),
+        Kind::Flush => job.file.sync_data(),
     }
 }
 
