@@ -6,7 +6,7 @@ use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 6] = [
-    ("vmm/src/", 10390),
+    ("vmm/src/", 10410),
     ("vmm/cli/src/", 10870),
     ("vmm/agent-wire/src/", 300),
     ("vmm/archive/src/", 220),
