@@ -148,7 +148,7 @@ fn an_elf_with_only_a_pvh_entry_boots() {
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn a_kernel_that_memory_has_no_room_for_is_refused_with_the_least_that_has() {
     for (kernel, words) in
-        [(CLOUD_BZIMAGE, ["vmlinuz", "--mem 68M"]), (CLOUD_ELF, ["initramfs", "--mem 65M"])]
+        [(CLOUD_BZIMAGE, ["vmlinuz", "--mem 68M"]), (CLOUD_ELF, ["initramfs", "--mem 66M"])]
     {
         kernel.runs("true").args(["--mem", "64M"]).run().refuses(3, &words);
     }
