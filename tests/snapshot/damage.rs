@@ -5,8 +5,8 @@ use std::fs;
 use tinyvmm_cli::snapshot::Snapshot;
 
 use super::{counting, restored, save};
-use crate::api::vmm;
-use crate::fixture::Dir;
+use crate::api::{SOCKET, vmm};
+use crate::fixture::{Dir, Vmm};
 
 fn made() -> Dir {
     let (_running, client) = counting(vmm().args(["--cpus", "2"]));
@@ -69,6 +69,18 @@ fn what_is_damaged_is_named() {
         },
         &["memory", "it is damaged"],
     );
+}
+
+#[test]
+fn a_machine_that_cannot_be_saved_runs_on_even_if_it_was_to_end() {
+    let limited = Vmm::started_by(&["sh", "-c", "ulimit -f 1000; exec \"$@\"", "sh"]);
+    let (running, client) = counting(limited.args(["--api-sock", SOCKET]));
+    let dir = Dir::new();
+    let snapshot = client.ctl(&["snapshot", dir.path("snap").to_str().unwrap(), "--stop"]);
+    snapshot.refuses(1, &["snap", "memory", "File too large"]);
+    assert_eq!(client.get("/")["state"], "Running");
+    assert_eq!(fs::read_dir(dir.path(".")).unwrap().count(), 0);
+    running.types("xq").prints("Aa").wait().exits(0).silently();
 }
 
 #[test]

@@ -24,25 +24,31 @@ pub fn make(socket: &Path, folder: &Path, stop: bool) -> Result<()> {
     let names: Vec<String> = serde_json::from_value(names).context("it knows no snapshots")?;
     let new = New::make(folder).with_context(named)?;
     let files = names.iter().map(|name| new.file(name)).collect::<Result<Vec<_>>>();
-    if stop {
-        // Nothing of the guest's comes after the snapshot.
-        ask(
-            socket,
-            super::PATIENCE,
-            "PATCH",
-            "/vm",
-            Some(&serde_json::json!({ "state": "Paused" })),
-        )?;
+    let files = files.with_context(named)?;
+    // Nothing of the guest's comes after the snapshot that it ends with.
+    let pauses = stop && get(socket, "/")?["state"] == "Running";
+    if pauses {
+        set_state(socket, "Paused")?;
     }
-    let description = send(socket, &files.with_context(named)?)?;
-    let mut file = new.file(DESCRIPTION)?;
-    file.write_all(format!("{description:#}\n").as_bytes()).with_context(named)?;
-    file.sync_all()?;
-    new.keep(folder).with_context(named)?;
+    let made = send(socket, &files).and_then(|description| {
+        let mut file = new.file(DESCRIPTION)?;
+        file.write_all(format!("{description:#}\n").as_bytes())?;
+        file.sync_all()?;
+        new.keep(folder)
+    });
+    if made.is_err() && pauses {
+        set_state(socket, "Resumed")?;
+    }
+    made.with_context(named)?;
     if stop {
         ask(socket, super::PATIENCE, "PUT", "/tinyvmm/stop", None)?;
     }
     Ok(())
+}
+
+fn set_state(socket: &Path, state: &str) -> Result<()> {
+    let body = serde_json::json!({ "state": state });
+    ask(socket, super::PATIENCE, "PATCH", "/vm", Some(&body)).map(drop)
 }
 
 /// A folder that becomes a snapshot, or is removed.
