@@ -14,7 +14,7 @@ make() {
     add_busybox "$work/packages/bin/busybox" "$root"
     ln -s bin "$root/sbin"
     [ ! -d "$kernel/modules" ] || add_modules "$kernel" "$root" virtio_mmio virtio_pci virtio_blk virtio_net af_packet virtio_console virtio_rng \
-        virtio_balloon virtio_mem vmw_vsock_virtio_transport ext4 crc32c_generic crc32c_intel button evdev pvpanic_mmio
+        virtio_balloon virtio_mem virtiofs vmw_vsock_virtio_transport ext4 crc32c_generic crc32c_intel button evdev pvpanic_mmio
     cp "$here/init" "$root/init"
     as -msyntax=intel -mnaked-reg -o "$work/tell.o" "$here/tell.s"
     objcopy -O binary -j .rodata.tell "$work/tell.o" "$root/bin/tell"

@@ -2,10 +2,75 @@
 
 pub use crate::elf::{elf, elf_up_to, elf_with_parameter, only_pvh};
 
+/// The macros of [`guest`], in the assembler's words.
+macro_rules! asm_macros {
+    () => {
+        concat!(
+            ".macro out8 port:req, value:req\n",
+            "    mov edx, \\port\n",
+            "    mov al, \\value\n",
+            "    out dx, al\n",
+            ".endm\n",
+            ".macro say text:req\n",
+            "    lea rsi, [rip + .Ltext\\@]\n",
+            "    mov edx, {com1}\n",
+            "    jmp .Lnext\\@\n",
+            ".Ltext\\@: .asciz \"\\text\"\n",
+            ".Lput\\@: out dx, al\n",
+            ".Lnext\\@: lodsb\n",
+            "    test al, al\n",
+            "    jnz .Lput\\@\n",
+            ".endm\n",
+            ".macro dump length:req\n",
+            "    mov edx, {com1}\n",
+            "    mov ecx, \\length\n",
+            ".Ldump\\@: add dl, 5\n",
+            "    in al, dx\n", // as a UART wants it: the line status, then a byte
+            "    sub dl, 5\n",
+            "    outsb\n",
+            "    loop .Ldump\\@\n",
+            ".endm\n",
+            ".macro sleep\n",
+            ".Lsleep\\@: hlt\n",
+            "    jmp .Lsleep\\@\n",
+            ".endm\n",
+            ".macro power_off\n",
+            "    out8 {sleep_control}, 0x34\n",
+            "    sleep\n",
+            ".endm\n",
+            // virtio 1.2, 4.2.2: the status, VIRTIO_F_VERSION_1, which is bit 32, the queues.
+            ".macro virtqueues count:req, address:req\n",
+            "    mov dword ptr [rbx + 0x70], 3\n",
+            "    mov dword ptr [rbx + 0x24], 1\n",
+            "    mov dword ptr [rbx + 0x20], 1\n",
+            "    mov dword ptr [rbx + 0x70], 11\n",
+            "    xor ecx, ecx\n",
+            "    mov esi, \\address\n",
+            ".Lqueue\\@: mov [rbx + 0x30], ecx\n",
+            "    mov dword ptr [rbx + 0x38], 8\n",
+            "    mov [rbx + 0x80], esi\n",
+            "    lea eax, [rsi + 0x1000]\n",
+            "    mov [rbx + 0x90], eax\n",
+            "    lea eax, [rsi + 0x2000]\n",
+            "    mov [rbx + 0xa0], eax\n",
+            "    mov dword ptr [rbx + 0x44], 1\n",
+            "    add esi, 0x3000\n",
+            "    inc ecx\n",
+            "    cmp ecx, \\count\n",
+            "    jne .Lqueue\\@\n",
+            "    mov dword ptr [rbx + 0x70], 15\n",
+            ".endm\n",
+        )
+    };
+}
+pub(crate) use asm_macros;
+
 /// Defines a function that returns the machine code of these lines, in Intel syntax.
 ///
 /// The code has these macros, and ports in braces:
-/// `out8 PORT, VALUE`; `say "TEXT"`, byte by byte; `dump LENGTH` of bytes at RSI; `power_off`; `sleep` for ever.
+/// `out8 PORT, VALUE`; `say "TEXT"`, byte by byte; `dump LENGTH` of bytes at RSI; `power_off`; `sleep` for ever;
+/// `virtqueues COUNT, ADDRESS` of 8 descriptors each for the virtio device with its registers at RBX: each has a page for
+/// descriptors, one for what is available, and one for what was used. It changes RAX, RCX and RSI.
 macro_rules! guest {
     ($(#[doc = $doc:literal])* $name:ident, $($line:expr),+ $(,)?) => {
         $(#[doc = $doc])*
@@ -15,38 +80,7 @@ macro_rules! guest {
 
                 core::arch::global_asm!(
                     ".pushsection .rodata",
-                    ".macro out8 port:req, value:req",
-                    "    mov edx, \\port",
-                    "    mov al, \\value",
-                    "    out dx, al",
-                    ".endm",
-                    ".macro say text:req",
-                    "    lea rsi, [rip + .Ltext\\@]",
-                    "    mov edx, {com1}",
-                    "    jmp .Lnext\\@",
-                    ".Ltext\\@: .asciz \"\\text\"",
-                    ".Lput\\@: out dx, al",
-                    ".Lnext\\@: lodsb",
-                    "    test al, al",
-                    "    jnz .Lput\\@",
-                    ".endm",
-                    ".macro dump length:req",
-                    "    mov edx, {com1}",
-                    "    mov ecx, \\length",
-                    ".Ldump\\@: add dl, 5",
-                    "    in al, dx", // as a UART wants it: the line status, then a byte
-                    "    sub dl, 5",
-                    "    outsb",
-                    "    loop .Ldump\\@",
-                    ".endm",
-                    ".macro sleep",
-                    ".Lsleep\\@: hlt",
-                    "    jmp .Lsleep\\@",
-                    ".endm",
-                    ".macro power_off",
-                    "    out8 {sleep_control}, 0x34",
-                    "    sleep",
-                    ".endm",
+                    $crate::guests::asm_macros!(),
                     concat!("guest_", stringify!($name), ":"),
                     $($line,)+
                     concat!("guest_", stringify!($name), "_end:"),
@@ -55,6 +89,7 @@ macro_rules! guest {
                     ".purgem dump",
                     ".purgem sleep",
                     ".purgem power_off",
+                    ".purgem virtqueues",
                     ".popsection",
                     "/* {com1} {sleep_control} {reset} {i8042} {pvpanic} {report} {zero_page} */",
                     com1 = const layout::SERIAL_PORTS.start,

@@ -13,11 +13,13 @@ use std::time::Duration;
 use crate::fixture::{Dir, Running, Vmm};
 use crate::images::image;
 
-/// All threads of a machine of three CPUs, a disk and the random number generator.
-const THREADS: [&str; 8] =
-    ["console", "disk0", "rng", "starter", "tinyvmm", "vcpu0", "vcpu1", "vcpu2"];
+/// All threads of a machine of three CPUs, a disk, a folder and the random number generator.
+const THREADS: [&str; 9] =
+    ["console", "disk0", "rng", "share0", "starter", "tinyvmm", "vcpu0", "vcpu1", "vcpu2"];
 /// Where the guest notes that its disk works: "alive at", and a count.
 const ALIVE: u64 = 7 * 512;
+/// What a file beside the guest's folder has.
+const OUTSIDE: &[u8] = b"as it was";
 
 fn seconds() -> Duration {
     let seconds = std::env::var("TINYVMM_HOSTILE_SECONDS").ok();
@@ -28,7 +30,7 @@ fn seconds() -> Duration {
 struct Attack {
     vmm: Running,
     disk: PathBuf,
-    _dir: Dir,
+    dir: Dir,
     checks: u64,
 }
 
@@ -40,11 +42,14 @@ impl Attack {
         fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
         let kernel = image("hostile").into_os_string().into_string().unwrap();
         let args = ["--kernel", &kernel, "--mem", "64M", "--cpus", "3", "--uart", "memory"];
-        let args = [&args[..], &["--vsock", "path=vsock"]].concat();
+        fs::write(dir.path("outside"), OUTSIDE).unwrap();
+        fs::create_dir(dir.path("folder")).unwrap();
+        let share = format!("{},tag=x", dir.path("folder").display());
+        let args = [&args[..], &["--vsock", "path=vsock", "--share", &share]].concat();
         let vmm = Vmm::new().args(args).args(["--disk", disk.to_str().unwrap()]);
         let vmm = vmm.args(["--cmdline", &format!("attack={name}"), "--log-level", "info"]);
         let vmm = vmm.stdin(Stdio::piped()).stdout(Stdio::null()).patiently(seconds()).start();
-        Self { vmm, disk, _dir: dir, checks: 0 }.lives(|vmm| vmm)
+        Self { vmm, disk, dir, checks: 0 }.lives(|vmm| vmm)
     }
 
     fn lives(mut self, ask: impl Fn(Running) -> Running) -> Self {
@@ -70,11 +75,23 @@ impl Attack {
         self.lives(|vmm| vmm.types("c"))
     }
 
-    /// KiB of anonymous memory. The guest has touched all of its RAM, so only tinyvmm's own can grow.
+    /// KiB of memory that is no file's. The guest has touched all of its RAM, so only tinyvmm's own can grow.
     fn memory_kib(&self) -> u64 {
         let status = fs::read_to_string(self.vmm.proc("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        let kib = |line: &str| -> u64 {
+            let rest = line.strip_prefix("RssAnon:").or_else(|| line.strip_prefix("RssShmem:"));
+            rest.map_or(0, |rest| rest.trim().trim_end_matches(" kB").parse().unwrap())
+        };
+        status.lines().map(kib).sum()
+    }
+
+    /// Checks that the guest has changed nothing but what is in its folder.
+    fn stays_in_its_folder(&self) {
+        let entries = fs::read_dir(self.dir.path(".")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["disk", "folder", "outside"]);
+        assert_eq!(fs::read(self.dir.path("outside")).unwrap(), OUTSIDE);
     }
 
     /// The number of open files, where /proc shows it.
@@ -96,7 +113,7 @@ impl Attack {
 }
 
 #[track_caller]
-fn survives(name: &str) {
+fn survives(name: &str) -> Dir {
     let attack = Attack::start(name);
     sleep(Duration::from_secs(1));
     let attack = attack.still_works();
@@ -110,7 +127,8 @@ fn survives(name: &str) {
     if let (Some(before), Some(after)) = (files, attack.files()) {
         assert!(after <= before + 2, "{before} open files have become {after}");
     }
-    let vmm = attack.has_its_threads().vmm;
+    attack.stays_in_its_folder();
+    let Attack { vmm, dir, .. } = attack.has_its_threads();
     vmm.signal(libc::SIGTERM);
     let vmm = vmm.says("power button");
     sleep(Duration::from_millis(600)); // sooner, it would be the same request
@@ -118,6 +136,7 @@ fn survives(name: &str) {
     let outcome = vmm.wait().exits(8);
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     assert!(outcome.stderr.lines().count() < 10, "it fills logs: {}", outcome.stderr);
+    dir
 }
 
 #[test]
@@ -148,6 +167,14 @@ fn rings_in_registers_past_ram_and_across_its_end() {
 #[test]
 fn descriptors_and_requests_of_any_content_changed_while_they_are_followed() {
     survives("chains");
+}
+
+#[test]
+fn requests_to_a_folder_that_name_what_is_outside() {
+    let dir = survives("folder");
+    let made = fs::metadata(dir.path("folder")).unwrap().modified().unwrap();
+    let before = fs::metadata(dir.path("outside")).unwrap().modified().unwrap();
+    assert!(made > before + Duration::from_millis(500), "no request has reached the folder");
 }
 
 #[test]

@@ -252,9 +252,9 @@ fn a_command_gets_its_size_and_kind() {
         terminal.resize(size.0, size.1);
         let vmm = vmm().guest(initrd).file("initrd", "1234").env("TERM", term);
         let running = terminal.start(vmm.args(["--initrd", "initrd", "--", "true"]));
-        terminal.shows("TRAILER!!!").shows(stty);
+        terminal.shows("tinyvmm/by-agent").shows(stty);
         let screen = terminal.screen.lock().unwrap().clone();
-        assert_eq!(screen.contains("tinyvmm/term\0"), file.is_some(), "{screen:?}");
+        assert_eq!(screen.contains("00tinyvmm/term\0"), file.is_some(), "{screen:?}");
         assert!(screen.contains(file.unwrap_or("")), "{screen:?}");
         assert!(!screen.contains("$(x)"), "{screen:?}");
         running.wait().exits(125);

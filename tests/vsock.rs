@@ -18,25 +18,7 @@ guest!(
     /// comes, and its data: after an 'r' it resets, after a 'q' it powers off. Its vsock device is the second one.
     vsock,
     "mov ebx, 0xd0001000",
-    "mov dword ptr [rbx + 0x70], 3",
-    "mov dword ptr [rbx + 0x24], 1", // VIRTIO_F_VERSION_1 is bit 32
-    "mov dword ptr [rbx + 0x20], 1",
-    "mov dword ptr [rbx + 0x70], 11",
-    "xor ecx, ecx",
-    "mov esi, 0x200000", // the rings of queues 0 and 1
-    "2: mov [rbx + 0x30], ecx",
-    "mov dword ptr [rbx + 0x38], 8",
-    "mov [rbx + 0x80], esi",
-    "lea eax, [rsi + 0x1000]",
-    "mov [rbx + 0x90], eax",
-    "lea eax, [rsi + 0x2000]",
-    "mov [rbx + 0xa0], eax",
-    "mov dword ptr [rbx + 0x44], 1",
-    "add esi, 0x3000",
-    "inc ecx",
-    "cmp ecx, 2",
-    "jne 2b",
-    "mov dword ptr [rbx + 0x70], 15",
+    "virtqueues 2, 0x200000",
     "mov dword ptr [0x200000], 0x210000", // a buffer for what comes
     "mov dword ptr [0x200008], 4096",
     "mov dword ptr [0x20000c], 2",
@@ -123,6 +105,17 @@ fn programs_of_guest_and_host_connect_to_each_other() {
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o600);
     works(running, &listener).wait().exits(0).silently().leaves_nothing();
+}
+
+#[test]
+fn a_machine_with_a_name_says_where_its_socket_is() {
+    let runtime = Dir::new();
+    let vmm = Vmm::new().env("XDG_RUNTIME_DIR", &runtime.0);
+    let (running, _listener) = machine(vmm, &["--name", "m", "--vsock", "path=v"]);
+    let running = running.prints("op 2\n");
+    let text = fs::read_to_string(runtime.path("tinyvmm/m/machine.json")).unwrap();
+    let description: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(description["vsock"], running.dir().path("v").to_str().unwrap());
 }
 
 #[test]
@@ -289,10 +282,19 @@ fn clients_of_the_api_describe_one() {
     assert_eq!(client.get("/vm/config")["vsock"], second);
     client.does("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
     let listener = UnixListener::bind(running.dir().path("v_52")).unwrap();
+    client.does("PUT", "/metrics", r#"{"metrics_path":"metrics"}"#);
     start(&client);
-    client.refuses("PUT", "/vsock", &put(second), &["started"]);
+    client.refuses("PUT", "/vsock", &put(second), &["after starting"]);
     let running = works(running, &listener);
-    running.wait().exits(0).silently();
+    let outcome = running.wait().exits(0).silently();
+    let sum = |name: &str| -> u64 {
+        let line = |line: &str| -> serde_json::Value { serde_json::from_str(line).unwrap() };
+        outcome.file("metrics").lines().filter_map(|text| line(text)["vsock"][name].as_u64()).sum()
+    };
+    for name in ["rx_packets_count", "rx_bytes_count", "tx_packets_count"] {
+        assert!(sum(name) > 0, "{name}");
+    }
+    assert!(sum("conns_added") >= 2 && sum("conns_removed") <= sum("conns_added"));
 }
 
 fn start(client: &Client) {
@@ -308,7 +310,7 @@ fn a_machine_that_goes_on_from_a_snapshot_has_a_socket_of_its_own() {
     let dir = Dir::new();
     let snapshot = dir.path("snap").to_str().unwrap().to_owned();
     client.ctl(&["snapshot", &snapshot]).exits(0).silently();
-    let restored = || Vmm::new().args(["--restore", &snapshot]);
+    let restored = || Vmm::new().args(["--restore", &snapshot, "--identity", "keep"]);
     let copy = restored().args(["--vsock", "path=v"]).start();
     let copy = copy.until(|copy| copy.dir().path("v").exists());
     connect(&copy.dir().path("v"), 1024).write_all(b"q").unwrap();

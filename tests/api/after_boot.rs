@@ -14,7 +14,7 @@ fn what_is_wrong_once_it_runs_is_refused() {
     let vmm = vmm().sparse_file("disk", 1 << 20).args(["--disk", "disk,id=data"]);
     let (_running, client) = listening(vmm.guest(guests::idle).start().prints("idle"));
     let start = r#"{"action_type":"InstanceStart"}"#;
-    client.refuses("PUT", "/actions", start, &["has started already"]);
+    client.refuses("PUT", "/actions", start, &["after starting"]);
     for (path, body) in [
         ("/boot-source", r#"{"kernel_image_path":"kernel"}"#),
         ("/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64}"#),
@@ -27,9 +27,9 @@ fn what_is_wrong_once_it_runs_is_refused() {
         ("/logger", r#"{"level":"Info"}"#),
         ("/metrics", r#"{"metrics_path":"m"}"#),
     ] {
-        client.refuses("PUT", path, body, &["only before"]);
+        client.refuses("PUT", path, body, &["after starting"]);
     }
-    client.refuses("PATCH", "/machine-config", r#"{"vcpu_count":2}"#, &["only before"]);
+    client.refuses("PATCH", "/machine-config", r#"{"vcpu_count":2}"#, &["after starting"]);
     client.refuses("PATCH", "/drives/x", r#"{"drive_id":"x"}"#, &["no such drive"]);
     let path = r#"{"drive_id":"data","path_on_host":"disk"}"#;
     client.refuses("PATCH", "/drives/data", path, &["path_on_host", "a flag has named"]);
@@ -39,7 +39,7 @@ fn what_is_wrong_once_it_runs_is_refused() {
     client.does("PATCH", "/drives/data", &limiter(r#"{"size":10,"refill_time":100}"#));
     let drives = client.get("/vm/config")["drives"].clone();
     assert_eq!(drives[0]["rate_limiter"]["ops"]["size"], 10, "{drives}");
-    client.does("PATCH", "/drives/data", r#"{"drive_id":"data"}"#);
+    client.refuses("PATCH", "/drives/data", r#"{"drive_id":"data"}"#, &["Name a path_on_host"]);
     client.refuses("PATCH", "/vm", r#"{"state":"Sleeping"}"#, &["unknown variant"]);
     client.refuses("PATCH", "/balloon", r#"{"amount_mib":256}"#, &["amount_mib 256"]);
     client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, &["no room"]);

@@ -31,13 +31,13 @@ fn a_machine_is_described_and_started_and_its_socket_goes_with_it() {
         r#"{"drive_id":"root","is_root_device":true,"is_read_only":true,"path_on_host":"disk"}"#;
     client.does("PUT", "/drives/root", root);
     client.does("PUT", "/balloon", r#"{"amount_mib":8,"deflate_on_oom":false}"#);
-    client.does("PATCH", "/balloon", r#"{"amount_mib":4}"#);
-    assert_eq!(client.get("/balloon")["amount_mib"], 4);
+    client.refuses("PATCH", "/balloon", r#"{"amount_mib":4}"#, &["before starting"]);
+    assert_eq!(client.get("/balloon")["amount_mib"], 8);
     client.does("PUT", "/entropy", "{}");
     client.does("PUT", "/cpu-config", "{}");
     let all = client.get("/vm/config");
     assert_eq!(all["machine-config"], expected);
-    assert_eq!(all["boot-source"]["boot_args"], "a=b root=/dev/vda ro");
+    assert_eq!(all["boot-source"]["boot_args"], "a=b");
     assert_eq!(all["drives"][0]["drive_id"], "root");
     assert_eq!(all["balloon"]["deflate_on_oom"], false);
     client.does("PUT", "/actions", START);
@@ -125,7 +125,7 @@ fn files_and_devices_that_are_wrong_are_refused_and_change_nothing() {
         ("/boot-source", r#"{"boot_args":"x"}"#, "missing field `kernel_image_path`"),
         ("/boot-source", r#"{"kernel_image_path":"vmlinux","boot_args":"a\u0000b"}"#, "zero byte"),
         ("/drives/a", &drive(""), "path_on_host"),
-        ("/drives/b", &drive(disk), "same in both"),
+        ("/drives/b", &drive(disk), "Say the same"),
         ("/drives/a", &drive(r#","path_on_host":"none""#), "none"),
         ("/drives/a", &drive(&format!(r#"{disk},"io_engine":"aio""#)), "`Sync` or `Async`"),
         (
@@ -174,11 +174,11 @@ fn what_is_not_there_or_not_yet_is_refused() {
     for (path, body, words) in [
         ("/actions", r#"{"action_type":"Dance"}"#, "unknown variant `Dance`"),
         ("/actions", START, "no kernel"),
-        ("/actions", r#"{"action_type":"SendCtrlAltDel"}"#, "not started"),
-        ("/actions", r#"{"action_type":"FlushMetrics"}"#, "not started"),
-        ("/actions", "", "body is missing"),
+        ("/actions", r#"{"action_type":"SendCtrlAltDel"}"#, "before starting"),
+        ("/actions", r#"{"action_type":"FlushMetrics"}"#, "before starting"),
+        ("/actions", "", "Empty PUT request."),
         ("/actions", "[", "EOF"),
-        ("/tinyvmm/power-button", "", "not started"),
+        ("/tinyvmm/power-button", "", "before starting"),
         ("/network-interfaces/eth0", "{}", "missing field `iface_id`"),
         ("/vsock", "{}", "missing field `guest_cid`"),
         ("/snapshot/load", "{}", "missing field `snapshot_path`"),
@@ -193,29 +193,32 @@ fn what_is_not_there_or_not_yet_is_refused() {
             r#"{"snapshot_path":"disk","mem_file_path":"disk"}"#,
             "it is no snapshot",
         ),
-        ("/snapshot/create", r#"{"snapshot_path":"a","mem_file_path":"b"}"#, "not started"),
-        ("/tinyvmm/snapshot", "", "not started"),
+        ("/snapshot/create", r#"{"snapshot_path":"a","mem_file_path":"b"}"#, "before starting"),
+        ("/tinyvmm/snapshot", "", "before starting"),
         ("/mmds", "{}", "not supported yet"),
         ("/mmds/config", "{}", "not supported yet"),
         ("/pmem/a", "{}", "not supported yet"),
-        ("/nowhere", "{}", "no PUT /nowhere"),
+        ("/nowhere", "{}", "path: PUT nowhere."),
     ] {
         client.refuses("PUT", path, body, &[words]);
     }
-    client.refuses("PATCH", "/vm", r#"{"state":"Paused"}"#, &["not started"]);
-    client.refuses("PATCH", "/drives/a", r#"{"drive_id":"a"}"#, &["not started"]);
-    client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, &["not started"]);
-    client.refuses("GET", "/hotplug/memory", "", &["no room"]);
+    client.refuses("PATCH", "/vm", r#"{"state":"Paused"}"#, &["before starting"]);
+    client.refuses("PATCH", "/drives/a", r#"{"drive_id":"a"}"#, &["before starting"]);
+    client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, &["before starting"]);
+    client.refuses("GET", "/hotplug/memory", "", &["before starting"]);
     client.refuses("PATCH", "/balloon/hinting/stop", "", &["not supported yet"]);
-    client.refuses("GET", "/balloon/statistics", "", &["not started"]);
-    client.refuses("GET", "/tinyvmm/stats", "", &["not started"]);
-    client.refuses("GET", "/", "{}", &["no body"]);
+    client.refuses("GET", "/balloon/statistics", "", &["before starting"]);
+    client.refuses("GET", "/tinyvmm/stats", "", &["before starting"]);
+    client.refuses("GET", "/", "{}", &["cannot have a body"]);
     client.refuses(
         "PATCH",
         "/balloon/statistics",
         r#"{"stats_polling_interval_s":0}"#,
-        &["PUT /balloon"],
+        &["before starting"],
     );
+    client.refuses("PATCH", "/machine-config", "{}", &["Empty PATCH request."]);
+    client.refuses("PATCH", "/machine-config", r#"{"smt":null}"#, &["Empty PATCH request."]);
+    client.refuses("PATCH", "/vm", "", &["Empty PATCH request."]);
     assert_eq!(client.get("/vm/config"), before);
 }
 
@@ -226,7 +229,7 @@ fn only_one_drive_has_the_root_and_a_drive_can_be_put_again() {
         format!(r#"{{"drive_id":"{id}","is_root_device":{root},"path_on_host":"disk"}}"#)
     };
     client.does("PUT", "/drives/a", &drive("a", true));
-    client.refuses("PUT", "/drives/b", &drive("b", true), &["another drive has the root"]);
+    client.refuses("PUT", "/drives/b", &drive("b", true), &["A root block device already exists"]);
     client.does("PUT", "/drives/a", &drive("a", false));
     client.does("PUT", "/drives/b", &drive("b", true));
     assert_eq!(client.get("/vm/config")["drives"].as_array().unwrap().len(), 2);
@@ -275,8 +278,12 @@ fn console_log_and_metrics_go_to_files() {
         r#"{"log_path":"log.txt","level":"debug","show_level":true,"show_log_origin":true}"#;
     client.does("PUT", "/logger", logger);
     client.does("PUT", "/metrics", r#"{"metrics_path":"metrics.txt"}"#);
-    client.refuses("PUT", "/metrics", r#"{"metrics_path":"metrics.txt"}"#, &["already"]);
-    assert_eq!(client.get("/vm/config")["metrics"]["metrics_path"], "metrics.txt");
+    client.refuses(
+        "PUT",
+        "/metrics",
+        r#"{"metrics_path":"metrics.txt"}"#,
+        &["Reinitialization of metrics not allowed."],
+    );
     let data = r#"{"drive_id":"data","is_root_device":false,"path_on_host":"disk"}"#;
     client.does("PUT", "/drives/data", data);
     client.does("PUT", "/actions", START);
@@ -294,7 +301,7 @@ fn console_log_and_metrics_go_to_files() {
         "{log}"
     );
     let metrics = outcome.file("metrics.txt");
-    assert_eq!(metrics.lines().count(), 2, "one that was asked for and the last one: {metrics}");
+    assert_eq!(metrics.lines().count(), 3, "at the start, asked for, and the last one: {metrics}");
     let metrics: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
     assert!(metrics["utc_timestamp_ms"].as_u64().unwrap() > 1_600_000_000_000, "{metrics}");
     assert_eq!(metrics["block_data"]["read_count"], 0);
@@ -344,7 +351,8 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         "machine-config": {"vcpu_count": 2, "mem_size_mib": 32},
         "drives": [{"drive_id": "root", "is_root_device": true, "path_on_host": "disk"}],
         "memory-hotplug": {"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 128},
-        "network-interfaces": [],
+        "network-interfaces": null,
+        "pmem": null,
         "vsock": {"guest_cid": 7, "uds_path": "vsock"},
         "mmds-config": null,
         "what_nobody_knows": null,
@@ -360,7 +368,7 @@ fn a_file_describes_a_machine_in_the_same_terms() {
         listening(with(&file, guests::idle).args(["--api-sock", SOCKET]).start().prints("idle"));
     assert_eq!(client.get("/")["state"], "Running");
     assert_eq!(client.get("/machine-config")["mem_size_mib"], 32);
-    let room = json!({"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 4});
+    let room = json!({"total_size_mib": 64, "block_size_mib": 4, "slot_size_mib": 128});
     assert_eq!(client.get("/vm/config")["memory-hotplug"], room);
     assert_eq!(client.get("/vm/config")["vsock"], file["vsock"]);
     client.does("PATCH", "/hotplug/memory", r#"{"requested_size_mib":8}"#);

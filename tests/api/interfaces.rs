@@ -146,14 +146,26 @@ fn interfaces_are_listed_as_they_were_put_and_can_be_put_again() {
     for name in ["iface_id", "host_dev_name", "guest_mac", "mtu"] {
         assert_eq!(found[0][name], all[name], "{found}");
     }
-    client.refuses_to_put("eth1", "tap0", json!({}), &["host_dev_name tap0", "another interface"]);
-    client.refuses_to_put("eth1", "tap1", mac(1), &["guest_mac 02:00", "another interface"]);
+    client.refuses_to_put(
+        "eth1",
+        "tap0",
+        json!({}),
+        &["Could not create the network device: host_dev_name tap0"],
+    );
+    client.refuses_to_put(
+        "eth1",
+        "tap1",
+        mac(1),
+        &["The MAC address is already in use: 02:00:00:00:00:01"],
+    );
     client.put("eth0", "tap0", json!({}));
     client.put("eth1", "tap1", mac(1));
     client.put("eth0", "tap0", mac(2));
     let expected = json!([
-        {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:02"},
-        {"iface_id": "eth1", "host_dev_name": "tap1", "guest_mac": "02:00:00:00:00:01"},
+        {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:02",
+            "mtu": null, "rx_rate_limiter": null, "tx_rate_limiter": null},
+        {"iface_id": "eth1", "host_dev_name": "tap1", "guest_mac": "02:00:00:00:00:01",
+            "mtu": null, "rx_rate_limiter": null, "tx_rate_limiter": null},
     ]);
     assert_eq!(client.interfaces(), expected);
     client.does("PUT", "/tinyvmm/stop", "");
@@ -164,7 +176,8 @@ fn interfaces_are_listed_as_they_were_put_and_can_be_put_again() {
 fn an_interface_that_is_wrong_is_refused_and_changes_nothing() {
     let Some((_running, client)) = waiting(&["--net", "tap=tap1"]) else { return };
     let before = client.get("/vm/config");
-    let of_flags = json!([{"iface_id": "net0", "host_dev_name": "tap1"}]);
+    let of_flags = json!([{"iface_id": "net0", "host_dev_name": "tap1", "guest_mac": null, "mtu": null,
+        "rx_rate_limiter": null, "tx_rate_limiter": null}]);
     assert_eq!(before["network-interfaces"], of_flags);
     for (tap, more, words) in [
         ("tap2", json!({}), &["host_dev_name tap2: there is none", "ip tuntap add tap2"][..]),
@@ -178,14 +191,14 @@ fn an_interface_that_is_wrong_is_refused_and_changes_nothing() {
         ("tap0", json!({"mtu": 65536}), &["invalid value"]),
         ("tap0", json!({"tx_rate_limiter": {"ops": {"size": 1}}}), &["refill_time"]),
         ("tap0", json!({"allow_mmds_requests": true}), &["unknown field `allow_mmds_requests`"]),
-        ("tap0", json!({"iface_id": "eth1"}), &["iface_id", "same in both"]),
+        ("tap0", json!({"iface_id": "eth1"}), &["iface_id", "Say the same"]),
     ] {
         client.refuses_to_put("eth0", tap, more, words);
     }
     client.refuses_to_put("net0", "tap0", json!({}), &["iface_id", "flags"]);
     let path = "/network-interfaces/eth0";
     client.refuses("PUT", path, r#"{"iface_id":"eth0"}"#, &["missing field `host_dev_name`"]);
-    client.refuses("PATCH", path, r#"{"iface_id":"eth0"}"#, &["not started"]);
+    client.refuses("PATCH", path, r#"{"iface_id":"eth0"}"#, &["before starting"]);
     assert_eq!(client.get("/vm/config"), before);
 }
 
@@ -226,7 +239,7 @@ fn limits_hold_from_the_start_and_can_be_changed_while_it_runs() {
     client.refuses("PATCH", "/network-interfaces/x", r#"{"iface_id":"x"}"#, &["no such interface"]);
     let (path, body) = interface("eth0", "tap0", json!({}));
     client.refuses("PATCH", &path, &body, &["unknown field `host_dev_name`"]);
-    client.refuses("PUT", &path, &body, &["only before"]);
+    client.refuses("PUT", &path, &body, &["after starting"]);
     client.does("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#);
     running.wait().exits(4);
 }

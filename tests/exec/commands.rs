@@ -183,3 +183,14 @@ fn a_hundred_at_once_do_not_disturb_each_other() {
     }
     assert_eq!(machine.agents_end(), 100);
 }
+
+#[test]
+fn a_machine_may_have_its_vsock_elsewhere() {
+    let machine = Machine::new();
+    let (folder, place) = (machine.runtime.path("tinyvmm/vm"), machine.runtime.path("elsewhere"));
+    fs::rename(folder.join("vsock"), &place).unwrap();
+    machine.exec(&["vm", "true"]).run().refuses(125, &["vm: the machine has no vsock device"]);
+    let description = serde_json::json!({ "vsock": place }).to_string();
+    fs::write(folder.join("machine.json"), description).unwrap();
+    machine.exec(&["vm", "true"]).run().exits(0).silently();
+}

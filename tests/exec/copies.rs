@@ -142,6 +142,7 @@ fn unpacked(entries: &[(u8, &str, &str)]) -> (Dir, Outcome) {
             mode: 0o7777,
             mtime: u64::MAX >> 1,
             size: contents.len() as u64,
+            ..Entry::default()
         };
         archive::write_header(&mut bytes, &entry).unwrap();
         bytes.extend(contents.as_bytes());

@@ -24,6 +24,7 @@ fn answer(kind: Kind, payload: &[u8], apart: bool) -> (Kind, Vec<u8>, String) {
         assert!(len > 0, "the agent answers");
         inbound.add(len);
     };
+    drop(ours); // after an identity there may be a command
     let output = agent.wait_with_output().unwrap();
     (kind, payload, String::from_utf8(output.stdout).unwrap())
 }
@@ -49,9 +50,42 @@ fn the_agent_takes_an_identity_and_names_the_part_that_it_cannot_take() {
     let name = Identity { host_name: Some(b"clone-7".into()), ..Identity::default() };
     let (kind, _, host_name) = answer(Kind::Identity, &name.encode().unwrap(), true);
     assert_eq!((kind, &host_name[..]), (Kind::Done, "clone-7\n"));
-    let macs = vec![(b"no-such-card".into(), [2, 0, 0, 0, 0, 1])];
+    let macs = vec![([2, 9, 9, 9, 9, 9], [2, 0, 0, 0, 0, 1])];
     let unfit = Identity { macs, ..name };
     let (kind, why, host_name) = answer(Kind::Identity, &unfit.encode().unwrap(), true);
     assert_eq!((kind, &host_name[..]), (Kind::Failure, "clone-7\n"), "the rest is taken");
     assert_eq!(String::from_utf8_lossy(&why[1..]), "MAC address: error 19");
+}
+
+#[test]
+fn a_command_can_follow_an_identity_but_none_that_failed() {
+    let (good, bad) =
+        (Identity::default(), Identity { macs: vec![([2; 6], [3; 6])], ..Identity::default() });
+    for (identity, expected) in
+        [(good, &[Kind::Done, Kind::Output, Kind::Status][..]), (bad, &[Kind::Failure])]
+    {
+        let (mut ours, its) = UnixStream::pair().unwrap();
+        // The other end is the agent's alone.
+        let start = |its: UnixStream| {
+            Command::new(AGENT).arg("--connection").stdin(OwnedFd::from(its)).spawn().unwrap()
+        };
+        let mut agent = start(its);
+        let mut request = HELLO.to_vec();
+        put(&mut request, Kind::Identity, &identity.encode().unwrap());
+        let exec = Exec { args: vec![b"/bin/echo".into(), b"hi".into()], ..Exec::default() };
+        put(&mut request, Kind::Exec, &exec.encode().unwrap());
+        ours.write_all(&request).unwrap();
+        let (mut inbound, mut kinds) = (Inbound::default(), Vec::new());
+        loop {
+            while let Some((kind, _)) = inbound.next().unwrap() {
+                kinds.push(kind);
+            }
+            match ours.read(inbound.room()) {
+                Ok(len @ 1..) => inbound.add(len),
+                _ => break,
+            }
+        }
+        assert_eq!(kinds, expected);
+        assert!(agent.wait().unwrap().success());
+    }
 }

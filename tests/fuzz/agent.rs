@@ -51,7 +51,7 @@ pub fn conversations() -> Vec<Vec<u8>> {
         host_name: Some(b"clone".into()),
         machine_id: Some(vec![b'0'; 32]),
         seed: Some(vec![1; 32]),
-        macs: vec![(b"eth0".into(), [2; 6])],
+        macs: vec![([1; 6], [2; 6])],
         time_ns: Some(1),
     };
     let exec = (Kind::Exec, exec.encode().unwrap_or_default());
@@ -87,7 +87,15 @@ pub fn archives() -> Vec<Vec<u8>> {
     for (kind, name) in [(FOLDER, "d".into()), (FILE, "d/file".into()), (LINK, "n".repeat(150))] {
         let size = if kind == FILE { contents.len() as u64 } else { 0 };
         let name = name.into_bytes();
-        let entry = Entry { kind, link: name.clone(), name, mode: 0o644, mtime: 1, size };
+        let entry = Entry {
+            kind,
+            link: name.clone(),
+            name,
+            mode: 0o644,
+            mtime: 1,
+            size,
+            ..Entry::default()
+        };
         // Writing to a vector cannot fail.
         let _ = archive::write_header(&mut bytes, &entry);
         let _ = bytes.write_all(&contents[..size as usize]);

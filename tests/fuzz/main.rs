@@ -5,12 +5,14 @@
 #![no_main]
 
 mod agent;
+mod backend;
 mod files;
 mod input;
 mod kernels;
 #[path = "../../vmm/unpack/src/pack.rs"]
 mod pack;
 mod ports;
+mod saved;
 mod texts;
 mod virtio;
 
@@ -49,6 +51,9 @@ fn targets() -> Vec<Target> {
         Target::new("setup", texts::setup, texts::conversations),
         Target::new("agent", agent::frames, agent::conversations),
         Target::new("archive", agent::archive, agent::archives),
+        Target::new("vhost-user", backend::messages, backend::conversations),
+        Target::new("snapshot", saved::snapshot, saved::snapshots),
+        Target::new("saved-device", saved::device, saved::devices),
         Target::new("serial", ports::serial, ports::seeds),
         Target::new("rtc", ports::rtc, ports::seeds),
         Target::new("mmio", virtio::mmio, virtio::mmio_seeds),

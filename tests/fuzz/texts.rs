@@ -107,7 +107,9 @@ pub fn api(data: &[u8]) {
     let body = &data[head.len..];
     let request = routes::request(head.method, &head.path, &body[..head.body.min(body.len())]);
     let answer = ApiResponse::Fault(format!("{request:?}"));
-    assert!(http::render(&answer, head.closes).starts_with(b"HTTP/1.1 400 "));
+    let manner =
+        http::Manner { server: "Firecracker API", closes: head.closes, is_deprecated: false };
+    assert!(http::render(&answer, manner).starts_with(b"HTTP/1.1 400 "));
 }
 
 /// Whether the fuzzer may have the request executed: files are opened only in its folder, which is empty.

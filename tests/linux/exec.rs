@@ -6,7 +6,7 @@ use super::{IN_A_BOX, SMALL_ELF};
 use crate::fixture::{Dir, Outcome, Vmm};
 
 /// tinyvmm with `args`, of the user whose machines are in `folder`.
-fn tinyvmm(folder: &Dir, args: &[&str]) -> Outcome {
+pub fn tinyvmm(folder: &Dir, args: &[&str]) -> Outcome {
     let vmm = Vmm::new().patiently(IN_A_BOX).env("XDG_RUNTIME_DIR", folder.path("."));
     vmm.args(args).run()
 }

@@ -11,11 +11,16 @@ mod compare;
 mod disk;
 mod ends;
 mod exec;
+mod identity;
+mod image;
 mod load;
 mod memory;
 mod net;
+mod share;
 mod small;
 mod snapshot;
+mod soak;
+mod template;
 mod vsock;
 
 use std::ffi::OsString;

@@ -17,28 +17,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *arguments): pass
 class Six(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind((sys.argv[1], 53))
 def names():
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind((sys.argv[1], 53))
     while True:
         ask, peer = udp.recvfrom(2000)
         address = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\xc0\0\2\1" if ask[-3] == 1 else b""
         count = b"\0\1" if address else b"\0\0"
         udp.sendto(ask[:2] + b"\x81\x80" + ask[4:6] + count + b"\0\0\0\0" + ask[12:] + address, peer)
-threading.Thread(target=names).start()
-threading.Thread(target=http.server.ThreadingHTTPServer((sys.argv[1], 80), Handler).serve_forever).start()
-Six(("::1", 80), Handler).serve_forever()
+servers = [http.server.ThreadingHTTPServer((sys.argv[1], 80), Handler), Six(("::1", 80), Handler)]
+for serve in [names] + [server.serve_forever for server in servers]:
+    threading.Thread(target=serve).start()
+open("serving", "w").close()
 "#;
 
-/// Asks the guest's server at an address and port until it answers, with an error if that is not what it should be.
+/// Asks the guest's server at an address and port until it answers, with an error if that is not what it should be. A
+/// connection that is made before the guest listens may hang, and passt resets one now and then.
 const CLIENT: &str = r#"
-import hashlib, sys, time, urllib.request
-get = lambda name: urllib.request.urlopen(f"http://{sys.argv[1]}/{name}", timeout=60).read()
-while True:
-    try:
-        hash = get("hash").split()[0].decode()
-        break
-    except OSError:
-        time.sleep(0.5)
+import hashlib, http.client, sys, time, urllib.request
+def get(name):
+    while True:
+        try:
+            return urllib.request.urlopen(f"http://{sys.argv[1]}/{name}", timeout=20).read()
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.5)
+hash = get("hash").split()[0].decode()
 print("from-outside=" + str(hashlib.md5(get("data")).hexdigest() == hash), flush=True)
 get("done")
 "#;
@@ -93,7 +95,8 @@ fn networked(
     let script = format!(
         "{setup} && (python3 servers.py {address} & echo $! >servers.pid; \
          python3 client.py {of_guest} >client.txt & echo $! >client.pid) && \
-         \"$@\"; status=$?; kill $(cat servers.pid client.pid); exit $status"
+         until [ -e serving ]; do sleep 0.1; done && \"$@\"; status=$?; \
+         kill $(cat servers.pid client.pid); exit $status"
     );
     let vmm = Vmm::started_by(&["unshare", "-n", "sh", "-c", &script, "sh"]);
     let (kernel, initrd) = (kernel.path(), kernel.initrd());

@@ -1,5 +1,6 @@
 //! Machines with names: their folders, and what is done with them by name.
 
+mod at_once;
 mod consoles;
 mod detached;
 mod folders;

@@ -41,10 +41,10 @@ fn what_is_damaged_is_named() {
     refused(
         |dir| {
             let text = fs::read_to_string(dir.path("snap/state")).unwrap();
-            fs::write(dir.path("snap/state"), text.replacen("snapshot 1", "snapshot 2", 1))
+            fs::write(dir.path("snap/state"), text.replacen("snapshot 2", "snapshot 3", 1))
                 .unwrap();
         },
-        &["state", "version 2", "knows 1"],
+        &["state", "version 3", "knows 2"],
     );
     refused(
         |dir| {
@@ -68,6 +68,24 @@ fn what_is_damaged_is_named() {
             memory.set_len(1 << 20).unwrap();
         },
         &["memory", "it is damaged"],
+    );
+    refused(
+        |dir| {
+            // Another one of the same size.
+            let other = made();
+            fs::copy(other.path("snap/memory"), dir.path("snap/memory")).unwrap();
+        },
+        &["memory", "another snapshot's"],
+    );
+    refused(
+        |dir| {
+            // Its end was not copied.
+            let memory = fs::File::options().write(true).open(dir.path("snap/memory")).unwrap();
+            let len = memory.metadata().unwrap().len();
+            memory.set_len(len - (1 << 20)).unwrap();
+            memory.set_len(len).unwrap();
+        },
+        &["memory", "copied to its end"],
     );
 }
 

@@ -48,7 +48,7 @@ fn a_client_makes_a_snapshot_and_another_process_loads_it() {
             &["no", "No such file"],
         );
         client.does("PUT", "/snapshot/load", &load);
-        client.refuses("PUT", "/snapshot/load", &load, &["has started already"]);
+        client.refuses("PUT", "/snapshot/load", &load, &["after starting"]);
         let state = if resume { "Running" } else { "Paused" };
         assert_eq!(client.get("/")["state"], state);
         if !resume {

@@ -61,7 +61,7 @@ fn each_byte_is_read_and_printed_once_by_three_hundred_machines() {
     let mut start = Start::Boot { kernel: KernelFile::new(kernel, None), initrd: None };
     let mut typed = Vec::new();
     for round in 0..300u32 {
-        let files = Files { start, disks: Vec::new(), wires: Vec::new(), vsock: None };
+        let files = Files::new(start);
         let machine = Machine::build(&kvm, &config, &files, &ram, console, &owner).unwrap();
         let serial = machine.handles().serial.clone();
         let running = machine.start().unwrap();

@@ -14,6 +14,7 @@ fn dependencies_are_from_the_registry_and_locked() {
                 "agent-wire",
                 "archive",
                 "boot-test",
+                "image",
                 "tinyvmm",
                 "tinyvmm-cli",
                 "tinyvmm-fuzz",

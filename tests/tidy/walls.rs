@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
-const BUDGETS: [(&str, usize); 6] = [
-    ("vmm/src/", 10410),
-    ("vmm/cli/src/", 10870),
+const BUDGETS: [(&str, usize); 7] = [
+    ("vmm/src/", 11110),
+    ("vmm/cli/src/", 13410),
     ("vmm/agent-wire/src/", 300),
-    ("vmm/archive/src/", 220),
+    ("vmm/archive/src/", 280),
     ("vmm/boot-test/src/", 1800),
-    ("vmm/unpack/src/", 200),
+    ("vmm/image/src/", 1160),
+    ("vmm/unpack/src/", 300),
 ];
 
 /// The library's layers from the top: what is in one imports only from those below. A folder is one of them, and what
@@ -20,7 +21,7 @@ const LAYERS: [&[&str]; 11] = [
     &["machine"],
     &["arch"],
     &["devices", "virtio"],
-    &["vcpu", "disk_image", "wire"],
+    &["vcpu", "disk_image", "wire", "backend"],
     &["coalesced", "engine", "overlay"],
     &["geometry", "pieces"],
     &["memory", "timeline"],

@@ -8,12 +8,13 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=no-unwinding.ld");
-    let folder = env!("CARGO_MANIFEST_DIR");
+    // Not as of the script's build: a checkout may be moved, or its target folder copied.
+    let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         println!("cargo::rustc-link-arg-bin=tinyvmm=-Wl,-T,{folder}/no-unwinding.ld");
     }
     if env::var_os("CARGO_FEATURE_AGENT").is_some() {
-        build_agent(&Path::new(folder).join("../.."));
+        build_agent(&Path::new(&folder).join("../.."));
     }
 }
 

@@ -27,7 +27,7 @@ fn main() -> Result<()> {
 
     let kernel = Loadable::new(File::open(&path)?, path)?;
     let start = Start::Boot { kernel: KernelFile::new(kernel, None), initrd: None };
-    let files = Files { start, disks: Vec::new(), wires: Vec::new(), vsock: None };
+    let files = Files::new(start);
     let ram = machine::allocate_ram(&config)?;
     let mut console = Console::new(false)?;
     console.connect(File::from(std::io::stdout().as_fd().try_clone_to_owned()?), None);

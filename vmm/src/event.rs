@@ -48,6 +48,8 @@ pub enum Event {
     Halt(Halt),
     /// The guest's init has reported that it runs. Sent once a boot.
     InitRuns,
+    /// The guest's init has reported that its command reads the console. Sent once a boot.
+    ReadsConsole,
 }
 
 /// The receiving end, for the owner.

@@ -1,7 +1,8 @@
 //! A virtual machine on KVM, as a library: the machine of the `tinyvmm` command.
 //!
 //! A machine is an x86-64 guest with vCPUs, RAM, ACPI and SMBIOS tables, a serial console and virtio devices: disks,
-//! random numbers, a balloon, pluggable memory, vsock. It boots Linux, from a bzImage or an ELF file.
+//! random numbers, a balloon, pluggable memory, vsock, and those that other processes serve. It boots Linux, from a
+//! bzImage or an ELF file.
 //!
 //! # Usage
 //!
@@ -35,7 +36,7 @@
 //! let config = MachineConfig::default(); // 1 vCPU, 256 MiB
 //! let kernel = Loadable::new(File::open("bzImage")?, "bzImage".into())?;
 //! let start = Start::Boot { kernel: KernelFile::new(kernel, None), initrd: None };
-//! let files = Files { start, disks: Vec::new(), wires: Vec::new(), vsock: None };
+//! let files = Files::new(start);
 //! let ram = machine::allocate_ram(&config)?;
 //! let mut console = Console::new(false)?;
 //! console.connect(File::create("console.log")?, None);
@@ -62,6 +63,7 @@
 //!
 //! A guest is never trusted: nothing that it does makes the library panic, hang, or use memory without a bound.
 pub mod arch;
+pub mod backend;
 pub mod bus;
 pub mod coalesced;
 pub mod config;

@@ -26,6 +26,8 @@ pub enum ThreadKind {
     Network,
     /// Serves the vsock device.
     Vsock,
+    /// Serves a device that another process serves.
+    VhostUser,
     /// Serves the virtio device that plugs memory.
     Memory,
     /// Serves the console.

@@ -18,7 +18,14 @@ use crate::sys;
 const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
 /// include/uapi/linux/sockios.h
+const SIOCGIFNAME: u32 = 0x8910;
 const SIOCSIFHWADDR: u32 = 0x8924;
+const SIOCGIFHWADDR: u32 = 0x8927;
+/// struct ifreq: a card's name, then its number, or a struct sockaddr of a kind and an address.
+const REQUEST: usize = 40;
+const NAME: usize = 16;
+/// Cards' numbers begin with 1; these are looked at.
+const CARDS: i32 = 256;
 /// include/uapi/linux/if_arp.h
 const ARPHRD_ETHER: u16 = 1;
 
@@ -28,8 +35,7 @@ pub fn take(identity: &Identity) -> Result<(), String> {
     let seed = identity.seed.as_deref().map_or(Ok(()), reseed);
     let name = identity.host_name.as_deref().map_or(Ok(()), sethostname);
     let id = identity.machine_id.as_deref().map_or(Ok(()), write_machine_id);
-    let macs =
-        identity.macs.iter().map(|(card, mac)| set_mac(card, *mac)).fold(Ok(()), Result::and);
+    let macs = identity.macs.iter().map(|(old, new)| set_mac(*old, *new)).fold(Ok(()), Result::and);
     let time = identity.time_ns.map_or(Ok(()), set_time);
     let parts = [
         ("random numbers", seed),
@@ -69,14 +75,22 @@ fn write_machine_id(id: &[u8]) -> Result<(), Errno> {
     rustix::io::write(&file, &[id, b"\n"].concat()).map(drop)
 }
 
-/// struct ifreq: the card's name, then struct sockaddr.
-fn set_mac(card: &[u8], mac: [u8; 6]) -> Result<(), Errno> {
-    let mut request = [0u8; 40];
-    request[..16].get_mut(..card.len()).ok_or(Errno::NODEV)?.copy_from_slice(card);
-    request[16..18].copy_from_slice(&ARPHRD_ETHER.to_ne_bytes());
-    request[18..24].copy_from_slice(&mac);
+/// Gives the card that has the address `old` the `new` one. The card may be up: virtio_net allows that
+/// (IFF_LIVE_ADDR_CHANGE).
+fn set_mac(old: [u8; 6], new: [u8; 6]) -> Result<(), Errno> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    sys::control(socket.as_fd(), SIOCSIFHWADDR, &request)
+    for number in 1..=CARDS {
+        let mut request = [0u8; REQUEST];
+        request[NAME..NAME + 4].copy_from_slice(&number.to_ne_bytes());
+        let found = sys::exchange(socket.as_fd(), SIOCGIFNAME, &mut request)
+            .and_then(|()| sys::exchange(socket.as_fd(), SIOCGIFHWADDR, &mut request));
+        let (kind, address) = request[NAME..NAME + 8].split_at(2);
+        if found.is_ok() && kind == ARPHRD_ETHER.to_ne_bytes() && address == old {
+            request[NAME + 2..NAME + 8].copy_from_slice(&new);
+            return sys::control(socket.as_fd(), SIOCSIFHWADDR, &request);
+        }
+    }
+    Err(Errno::NODEV)
 }
 
 fn set_time(ns: u64) -> Result<(), Errno> {

@@ -2,8 +2,11 @@
 //! protocol is that of the crate `agent-wire`.
 //!
 //! Without arguments it listens on its vsock port; each connection is served by a process of its own, so that none
-//! disturbs another. `--connection` serves the one that is its standard input. As a guest's first process, the file
-//! that `rdinit=` names, it starts itself in the background and becomes /init.
+//! disturbs another. `--connection` serves the one that is its standard input. `--command` connects to the host, serves that
+//! connection, and prints the exit code of the command that the host has sent; exit status 1: nobody can be connected to. A
+//! connection that is lost without a request is made again.
+//! As a guest's first process, the file that `rdinit=` names, it enters what is to be the guest's root, if that is a folder
+//! of the host or an image, starts itself in the background and becomes /init; of an image it runs the program.
 //!
 //! It is static and has no C library, so that it runs in any guest and costs next to nothing.
 
@@ -13,20 +16,28 @@
 extern crate alloc;
 
 mod identity;
+mod image;
 mod program;
+mod root;
 mod session;
 mod sys;
 mod user;
 
+use alloc::format;
+use core::ffi::CStr;
+
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, listen, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SocketFlags, SocketType, accept_with, listen, recv, socket_with,
+};
 use rustix::process::{Pid, PidfdFlags, Signal, chdir, getpid, pidfd_open, setsid};
 use rustix::thread::{
     NanosleepRelativeResult, ThreadNameSpaceType, Timespec, move_into_thread_name_spaces, nanosleep,
 };
 
+use session::Served;
 use sys::Words;
 
 /// Connections that wait to be accepted.
@@ -34,6 +45,11 @@ const BACKLOG: i32 = 128;
 /// Pauses between tries to listen: a guest may load the driver late. In milliseconds.
 const FIRST_PAUSE: u32 = 10;
 const LONGEST_PAUSE: u32 = 1000;
+/// How often the host is looked for again.
+const TRIES: u32 = 100;
+
+/// What may be a guest's init, in the order of kernel_init (init/main.c).
+const INITS: [&CStr; 5] = [c"/init", c"/sbin/init", c"/etc/init", c"/bin/init", c"/bin/sh"];
 
 fn main(args: Words, env: Words) -> i32 {
     sys::set_signal(Signal::PIPE.as_raw(), true);
@@ -44,10 +60,37 @@ fn main(args: Words, env: Words) -> i32 {
         session::serve(&socket);
         return 0;
     }
-    if getpid() == Pid::INIT && !matches!(sys::fork(), Ok(None)) {
-        sys::execute_in_place(c"/init", args, env);
-        say(b"tinyvmm-agent: the initrd has no /init: say --cmdline rdinit=PROGRAM\n");
-        return 1;
+    if args.get(0).is_some() && args.get(1).is_some_and(|arg| arg == c"--command") {
+        let Some(code) = serve_command() else { return 1 };
+        let _ = rustix::io::write(sys::standard(1), format!("{code}\n").as_bytes());
+        return 0;
+    }
+    if getpid() == Pid::INIT {
+        let own = match root::enter() {
+            Ok(own) => own,
+            Err((what, error)) => {
+                let number = error.raw_os_error();
+                say(format!(
+                    "tinyvmm-agent: cannot {what}: error {number}
+"
+                )
+                .as_bytes());
+                return 1;
+            }
+        };
+        let is_image = own == Some(root::OWN_INIT) && image::is_there();
+        if is_image && !(image::is_named() && matches!(sys::fork(), Ok(None))) {
+            return image::run();
+        }
+        // tinyvmm's own init starts an agent where one is needed.
+        let starts_one = own != Some(root::OWN_INIT);
+        if !(is_image || starts_one && matches!(sys::fork(), Ok(None))) {
+            for init in own.as_ref().map_or(&INITS[..], core::slice::from_ref) {
+                sys::execute_in_place(init, args, env);
+            }
+            say(b"tinyvmm-agent: there is no init: say --cmdline rdinit=PROGRAM\n");
+            return 1;
+        }
     }
     // So that systemd does not end it with an initramfs (systemd, ROOT_STORAGE_DAEMONS).
     sys::mark_name(args, b'@');
@@ -59,6 +102,41 @@ fn main(args: Words, env: Words) -> i32 {
         // Another one listens already.
         Err(_) => 1,
     }
+}
+
+/// Exit code of a command of which none is known, as docker's.
+const NO_STATUS: u8 = 125;
+
+/// Serves a connection to the host. Returns the exit code of the command that the host has sent, or `None` if nobody can
+/// be connected to.
+fn serve_command() -> Option<u8> {
+    let mut socket = connect().ok()?;
+    let mut served = session::serve(&socket);
+    // A guest that is made of another one's snapshot has lost the connection, and has to find its own host.
+    for _ in 0..TRIES {
+        if served != Served::Nothing {
+            break;
+        }
+        match connect() {
+            Ok(own) => {
+                served = session::serve(&own);
+                socket = own;
+            }
+            Err(_) => wait(FIRST_PAUSE),
+        }
+    }
+    let code = if let Served::Code(code) = served { code } else { NO_STATUS };
+    // The host closes the connection when all is printed.
+    while matches!(recv(&socket, &mut [0; 64], RecvFlags::empty()), Ok((1.., _)) | Err(Errno::INTR))
+    {
+    }
+    Some(code)
+}
+
+/// Connects to the host.
+fn connect() -> Result<OwnedFd, Errno> {
+    let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sys::connect_host(&socket).map(|()| socket)
 }
 
 fn say(text: &[u8]) {

@@ -40,6 +40,10 @@ pub struct Program {
     pub errors: Option<OwnedFd>,
 }
 
+/// One that has not started, without streams.
+const NONE: Program =
+    Program { pid: Pid::INIT, terminal: None, input: None, output: None, errors: None };
+
 /// The program's side.
 struct Ends {
     input: OwnedFd,
@@ -59,25 +63,34 @@ enum Step {
 impl Program {
     /// Starts what `request` asks for.
     pub fn start(request: &Exec) -> Result<Self, Failure> {
+        let (program, ends) = connect(request).map_err(no_streams)?;
+        program.launch(request, ends)
+    }
+
+    /// Starts it on `console`, which is the program's terminal if it is to have one.
+    pub fn start_on(request: &Exec, console: &OwnedFd) -> Result<Self, Failure> {
+        let copy = || rustix::io::fcntl_dupfd_cloexec(console, 3).map_err(no_streams);
+        let ends = Ends { input: copy()?, output: copy()?, errors: copy()? };
+        NONE.launch(request, ends)
+    }
+
+    fn launch(mut self, request: &Exec, ends: Ends) -> Result<Self, Failure> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let name = request.user.as_deref();
         let user = User::find(name).ok_or_else(|| {
             (126, format!("the guest has no user or group {}", text(name.unwrap_or(b"0"))))
         })?;
-        let here =
-            |error: Errno| (126, format!("cannot make pipes or a terminal: {}", said(error)));
-        let (mut program, ends) = connect(request).map_err(here)?;
-        let (news, report) = pipe_with(PipeFlags::CLOEXEC).map_err(here)?;
-        let Some(pid) = sys::fork().map_err(here)? else {
+        let (news, report) = pipe_with(PipeFlags::CLOEXEC).map_err(no_streams)?;
+        let Some(pid) = sys::fork().map_err(no_streams)? else {
             let Err((step, error)) = become_program(request, &user, &ends);
             let error = error.raw_os_error() as u32;
             let _ = rustix::io::write(&report, &[&[step as u8][..], &error.to_le_bytes()].concat());
             sys::exit(127)
         };
         drop((report, ends));
-        program.pid = pid;
+        self.pid = pid;
         let mut failed = [0; 5];
-        let Ok(5) = rustix::io::read(&news, &mut failed) else { return Ok(program) };
+        let Ok(5) = rustix::io::read(&news, &mut failed) else { return Ok(self) };
         let _ = waitpid(Some(pid), WaitOptions::empty());
         let [step, error @ ..] = failed;
         let error = Errno::from_raw_os_error(u32::from_le_bytes(error) as i32);
@@ -98,6 +111,10 @@ impl Program {
     }
 }
 
+fn no_streams(error: Errno) -> Failure {
+    (126, format!("cannot make pipes or a terminal: {}", said(error)))
+}
+
 fn said(error: Errno) -> String {
     match error {
         Errno::NOENT => "it is not there".to_owned(),
@@ -110,7 +127,6 @@ fn said(error: Errno) -> String {
 
 /// Makes the pipes or the terminal.
 fn connect(request: &Exec) -> Result<(Program, Ends), Errno> {
-    let none = Program { pid: Pid::INIT, terminal: None, input: None, output: None, errors: None };
     if let Some((ws_row, ws_col)) = request.terminal {
         let user = open_terminal()?;
         unlockpt(&user)?;
@@ -123,7 +139,7 @@ fn connect(request: &Exec) -> Result<(Program, Ends), Errno> {
         let ends = Ends { input: copy(&line)?, output: copy(&line)?, errors: line };
         let (input, output) = (copy(&user)?, copy(&user)?);
         return Ok((
-            Program { terminal: Some(user), input: Some(input), output: Some(output), ..none },
+            Program { terminal: Some(user), input: Some(input), output: Some(output), ..NONE },
             ends,
         ));
     }
@@ -131,7 +147,7 @@ fn connect(request: &Exec) -> Result<(Program, Ends), Errno> {
     let ((read_in, input), (output, write_out), (errors, write_errors)) =
         (make()?, make()?, make()?);
     let ends = Ends { input: read_in, output: write_out, errors: write_errors };
-    Ok((Program { input: Some(input), output: Some(output), errors: Some(errors), ..none }, ends))
+    Ok((Program { input: Some(input), output: Some(output), errors: Some(errors), ..NONE }, ends))
 }
 
 /// Opens a new terminal. A small initramfs has not mounted where they are.

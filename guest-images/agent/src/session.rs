@@ -31,13 +31,31 @@ impl From<Errno> for Gone {
     }
 }
 
+/// What has come of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// This exit code was reported.
+    Code(u8),
+    /// It was lost before there was a request.
+    Nothing,
+    /// It was lost later.
+    Lost,
+}
+
 /// Serves the connection `socket` to its end.
-pub fn serve(socket: &OwnedFd) {
-    let mut connection =
-        Connection { socket, inbound: Inbound::default(), out: Vec::with_capacity(4 * PIECE) };
+pub fn serve(socket: &OwnedFd) -> Served {
+    let mut connection = Connection {
+        socket,
+        inbound: Inbound::default(),
+        out: Vec::with_capacity(4 * PIECE),
+        served: false,
+    };
     connection.out.extend(HELLO);
-    // Nobody is left to hear of an error.
-    let _ = connection.run();
+    match connection.run() {
+        Err(Gone) if connection.served => Served::Lost,
+        Err(Gone) => Served::Nothing,
+        Ok(code) => Served::Code(code),
+    }
 }
 
 struct Connection<'a> {
@@ -45,17 +63,31 @@ struct Connection<'a> {
     inbound: Inbound,
     /// What the socket had no room for yet.
     out: Vec<u8>,
+    /// There was a request.
+    served: bool,
 }
 
 impl Connection<'_> {
-    fn run(&mut self) -> Result<(), Gone> {
+    fn run(&mut self) -> Result<u8, Gone> {
         self.flush()?;
+        loop {
+            let (kind, code) = self.serve_request()?;
+            // A guest takes its identity before it runs a command.
+            if (kind, code) != (Kind::Identity, 0) {
+                return Ok(code);
+            }
+        }
+    }
+
+    /// Serves the next request. Returns what it was and the exit code that was reported.
+    fn serve_request(&mut self) -> Result<(Kind, u8), Gone> {
         let (kind, payload) = loop {
             if let Some((kind, payload)) = self.inbound.next().map_err(|_| Gone)? {
                 break (kind, payload.to_vec());
             }
             self.receive()?;
         };
+        self.served = true;
         let wrong = || {
             Err((
                 125,
@@ -66,23 +98,27 @@ impl Connection<'_> {
             Kind::Exec => match Exec::decode(&payload)
                 .map_or_else(wrong, |request| Program::start(&request))
             {
-                Ok(program) => return Session::new(program).run(self),
+                Ok(program) => return Session::new(program).run(self).map(|code| (kind, code)),
                 Err(failure) => Err(failure),
             },
             Kind::Identity => match Identity::decode(&payload) {
-                Some(identity) => identity::take(&identity).map_err(|why| (1, why)),
+                Some(identity) => identity::take(&identity).map_err(|why| (125, why)),
                 None => wrong().map(|_: Program| ()),
             },
             Kind::Ready => Ok(()),
             _ => return Err(Gone),
         };
-        match done {
-            Ok(()) => put(&mut self.out, Kind::Done, &[]),
-            Err((code, why)) => {
-                put(&mut self.out, Kind::Failure, &[&[code], why.as_bytes()].concat())
+        let code = match done {
+            Ok(()) => {
+                put(&mut self.out, Kind::Done, &[]);
+                0
             }
-        }
-        self.flush()
+            Err((code, why)) => {
+                put(&mut self.out, Kind::Failure, &[&[code], why.as_bytes()].concat());
+                code
+            }
+        };
+        self.flush().map(|()| (kind, code))
     }
 
     /// Receives what there is; waits only if the socket does.
@@ -140,7 +176,7 @@ impl Session {
         Self { program, queue, at_end: false, status: None, rest: [REST; 2], piece }
     }
 
-    fn run(mut self, connection: &mut Connection) -> Result<(), Gone> {
+    fn run(mut self, connection: &mut Connection) -> Result<u8, Gone> {
         let done = self.work(connection);
         if done.is_err() && self.status.is_none() {
             // As a terminal that hangs up.
@@ -150,7 +186,7 @@ impl Session {
         done
     }
 
-    fn work(&mut self, connection: &mut Connection) -> Result<(), Gone> {
+    fn work(&mut self, connection: &mut Connection) -> Result<u8, Gone> {
         ioctl_fionbio(connection.socket, true)?;
         let ours = [&self.program.input, &self.program.output, &self.program.errors];
         ours.into_iter().flatten().try_for_each(|fd| ioctl_fionbio(fd, true))?;
@@ -296,14 +332,16 @@ impl Session {
         }
     }
 
-    /// Reports the status, and waits until it is sent.
-    fn finish(&self, status: WaitStatus, connection: &mut Connection) -> Result<(), Gone> {
+    /// Reports the status, and waits until it is sent. Returns it as an exit code: that of a signal is 128 more.
+    fn finish(&self, status: WaitStatus, connection: &mut Connection) -> Result<u8, Gone> {
         let ended = match status.terminating_signal() {
             Some(signal) => [1, signal as u8],
             None => [0, status.exit_status().unwrap_or(0) as u8],
         };
         put(&mut connection.out, Kind::Status, &ended);
         ioctl_fionbio(connection.socket, false)?;
-        connection.flush()
+        connection.flush()?;
+        let [is_signal, number] = ended;
+        Ok(number.wrapping_add(128 * is_signal))
     }
 }

@@ -224,12 +224,26 @@ pub fn set_signal(number: i32, ignored: bool) {
     };
 }
 
-/// Gives `socket` the agent's port, whatever the guest's context is: struct sockaddr_vm, include/uapi/linux/vm_sockets.h.
-pub fn bind_port(socket: &OwnedFd) -> Result<(), Errno> {
+/// The agent's port in the context `cid`: struct sockaddr_vm, include/uapi/linux/vm_sockets.h.
+fn address(cid: u32) -> [u8; 16] {
     let mut address = [0u8; 16];
     address[..2].copy_from_slice(&40u16.to_ne_bytes()); // AF_VSOCK
     address[4..8].copy_from_slice(&PORT.to_ne_bytes());
-    address[8..12].copy_from_slice(&u32::MAX.to_ne_bytes()); // VMADDR_CID_ANY
+    address[8..12].copy_from_slice(&cid.to_ne_bytes());
+    address
+}
+
+/// Connects `socket` to the agent's port of the host.
+pub fn connect_host(socket: &OwnedFd) -> Result<(), Errno> {
+    let address = address(2); // VMADDR_CID_HOST
+    // SAFETY: the kernel reads the address.
+    check(unsafe { syscall!(Sysno::connect, socket.as_raw_fd(), address.as_ptr(), address.len()) })
+        .map(drop)
+}
+
+/// Gives `socket` the agent's port, whatever the guest's context is.
+pub fn bind_port(socket: &OwnedFd) -> Result<(), Errno> {
+    let address = address(u32::MAX); // VMADDR_CID_ANY
     // SAFETY: the kernel reads the address.
     check(unsafe { syscall!(Sysno::bind, socket.as_raw_fd(), address.as_ptr(), address.len()) })
         .map(drop)
@@ -250,6 +264,12 @@ pub fn is_from_host(socket: &OwnedFd) -> bool {
 pub fn control(fd: BorrowedFd<'_>, request: u32, bytes: &[u8]) -> Result<(), Errno> {
     // SAFETY: the callers' requests only read, and no more than is there.
     check(unsafe { syscall!(Sysno::ioctl, fd.as_raw_fd(), request, bytes.as_ptr()) }).map(drop)
+}
+
+/// ioctl(2) with a request that reads `bytes` and writes its answer there.
+pub fn exchange(fd: BorrowedFd<'_>, request: u32, bytes: &mut [u8]) -> Result<(), Errno> {
+    // SAFETY: the callers' requests read and write no more than is there.
+    check(unsafe { syscall!(Sysno::ioctl, fd.as_raw_fd(), request, bytes.as_mut_ptr()) }).map(drop)
 }
 
 /// Standard input, output or error: 0, 1, 2.

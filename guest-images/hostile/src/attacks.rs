@@ -1,5 +1,6 @@
 //! What a guest may try. Each attack is a round of some milliseconds, which both CPUs do at the same time.
 
+use crate::folder::Folder;
 use crate::machine::{self, read, write};
 use crate::random::Random;
 use crate::virtio::{COUNT, DATA, DATA_LEN, Device, QUEUE_READY, QUEUE_SEL, Rings, SIZE, STATUS};
@@ -10,17 +11,19 @@ pub struct Attacker {
     pub random: Random,
     pub disk: Device,
     pub rng: Device,
+    pub folder: Option<Device>,
 }
 
 pub type Round = fn(&mut Attacker) -> Result<(), &'static str>;
 
-pub const ATTACKS: [(&str, Round); 10] = [
+pub const ATTACKS: [(&str, Round); 11] = [
     ("registers", registers),
     ("reset", reset),
     ("doorbell", doorbell),
     ("moved", moved),
     ("rings", rings),
     ("chains", chains),
+    ("folder", folder),
     ("serial", serial),
     ("ports", ports),
     ("holes", holes),
@@ -47,7 +50,11 @@ const NASTY: [u64; 14] = [
 
 impl Attacker {
     fn device(&mut self) -> Device {
-        if self.random.below(3) == 0 { self.rng } else { self.disk }
+        match self.random.below(4) {
+            0 => self.rng,
+            1 => self.folder.unwrap_or(self.disk),
+            _ => self.disk,
+        }
     }
 
     fn address(&mut self) -> u64 {
@@ -202,6 +209,22 @@ fn chains(attacker: &mut Attacker) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Requests to a folder of the host, while the other CPU has the disk work.
+fn folder(attacker: &mut Attacker) -> Result<(), &'static str> {
+    match attacker.folder {
+        Some(device) if attacker.cpu == 0 => {
+            let mut folder = Folder::open(device);
+            let mut left = 64;
+            while folder.is_served && left > 0 {
+                folder.attack(&mut attacker.random);
+                left -= 1;
+            }
+        }
+        _ => attacker.work(attacker.disk),
+    }
+    Ok(())
+}
+
 /// Much output, and all else that can be done to a serial port.
 fn serial(attacker: &mut Attacker) -> Result<(), &'static str> {
     if attacker.cpu == 0 {
@@ -239,6 +262,6 @@ fn holes(attacker: &mut Attacker) -> Result<(), &'static str> {
 
 fn all(attacker: &mut Attacker) -> Result<(), &'static str> {
     // The one that checks memory after a reset wants the devices for itself.
-    let others = [registers, doorbell, moved, rings, chains, serial, ports, holes];
+    let others = [registers, doorbell, moved, rings, chains, folder, serial, ports, holes];
     attacker.random.one_of(&others)(attacker)
 }

@@ -2,13 +2,15 @@
 //!
 //! `attack=NAME seed=N` on the command line choose the attack (attacks.rs). The guest attacks until 'c' is typed; then
 //! it resets the devices, uses them as a driver should, notes on the disk that they work, and continues. "quit!" powers
-//! the machine off. It needs three CPUs, 64 MiB, a disk of 1 MiB or more, and `--uart memory`.
+//! the machine off. It needs three CPUs, 64 MiB, a disk of 1 MiB or more, and `--uart memory`; a folder is attacked if
+//! there is one.
 
 #![no_std]
 #![no_main]
 
 mod attacks;
 mod driver;
+mod folder;
 mod machine;
 mod random;
 mod virtio;
@@ -21,6 +23,7 @@ use virtio::Device;
 
 const DISK: u32 = 2;
 const RNG: u32 = 4;
+const FOLDER: u32 = 26;
 
 /// A word, because an attack on the serial port makes it return what it was sent.
 const QUIT: &[u8] = b"quit!";
@@ -45,7 +48,8 @@ fn attacker(cpu: u32) -> (Attacker, Round) {
     };
     let seed = u64::from(SEED_OF_ALL.load(Ordering::SeqCst)) << 8 | u64::from(cpu);
     let attack = ATTACKS[ATTACK.load(Ordering::SeqCst) as usize].1;
-    (Attacker { cpu, random: Random::new(seed), disk, rng }, attack)
+    let (random, folder) = (Random::new(seed), Device::find(FOLDER));
+    (Attacker { cpu, random, disk, rng, folder }, attack)
 }
 
 /// The entry of all CPUs, except the one for ports.

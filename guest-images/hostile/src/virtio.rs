@@ -5,7 +5,7 @@ use crate::machine::{read, write};
 const WINDOWS: u64 = 0xd000_0000;
 const WINDOW: u64 = 0x1000;
 /// How many windows are looked into, and attacked.
-pub const COUNT: u64 = 4;
+pub const COUNT: u64 = 5;
 
 pub const DEVICE_FEATURES: u64 = 0x10;
 pub const DRIVER_FEATURES: u64 = 0x20;
@@ -73,9 +73,9 @@ impl Device {
         Rings { desc, avail: desc + 0x4000, used: desc + 0x8000 }
     }
 
-    /// Where the data of its requests goes, a MiB each.
+    /// Where the data of its requests goes, a quarter of a MiB each: no device has another's.
     pub fn data(self, slot: u64) -> u64 {
-        DATA + (self.base - WINDOWS) / WINDOW % 2 * (DATA_LEN / 2) + slot % 4 * 0x10_0000
+        DATA + (self.base - WINDOWS) / WINDOW % 8 * (DATA_LEN / 8) + slot % 4 * 0x4_0000
     }
 
     pub fn reset(self) {

@@ -1,7 +1,8 @@
 //! The protocol between tinyvmm's command and its agent in a guest, version 1. Neither side believes the other.
 //!
-//! The agent listens on the vsock port [`PORT`]; a connection is for one request. Both sides send [`HELLO`] first, then
-//! frames: a kind (1 byte), the payload's length (4 bytes, little-endian, at most [`MAX_LEN`]), the payload.
+//! The agent listens on the vsock port [`PORT`]; a connection is for one request, which may follow an `Identity`.
+//! Both sides send [`HELLO`] first, then frames: a kind (1 byte), the payload's length (4 bytes, little-endian, at most
+//! [`MAX_LEN`]), the payload.
 //!
 //! | request | then, of the command | then, of the agent |
 //! |---|---|---|

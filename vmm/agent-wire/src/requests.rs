@@ -68,8 +68,8 @@ pub struct Identity {
     pub machine_id: Option<Vec<u8>>,
     /// A seed for the kernel's random numbers, at most 256 bytes, which count in full.
     pub seed: Option<Vec<u8>>,
-    /// Addresses for network cards, by the card's name.
-    pub macs: Vec<(Vec<u8>, [u8; 6])>,
+    /// For network cards: the address that a card has, and its new one.
+    pub macs: Vec<([u8; 6], [u8; 6])>,
     /// The time, in nanoseconds since 1970.
     pub time_ns: Option<u64>,
 }
@@ -87,9 +87,7 @@ impl Identity {
         self.host_name.iter().for_each(|name| put(&mut out, HOST_NAME, name));
         self.machine_id.iter().for_each(|id| put(&mut out, MACHINE_ID, id));
         self.seed.iter().for_each(|seed| put(&mut out, SEED, seed));
-        for (card, mac) in &self.macs {
-            put(&mut out, MAC, &[mac, card.as_slice()].concat());
-        }
+        self.macs.iter().for_each(|(old, new)| put(&mut out, MAC, &[*old, *new].concat()));
         self.time_ns.iter().for_each(|time| put(&mut out, TIME, &time.to_le_bytes()));
         (out.len() <= MAX_LEN).then_some(out)
     }
@@ -106,8 +104,8 @@ impl Identity {
                 }
                 SEED if bytes.len() <= 256 => this.seed = Some(bytes.into()),
                 MAC => {
-                    let (mac, card) = bytes.split_first_chunk()?;
-                    this.macs.push((card.into(), *mac));
+                    let (old, new) = bytes.split_first_chunk()?;
+                    this.macs.push((*old, new.try_into().ok()?));
                 }
                 TIME => this.time_ns = Some(u64::from_le_bytes(bytes.try_into().ok()?)),
                 _ => return None,

@@ -19,7 +19,7 @@ fn identity() -> Identity {
         host_name: Some(b"clone".into()),
         machine_id: Some(vec![b'a'; 32]),
         seed: Some(vec![7; 32]),
-        macs: vec![(b"eth0".into(), [2, 0, 0, 0, 0, 1])],
+        macs: vec![([2, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 1])],
         time_ns: Some(u64::MAX),
     }
 }

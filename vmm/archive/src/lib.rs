@@ -1,7 +1,8 @@
 //! Archives as tar has them: POSIX's ustar (pax(1), "ustar Interchange Format") with GNU's long names, and of pax's
-//! extended headers the names and the size. What is read comes from a guest: lengths are bounded, nothing is believed.
+//! extended headers the names, the size, owners and extended attributes. What is read comes from a guest, or from an image
+//! that somebody else has made: lengths are bounded, nothing is believed.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -9,6 +10,8 @@ const BLOCK: usize = 512;
 /// Most bytes of a name, as Linux's PATH_MAX, and of what an extended header may have besides.
 const MAX_NAME: usize = 4096;
 const MAX_EXTENDED: u64 = 64 << 10;
+/// What fits in seven octal digits.
+const NUMBER: u32 = 0o7_777_777;
 
 /// What an entry is; its byte in the header.
 pub const FILE: u8 = b'0';
@@ -16,8 +19,14 @@ pub const FILE: u8 = b'0';
 pub const HARD_LINK: u8 = b'1';
 /// A symbolic link.
 pub const LINK: u8 = b'2';
+/// A character device.
+pub const CHARACTERS: u8 = b'3';
+/// A block device.
+pub const BLOCKS: u8 = b'4';
 /// A folder.
 pub const FOLDER: u8 = b'5';
+/// A named pipe.
+pub const PIPE: u8 = b'6';
 
 /// An entry's header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,9 +43,15 @@ pub struct Entry {
     pub mtime: u64,
     /// Bytes of contents that follow.
     pub size: u64,
+    /// Numbers of its user and group.
+    pub owner: (u32, u32),
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Names and values of extended attributes.
+    pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Writes the header of an entry that belongs to root.
+/// Writes the header of an entry; numbers of its owner have 21 bits, and extended attributes are left out.
 pub fn write_header(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
     for (kind, text) in [(b'L', &entry.name), (b'K', &entry.link)] {
         if text.len() > 100 {
@@ -66,7 +81,10 @@ fn header(entry: &Entry) -> [u8; BLOCK] {
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &entry.name[..entry.name.len().min(100)]);
     put(100, format!("{:07o}", entry.mode & 0o7777).as_bytes());
-    put(108, b"0000000\x000000000\0");
+    put(
+        108,
+        format!("{:07o}\0{:07o}\0", entry.owner.0 & NUMBER, entry.owner.1 & NUMBER).as_bytes(),
+    );
     match entry.size {
         size if size >> 33 == 0 => put(124, format!("{size:011o}").as_bytes()),
         size => {
@@ -92,6 +110,8 @@ pub struct Reader<R> {
     /// Bytes of contents that were not read yet, and of padding behind them.
     left: u64,
     padding: u64,
+    /// It may end without the blocks that end it.
+    is_summed: bool,
 }
 
 impl<R: Read> Read for Reader<R> {
@@ -109,7 +129,12 @@ impl<R: Read> Read for Reader<R> {
 impl<R: Read> Reader<R> {
     /// Reads from the start.
     pub fn new(source: R) -> Self {
-        Self { source, left: 0, padding: 0 }
+        Self { source, left: 0, padding: 0, is_summed: false }
+    }
+
+    /// The same for an archive that need not have its end, as tar itself takes it: its sum shows whether it is whole.
+    pub fn of_summed(source: R) -> Self {
+        Self { is_summed: true, ..Self::new(source) }
     }
 
     /// Where it reads from.
@@ -123,14 +148,13 @@ impl<R: Read> Reader<R> {
     ///
     /// The source fails, or this is no archive.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
-        let (mut name, mut link, mut size) = (None, None, None);
+        let mut extended = Extended::default();
         loop {
             io::copy(self, &mut io::sink()).context("the archive is cut off")?;
             let mut rest = self.source.by_ref().take(self.padding);
             io::copy(&mut rest, &mut io::sink())?;
             self.padding = 0;
-            let mut block = [0; BLOCK];
-            self.source.read_exact(&mut block).context("the archive is cut off")?;
+            let Some(block) = self.block()? else { return Ok(None) };
             if block == [0; BLOCK] {
                 // What follows the end fills tar's own blocks.
                 io::copy(&mut self.source, &mut io::sink())?;
@@ -139,22 +163,30 @@ impl<R: Read> Reader<R> {
             let mut entry = parse(&block)?;
             self.expect(entry.size);
             match entry.kind {
-                b'L' => name = Some(self.text()?),
-                b'K' => link = Some(self.text()?),
-                b'x' => self.extended(entry.size, &mut name, &mut link, &mut size)?,
+                b'L' => extended.name = Some(self.text()?),
+                b'K' => extended.link = Some(self.text()?),
+                b'x' => self.extended(entry.size, &mut extended)?,
                 // For all that follows: comments.
                 b'g' => {}
                 _ => {
-                    entry.name = name.unwrap_or(entry.name);
-                    entry.link = link.unwrap_or(entry.link);
-                    if let Some(size) = size.filter(|_| entry.kind == FILE) {
+                    if let Some(size) = extended.size.filter(|_| entry.kind == FILE) {
                         entry.size = size;
                         self.expect(size);
                     }
-                    return Ok(Some(entry));
+                    return Ok(Some(extended.apply(entry)));
                 }
             }
         }
+    }
+
+    /// The next block; `None` if the archive ends before it, and may do so.
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>> {
+        let mut bytes = Vec::with_capacity(BLOCK);
+        self.source.by_ref().take(BLOCK as u64).read_to_end(&mut bytes)?;
+        if bytes.is_empty() && self.is_summed {
+            return Ok(None);
+        }
+        Ok(Some(bytes.try_into().ok().context("the archive is cut off")?))
     }
 
     fn expect(&mut self, size: u64) {
@@ -170,16 +202,12 @@ impl<R: Read> Reader<R> {
     }
 
     /// Takes an extended header: lines of a length, a key, `=` and a value (pax(1), "pax Extended Header").
-    fn extended(
-        &mut self,
-        len: u64,
-        name: &mut Option<Vec<u8>>,
-        link: &mut Option<Vec<u8>>,
-        size: &mut Option<u64>,
-    ) -> Result<()> {
+    fn extended(&mut self, len: u64, extended: &mut Extended) -> Result<()> {
         ensure!(len <= MAX_EXTENDED, "the archive has an extended header that is too long");
         let mut bytes = Vec::new();
         self.read_to_end(&mut bytes)?;
+        // Of several such headers the last one counts.
+        extended.attributes.clear();
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -189,19 +217,64 @@ impl<R: Read> Reader<R> {
             rest = &rest[len..];
             let line = line.strip_suffix(b"\n").unwrap_or(line);
             let Some(at) = line.iter().position(|byte| *byte == b'=') else { continue };
-            let value = &line[at + 1..];
-            ensure!(
-                value.len() <= MAX_NAME || !line[..at].ends_with(b"path"),
-                "a name is too long"
-            );
-            match &line[..at] {
-                b"path" => *name = Some(value.to_vec()),
-                b"linkpath" => *link = Some(value.to_vec()),
-                b"size" => *size = Some(str::from_utf8(value)?.parse().context("a size")?),
-                _ => {}
+            extended.take(&line[..at], &line[at + 1..])?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read + Seek> Reader<R> {
+    /// Goes past the contents of the entry that was returned last, without reading them. Returns where they begin.
+    ///
+    /// # Errors
+    ///
+    /// The source fails.
+    pub fn skip(&mut self) -> Result<u64> {
+        let start = self.source.stream_position()?;
+        let end = start.checked_add(self.left).context("a size that is too large")?;
+        self.source.seek(SeekFrom::Start(end))?;
+        self.left = 0;
+        Ok(start)
+    }
+}
+
+/// What extended headers, and GNU's long names, say of the entry that follows them.
+#[derive(Default)]
+struct Extended {
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    user: Option<u32>,
+    group: Option<u32>,
+    attributes: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Extended {
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        ensure!(value.len() <= MAX_NAME || !key.ends_with(b"path"), "a name is too long");
+        let number = |what| str::from_utf8(value)?.parse::<u64>().context(what);
+        match key {
+            b"path" => self.name = Some(value.to_vec()),
+            b"linkpath" => self.link = Some(value.to_vec()),
+            b"size" => self.size = Some(number("a size")?),
+            b"uid" => self.user = Some(u32::try_from(number("a user")?)?),
+            b"gid" => self.group = Some(u32::try_from(number("a group")?)?),
+            _ if key.starts_with(b"GNU.sparse.") => bail!("a sparse file, which is not known here"),
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    self.attributes.push((name.to_vec(), value.to_vec()));
+                }
             }
         }
         Ok(())
+    }
+
+    fn apply(self, mut entry: Entry) -> Entry {
+        entry.name = self.name.unwrap_or(entry.name);
+        entry.link = self.link.unwrap_or(entry.link);
+        entry.owner = (self.user.unwrap_or(entry.owner.0), self.group.unwrap_or(entry.owner.1));
+        entry.attributes = self.attributes;
+        entry
     }
 }
 
@@ -228,7 +301,10 @@ fn parse(block: &[u8; BLOCK]) -> Result<Entry> {
         0 | b'7' => FILE,
         kind => kind,
     };
-    let has_contents = ![HARD_LINK, LINK, b'3', b'4', FOLDER, b'6'].contains(&kind);
+    let has_contents = ![HARD_LINK, LINK, CHARACTERS, BLOCKS, FOLDER, PIPE].contains(&kind);
+    let is_device = [CHARACTERS, BLOCKS].contains(&kind);
+    let small =
+        |from: usize| Ok::<_, anyhow::Error>(u32::try_from(number(&block[from..from + 8])?)?);
     Ok(Entry {
         kind,
         name,
@@ -236,6 +312,9 @@ fn parse(block: &[u8; BLOCK]) -> Result<Entry> {
         mode: number(&block[100..108])? as u32 & 0o7777,
         mtime: number(&block[136..148])?,
         size: if has_contents { number(&block[124..136])? } else { 0 },
+        owner: (small(108)?, small(116)?),
+        device: if is_device { (small(329)?, small(337)?) } else { (0, 0) },
+        attributes: Vec::new(),
     })
 }
 

@@ -28,14 +28,15 @@ const SIGNALS: [(Duration, Signal); 3] = [
 ///
 /// The signal comes when the runner's thread that started this process ends (prctl(2), PR_SET_PDEATHSIG): that thread
 /// outlives the machine.
-pub fn die_with_runner() {
-    let Ok(runner) = std::env::var(RUNNER) else { return };
+///
+/// Returns whether there is one.
+pub fn die_with_runner() -> bool {
+    let Ok(runner) = std::env::var(RUNNER) else { return false };
     // Where this fails, --timeout still ends the machine.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     // The runner may be dead already.
-    if getppid().map(|pid| pid.as_raw_nonzero().to_string()) != Some(runner) {
-        std::process::exit(super::EXIT_FAILED.into());
-    }
+    let is_there = getppid().map(|pid| pid.as_raw_nonzero().to_string()) == Some(runner);
+    is_there || std::process::exit(super::EXIT_FAILED.into())
 }
 
 /// The source of output.

@@ -111,7 +111,7 @@ pub enum Command {
     #[command(after_help = pages::examples("boot-test"))]
     #[command(after_long_help = pages::epilogue("boot-test"))]
     BootTest(boot_test::BootTestOptions),
-    /// Show or remove the cached unpacked kernels
+    /// Show or remove what is cached: unpacked kernels, disks of images and templates
     #[command(after_help = pages::examples("cache"), after_long_help = pages::epilogue("cache"))]
     Cache {
         /// What to do with the cache
@@ -175,10 +175,13 @@ pub enum Command {
     },
 }
 
-/// The actions on the cache of unpacked kernels.
+/// The actions on the caches of unpacked kernels, of disks and of templates.
 #[derive(Subcommand, Debug)]
 pub enum CacheCommand {
-    /// Print each entry: its size, how long ago it was booted, the BLAKE3 hash of its bzImage and where that was then
+    /// Print each entry: its size, how long ago it was used, and where its kernel or image was then
+    ///
+    /// Between them is the start of its name: of a kernel the BLAKE3 hash of its bzImage, of a disk that of its image's
+    /// layers, of a template that of all that it was made of.
     List,
     /// Remove all entries
     Clear,

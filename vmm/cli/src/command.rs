@@ -18,11 +18,15 @@ pub const EXIT_NO_STATUS: u8 = 125;
 const CMDLINE: &str = "quiet loglevel=1 rdinit=/tinyvmm/init";
 /// Added for the agent, which stays in the background and becomes /init.
 const CMDLINE_AGENT: &str = "rdinit=/tinyvmm/agent";
+/// Added for the agent, which makes a folder of the host the root, and becomes /tinyvmm/init there, or another init.
+const CMDLINE_ROOT: &str = "quiet loglevel=1 rdinit=/tinyvmm/agent";
 /// The agent, a program that needs nothing beside it.
 #[cfg(feature = "agent")]
 const AGENT: &[u8] = include_bytes!(env!("TINYVMM_AGENT"));
 #[cfg(not(feature = "agent"))]
 const AGENT: &[u8] = b"";
+/// Whether there is an agent for guests.
+pub const HAS_AGENT: bool = cfg!(feature = "agent");
 
 const INIT: &str = include_str!("../../../guest-images/command-init");
 
@@ -47,51 +51,118 @@ const PAGE: usize = 4096;
 
 /// What the command line of the kernel has first: with a command, or for the agent of a machine with a name. A user's own
 /// `rdinit=` is left alone.
-pub fn cmdline(machine: &MachineConfig, has_command: bool, has_name: bool) -> Option<&'static str> {
+pub fn cmdline(
+    machine: &MachineConfig,
+    has_command: bool,
+    has_name: bool,
+    has_root: bool,
+) -> Option<&'static str> {
     let given = machine.cmdline.as_deref().unwrap_or("");
     let has_init = given.split_ascii_whitespace().any(|word| word.starts_with("rdinit="));
-    let has_agent = has_name && !AGENT.is_empty() && machine.initrd.is_some();
+    let has_agent = has_name && HAS_AGENT && machine.initrd.is_some();
     match has_command {
+        true if has_root => Some(CMDLINE_ROOT),
         true => Some(CMDLINE),
+        false if has_root => Some(CMDLINE_AGENT),
         false => Some(CMDLINE_AGENT).filter(|_| has_agent && !has_init && !machine.cmdline_only),
     }
 }
 
 /// The archive that [`cmdline`] needs, which `machine` has, with zeroes at its end up to a whole page; empty if nothing
-/// is to be added to the initrd.
-pub fn archive(machine: &MachineConfig, command: &[String], has_name: bool) -> Vec<u8> {
+/// is to be added to the initrd. The agent is for those who find the machine by its name, and for the command if it is
+/// `by_agent`.
+pub fn archive(
+    machine: &MachineConfig,
+    command: &[String],
+    by_agent: bool,
+    has_name: bool,
+) -> Vec<u8> {
     let mut archive = Vec::new();
     let starts_agent = machine.cmdline.as_ref().is_some_and(|line| line.starts_with(CMDLINE_AGENT));
-    if command.is_empty() && !starts_agent {
+    // In a template the command comes later, from the agent.
+    if command.is_empty() && !starts_agent && !by_agent {
         return archive;
     }
-    add(&mut archive, "tinyvmm", FOLDER, b"");
-    if has_name && !AGENT.is_empty() {
-        add(&mut archive, "tinyvmm/agent", PROGRAM, AGENT);
+    add_all(&mut archive, command, by_agent, has_name, &[]);
+    archive
+}
+
+/// The same, for a guest whose root is a folder of the host, with `files` in /tinyvmm.
+pub fn archive_of_root(
+    command: &[String],
+    by_agent: bool,
+    has_name: bool,
+    files: &[(String, Vec<u8>)],
+) -> Vec<u8> {
+    let mut archive = Vec::new();
+    add_all(&mut archive, command, by_agent, has_name, files);
+    archive
+}
+
+/// Adds an archive with `files` in /tinyvmm, and zeroes at its end.
+fn add_all(
+    archive: &mut Vec<u8>,
+    command: &[String],
+    by_agent: bool,
+    has_name: bool,
+    files: &[(String, Vec<u8>)],
+) {
+    add(archive, "tinyvmm", FOLDER, b"");
+    if files.iter().any(|(name, _)| name.starts_with("modules/")) {
+        add(archive, "tinyvmm/modules", FOLDER, b"");
+    }
+    for (name, contents) in files {
+        add(archive, &format!("tinyvmm/{name}"), PROGRAM, contents);
+    }
+    if has_name && HAS_AGENT {
+        add(archive, "tinyvmm/named", PROGRAM, b"");
+    }
+    if by_agent {
+        add(archive, "tinyvmm/by-agent", PROGRAM, b"");
     }
     if !command.is_empty() {
-        add_command(&mut archive, command);
+        add_command(archive, command);
+    } else if by_agent {
+        add_init(archive, &stty(false, false, None));
     }
-    add(&mut archive, "TRAILER!!!", 0, b"");
+    if (has_name || by_agent || !files.is_empty()) && HAS_AGENT {
+        add(archive, "tinyvmm/agent", PROGRAM, AGENT);
+    }
+    add(archive, "TRAILER!!!", 0, b"");
     archive.resize(archive.len().next_multiple_of(PAGE), 0);
-    archive
+}
+
+/// Adds what makes an initramfs run a command, with the modes of its console.
+fn add_init(archive: &mut Vec<u8>, stty: &str) {
+    add(archive, "tinyvmm/init", PROGRAM, INIT.as_bytes());
+    add(archive, "tinyvmm/tell", PROGRAM, report_program());
+    add(archive, "tinyvmm/stty", PROGRAM, stty.as_bytes());
 }
 
 /// Adds what makes an initramfs run `command`.
 fn add_command(archive: &mut Vec<u8>, command: &[String]) {
-    add(archive, "tinyvmm/init", PROGRAM, INIT.as_bytes());
-    add(archive, "tinyvmm/tell", PROGRAM, report_program());
-    add(archive, "tinyvmm/command", PROGRAM, format!("{}\n", quoted(command)).as_bytes());
-    let (input, output) = (stdin().is_terminal(), stdout().is_terminal());
+    let (input, output) = terminals();
     let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
-    add(archive, "tinyvmm/stty", PROGRAM, stty(input, output, size).as_bytes());
-    let term = std::env::var("TERM").ok();
-    if let Some(term) = term.filter(|term| (input || output) && is_kind_of_terminal(term)) {
+    add_init(archive, &stty(input, output, size));
+    add(archive, "tinyvmm/command", PROGRAM, format!("{}\n", quoted(command)).as_bytes());
+    if let Some(term) = kind_of_terminal() {
         add(archive, "tinyvmm/term", PROGRAM, term.as_bytes());
     }
     if input {
         add(archive, "tinyvmm/terminal", PROGRAM, b"");
     }
+}
+
+/// Whether standard input and output are terminals.
+fn terminals() -> (bool, bool) {
+    (stdin().is_terminal(), stdout().is_terminal())
+}
+
+/// The user's kind of terminal (terminfo(5)), if the user is at one.
+pub fn kind_of_terminal() -> Option<String> {
+    let has_one = terminals() != (false, false);
+    let term = std::env::var("TERM").ok().filter(|_| has_one);
+    term.filter(|term| is_kind_of_terminal(term))
 }
 
 /// The arguments of stty that give the guest's end of the serial port the modes and size of the user's terminal.
@@ -177,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_archive_has_its_files_and_leaves_others_aligned_behind_it() {
-        let archive = archive(&MachineConfig::default(), &["a".into(), "b c".into()], false);
+        let archive = archive(&MachineConfig::default(), &["a".into(), "b c".into()], false, false);
         assert_eq!(archive.len() % PAGE, 0);
         let number = |at: usize| {
             usize::from_str_radix(std::str::from_utf8(&archive[at..at + 8]).unwrap(), 16).unwrap()
@@ -195,7 +266,7 @@ mod tests {
         assert_eq!(names[..3], ["tinyvmm", "tinyvmm/init", "tinyvmm/tell"]);
         assert_eq!(files[1].1, INIT.as_bytes());
         assert!(files[2].1.starts_with(b"\x7fELF"));
-        assert_eq!(files[3].1, b"'a' 'b c'\n");
+        assert_eq!((names[4], files[4].1), ("tinyvmm/command", &b"'a' 'b c'\n"[..]));
         assert_eq!(names.last(), Some(&"TRAILER!!!"));
     }
 
@@ -206,27 +277,39 @@ mod tests {
             cmdline: cmdline.map(Into::into),
             ..MachineConfig::default()
         };
-        let own = |cmdline| super::cmdline(&machine(cmdline), false, true);
+        let own = |cmdline| super::cmdline(&machine(cmdline), false, true, false);
         for line in [None, Some("quiet"), Some("noinitrd=rdinit= x")] {
             assert_eq!(own(line), cfg!(feature = "agent").then_some(CMDLINE_AGENT), "{line:?}");
         }
         assert_eq!(own(Some("quiet rdinit=/bin/sh")), None);
-        assert_eq!(super::cmdline(&machine(None), false, false), None);
+        assert_eq!(super::cmdline(&machine(None), false, false, false), None);
         let only = MachineConfig { cmdline_only: true, ..machine(None) };
-        assert_eq!(super::cmdline(&only, false, true), None);
+        assert_eq!(super::cmdline(&only, false, true, false), None);
         let without = MachineConfig { initrd: None, ..machine(None) };
-        assert_eq!(super::cmdline(&without, false, true), None);
-        assert_eq!(super::cmdline(&machine(None), true, true), Some(CMDLINE));
+        assert_eq!(super::cmdline(&without, false, true, false), None);
+        assert_eq!(super::cmdline(&machine(None), true, true, false), Some(CMDLINE));
 
-        assert!(archive(&machine(None), &[], true).is_empty());
-        let with = archive(&machine(Some("rdinit=/tinyvmm/agent quiet")), &[], true);
+        assert!(archive(&machine(None), &[], false, true).is_empty());
+        let with = archive(&machine(Some("rdinit=/tinyvmm/agent quiet")), &[], false, true);
+        // A name follows the last field of its header; the agent has such names, too.
         let has = |archive: &[u8], name: &str| {
-            archive.windows(name.len()).any(|part| part == name.as_bytes())
+            let named = format!("00000000{name}");
+            archive.windows(named.len()).any(|part| part == named.as_bytes())
         };
         assert!(has(&with, "tinyvmm/agent\0") && !has(&with, "tinyvmm/init\0"));
-        let both = archive(&machine(Some(CMDLINE)), &["true".into()], true);
-        assert!(has(&both, "tinyvmm/agent\0") && has(&both, "tinyvmm/init\0"));
-        let command = archive(&machine(Some(CMDLINE)), &["true".into()], false);
-        assert!(!has(&command, "tinyvmm/agent\0") && has(&command, "tinyvmm/init\0"));
+        let command = |by_agent, has_name| {
+            let archive = archive(&machine(Some(CMDLINE)), &["true".into()], by_agent, has_name);
+            assert!(has(&archive, "tinyvmm/init\0"));
+            ["agent", "named", "by-agent"].map(|name| has(&archive, &format!("tinyvmm/{name}\0")))
+        };
+        assert_eq!(command(false, true), [HAS_AGENT, HAS_AGENT, false]);
+        assert_eq!(command(false, false), [false; 3]);
+        let template = archive(&machine(Some(CMDLINE)), &[], true, false);
+        assert!(has(&template, "tinyvmm/init\0") && has(&template, "tinyvmm/by-agent\0"));
+        assert!(!has(&template, "tinyvmm/command\0"));
+        if HAS_AGENT {
+            assert_eq!(command(true, false), [true, false, true]);
+            assert_eq!(command(true, true), [true; 3]);
+        }
     }
 }

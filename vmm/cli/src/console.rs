@@ -8,21 +8,28 @@ use anyhow::{Context, Result};
 use tinyvmm::devices::console::Console;
 
 use crate::config::{Config, ConsoleConfig};
+use crate::exec::GuestCommand;
 use crate::files;
 use crate::inbox::Waker;
-use crate::terminal::Terminal;
+use crate::terminal::{Mode, Terminal};
 
 /// Makes the console that `config` describes, not yet connected.
 pub fn new(config: &Config) -> Result<Console> {
     let mut console = Console::new(config.process.console == ConsoleConfig::Off)?;
     if !config.process.command.is_empty() {
-        console.feed_command();
+        console.feed_command(config.process.by_agent);
     }
     Ok(console)
 }
 
-/// Opens the console's file or terminal, as `config` says, and connects the console to it. A terminal becomes raw.
-pub fn connect(console: &mut Console, config: &Config, waker: Waker) -> Result<()> {
+/// Opens the console's file or terminal, as `config` says, and connects the console to it. A terminal becomes raw. Where
+/// there is a `command`, input is that's to pass on.
+pub fn connect(
+    console: &mut Console,
+    config: &Config,
+    waker: Waker,
+    command: Option<&mut GuestCommand>,
+) -> Result<()> {
     match &config.process.console {
         ConsoleConfig::Off => Ok(()),
         ConsoleConfig::File(path) => {
@@ -34,10 +41,15 @@ pub fn connect(console: &mut Console, config: &Config, waker: Waker) -> Result<(
         ConsoleConfig::Stdio => {
             // Copies of the descriptors, so that std does not buffer.
             let sink = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            if let Some(command) = command {
+                let source = command.source(waker).context("cannot set up the terminal")?;
+                console.connect(sink, source);
+                return Ok(());
+            }
             let source = io::stdin().as_fd().try_clone_to_owned().ok().map(File::from);
             console.connect(sink, source);
-            if let Some(terminal) =
-                Terminal::open(waker, false).context("cannot set up the terminal")?
+            if let Some(terminal) = Terminal::open(waker, false, Mode::default())
+                .context("cannot set up the terminal")?
             {
                 console.set_keyboard(Box::new(terminal));
             }

@@ -1,6 +1,6 @@
 //! `tinyvmm ctl`: a client of the API for people.
 
-mod snapshot;
+pub mod snapshot;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
@@ -69,6 +69,9 @@ pub enum Action {
         /// End the machine with it
         #[arg(long)]
         stop: bool,
+        /// Copy the disks, so that it needs no others; where the file system can, copies share what does not change
+        #[arg(long)]
+        with_disks: bool,
     },
     /// Plug or unplug memory, to this total. Without a size: report how much is plugged
     Memory {
@@ -97,8 +100,8 @@ type HttpRequest = (&'static str, &'static str, Option<Value>);
 /// Makes the request and prints the response. An error is one line: no machine listens there, or it refuses.
 pub fn main(options: &CtlOptions) -> Result<ExitCode> {
     let socket = &names::socket(&options.machine)?;
-    if let Action::Snapshot { folder, stop } = &options.action {
-        snapshot::make(socket, folder, *stop)?;
+    if let Action::Snapshot { folder, stop, with_disks } = &options.action {
+        snapshot::make(socket, folder, *stop, *with_disks)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (method, path, body) = match options.action {

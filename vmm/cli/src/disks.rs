@@ -108,12 +108,14 @@ pub fn warnings(config: &DiskConfig, image: &DiskImage) -> Vec<String> {
 /// Opens and locks the file that takes the place of `image` while a machine runs.
 pub fn replace(image: &DiskImage, config: &DiskConfig) -> Result<DiskImage> {
     let open = || -> Result<DiskImage> {
+        let path = config.path.display();
+        let words = "Error manipulating the backing file:";
         let file = open_path(config).map_err(|error| match error.raw_os_error() {
             Some(libc::EACCES) => anyhow!(
-                "cannot open it ({error}): it has to be in a folder that a drive of the same kind was in when \
+                "{words} {error} {path}: it has to be in a folder that a drive of the same kind was in when \
                  the machine started"
             ),
-            _ => explain_open(&error, config),
+            _ => explain_open(&error, config).context(format!("{words} {error} {path}")),
         })?;
         image.replacement(file, config)
     };
@@ -178,6 +180,31 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
             from.read_exact_at(piece, at)?;
             to.write_all_at(piece, at)?;
             at += piece.len() as u64;
+        }
+    }
+    to.set_len(len)
+}
+
+/// Copies `from`, a disk, to `to`, which is empty: by sharing its blocks where the file system can, else without holes.
+#[cfg(feature = "api")]
+pub fn copy_image(from: &File, to: &File) -> io::Result<()> {
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => Ok(()),
+        Err(_) if from.metadata()?.is_file() => copy(from, to),
+        // A block device has no holes to find.
+        Err(_) => copy_all(from, to),
+    }
+}
+
+#[cfg(feature = "api")]
+fn copy_all(from: &File, to: &File) -> io::Result<()> {
+    let len = seek(from, SeekFrom::End(0))?;
+    let mut buffer = vec![0; 1 << 20];
+    for at in (0..len).step_by(1 << 20) {
+        let piece = &mut buffer[..(len - at).min(1 << 20) as usize];
+        from.read_exact_at(piece, at)?;
+        if piece.iter().any(|byte| *byte != 0) {
+            to.write_all_at(piece, at)?;
         }
     }
     to.set_len(len)

@@ -12,13 +12,12 @@ use tinyvmm::arch::kernel::{KernelFile, KernelStore};
 use tinyvmm::config::{DiskConfig, MachineConfig};
 use tinyvmm::machine::{Files, Start};
 use tinyvmm::memory::loadable::Loadable;
-use tinyvmm::wire::Wire;
 
 use crate::config::ProcessConfig;
-use crate::{command, disks, kernel_cache};
+use crate::{command, disks, kernel_cache, root_dir};
 
-/// Opens the files that `machine` names; its network cards are at `wires`.
-pub fn open(machine: &MachineConfig, process: &ProcessConfig, wires: Vec<Wire>) -> Result<Files> {
+/// Opens the files that `machine` names.
+pub fn open(machine: &MachineConfig, process: &ProcessConfig) -> Result<Files> {
     let start = kernel(machine, process)?;
     disks::ensure_apart(&machine.disk)?;
     let disks = machine.disk.iter().map(disks::open).collect::<Result<Vec<_>>>()?;
@@ -27,7 +26,7 @@ pub fn open(machine: &MachineConfig, process: &ProcessConfig, wires: Vec<Wire>) 
             log::warn!("disk {}: {warning}", config.path.display());
         }
     }
-    Ok(Files { start, disks, wires, vsock: None })
+    Ok(Files { disks, ..Files::new(start) })
 }
 
 /// Opens the kernel and the initrd that `machine` names.
@@ -39,10 +38,14 @@ fn kernel(machine: &MachineConfig, process: &ProcessConfig) -> Result<Start> {
     let kernel = KernelFile::new(kernel, (!process.no_kernel_cache).then(store));
     let initrd = |path: &PathBuf| -> Result<Initrd> {
         let file = loadable(path).with_context(|| format!("initrd {}", path.display()))?;
-        let prefix = command::archive(machine, &process.command, process.name.is_some());
+        let prefix =
+            command::archive(machine, &process.command, process.by_agent, process.has_listener());
         Ok(Initrd { file, prefix })
     };
-    let initrd = machine.initrd.as_ref().map(initrd).transpose()?;
+    let initrd = match root_dir::initrd(process)? {
+        None => machine.initrd.as_ref().map(initrd).transpose()?,
+        of_root => of_root,
+    };
     Ok(Start::Boot { kernel, initrd })
 }
 

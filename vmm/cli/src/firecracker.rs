@@ -20,6 +20,7 @@ use crate::config::{Config, FirecrackerConfig, StartTimes, instance_id, whole_nu
 use crate::inbox::End;
 use crate::logger;
 use crate::run::{self, RunOutcome};
+use crate::signals;
 use tinyvmm::event::Halt;
 
 /// Exit code of a failure (Firecracker's src/vmm/src/lib.rs, FcExitCode, has them all).
@@ -174,6 +175,7 @@ fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<ParsedFlags> {
         return Ok(ParsedFlags::Shown(text));
     }
     flags.refused.check()?;
+    signals::intercept()?;
     logger::init(level);
     logger::write_as_firecracker(&flags.id, flags.show_level, flags.show_log_origin);
     let Invocation::Run(cli) = cli::parse(vec!["tinyvmm".into()])? else {
@@ -205,11 +207,12 @@ fn exit_code(end: &End) -> u8 {
     match end {
         End::Guest(Halt::Exited(status)) if *status != 0 => EXIT_GENERIC,
         End::Guest(Halt::Internal(_)) | End::Timeout | End::Signal => EXIT_GENERIC,
+        End::Killed(signal) => signals::intercepted(*signal).map_or(EXIT_GENERIC, |(code, _)| code),
         End::Guest(_) | End::Api | End::Quit => 0,
     }
 }
 
-fn conclude(RunOutcome { end, reason }: &RunOutcome) -> ExitCode {
+fn conclude(RunOutcome { end, reason, .. }: &RunOutcome) -> ExitCode {
     let code = exit_code(end);
     match (end, reason) {
         (End::Guest(Halt::TripleFault), Some(reason)) => log::warn!("{end}; {reason}"),
@@ -217,12 +220,18 @@ fn conclude(RunOutcome { end, reason }: &RunOutcome) -> ExitCode {
         (End::Guest(Halt::Internal(_)), Some(reason)) => log::error!("{reason}"),
         _ => log::info!("{end}"),
     }
-    if code == 0 { ExitCode::SUCCESS } else { fail(end, code) }
+    log::info!("Vmm is stopping.");
+    if code != 0 {
+        return fail(end, code);
+    }
+    log::info!("Firecracker exiting successfully. exit_code=0");
+    ExitCode::SUCCESS
 }
 
 fn fail(why: impl std::fmt::Display, code: u8) -> ExitCode {
     log::error!("{why}");
     logger::print_message(why);
+    log::error!("Firecracker exiting with error. exit_code={code}");
     ExitCode::from(code)
 }
 

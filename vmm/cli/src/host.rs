@@ -49,6 +49,13 @@ impl KvmKind {
     }
 }
 
+/// Memory that new programs can have without swapping, in KiB (proc(5)).
+pub fn available_kib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Why stock kernels do not boot on this host, in one line, if there is a known reason.
 pub fn why_boots_fail_here() -> Option<String> {
     why_boots_fail(KvmKind::detect())

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::logger;
 use anyhow::{Context, Result};
 use tinyvmm::event::{Event, EventSender, Events, Halt};
 use vmm_sys_util::eventfd::EventFd;
@@ -24,6 +25,8 @@ pub enum End {
     Api,
     /// Ctrl-A x.
     Quit,
+    /// A signal that ends Firecracker.
+    Killed(i32),
 }
 
 impl End {
@@ -37,7 +40,7 @@ impl End {
             Self::Guest(Halt::TripleFault) => 5,
             Self::Guest(Halt::Panic) => 6,
             Self::Timeout => 7,
-            Self::Signal | Self::Api => 8,
+            Self::Signal | Self::Api | Self::Killed(_) => 8,
             Self::Quit => 9,
         }
     }
@@ -52,7 +55,7 @@ impl End {
             Self::Guest(Halt::TripleFault) => "triple-fault",
             Self::Guest(Halt::Panic) => "panic",
             Self::Timeout => "timeout",
-            Self::Signal => "signal",
+            Self::Signal | Self::Killed(_) => "signal",
             Self::Api => "api",
             Self::Quit => "quit",
         }
@@ -67,6 +70,10 @@ impl fmt::Display for End {
             Self::Signal => f.write_str("stopped by a signal"),
             Self::Api => f.write_str("stopped over the API"),
             Self::Quit => f.write_str("stopped from the terminal"),
+            // Firecracker's words.
+            Self::Killed(signal) => {
+                write!(f, "Shutting down VM after intercepting signal {signal}, code 0.")
+            }
         }
     }
 }
@@ -80,6 +87,8 @@ pub enum Message {
     StopRequest,
     /// The user has pressed the keys that end the process.
     Quit,
+    /// Another process has sent a signal that ends this one.
+    Killed(i32),
     /// A door's own channel is not empty.
     Door,
 }
@@ -120,11 +129,26 @@ impl Waker {
 /// The number of signals that the owner has not acted on yet, and the descriptor that wakes the owner for them.
 static PENDING: AtomicU32 = AtomicU32::new(0);
 static WAKE: OnceLock<Arc<EventFd>> = OnceLock::new();
+/// A signal that ends the process; 0: none.
+static KILLED: AtomicI32 = AtomicI32::new(0);
 
 extern "C" fn on_stop_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    request_stop();
+}
+
+/// Does what a signal does that asks the process to stop.
+pub fn request_stop() {
     PENDING.fetch_add(1, Ordering::SeqCst);
     if let Some(wake) = WAKE.get() {
         let _ = wake.write(1); // write(2), which a handler may call
+    }
+}
+
+/// Ends the process for `signal`. A handler may call it.
+pub fn end_by(signal: i32) {
+    KILLED.store(signal, Ordering::SeqCst);
+    if let Some(wake) = WAKE.get() {
+        let _ = wake.write(1);
     }
 }
 
@@ -138,9 +162,21 @@ fn ignored_signals() -> u64 {
 /// The signals that ask the process to stop. Those that are ignored on purpose are left out: SIGHUP under nohup, SIGINT
 /// of a script's background job.
 pub fn stop_signals() -> impl Iterator<Item = i32> {
-    let ignored = ignored_signals();
+    // Found once: later no file can be opened.
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    let ignored = *IGNORED.get_or_init(ignored_signals);
     let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
-    all.into_iter().filter(move |signal| ignored & 1 << (signal - 1) == 0)
+    // Firecracker ends at once when its terminal hangs up.
+    let is_other = |signal: i32| signal == libc::SIGHUP && logger::is_firecracker();
+    all.into_iter().filter(move |signal| ignored & 1 << (signal - 1) == 0 && !is_other(*signal))
+}
+
+/// Has signals that ask the process to stop come to the inbox, also after others have taken them. One that cannot be
+/// handled stays whose it was.
+pub fn take_signals() {
+    for signal in stop_signals() {
+        let _ = register_signal_handler(signal, on_stop_signal);
+    }
 }
 
 impl Inbox {
@@ -177,6 +213,9 @@ impl Inbox {
     /// The next message, or `None` when `deadline` has passed.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Message> {
         loop {
+            if let signal @ 1.. = KILLED.load(Ordering::SeqCst) {
+                return Some(Message::Killed(signal));
+            }
             // Signals first: a guest can keep the channel of events from ever being empty.
             let fewer = |pending: u32| pending.checked_sub(1);
             if PENDING.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {

@@ -3,6 +3,8 @@
 //! An entry is named by the BLAKE3 hash of its bzImage, and holds the unpacked kernel, followed by checksums. An entry
 //! appears whole, by a rename.
 
+#[cfg(feature = "image")]
+mod disks;
 mod notes;
 
 use std::env;
@@ -10,7 +12,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -26,6 +28,8 @@ use tinyvmm::arch::kernel::elf::Image;
 use tinyvmm::arch::kernel::{Kept, KernelStore, Unpack};
 use tinyvmm::random;
 
+pub use self::notes::look;
+
 /// Most bytes of all entries; beyond that the least recently used ones are removed.
 const MAX_BYTES: u64 = 1 << 30;
 /// Most notes that are kept.
@@ -39,10 +43,17 @@ const MAGIC: [u8; 8] = *b"tinyvmk3";
 /// Length of the image, number of checksums, `MAGIC`.
 const FOOTER: u64 = 24;
 const UNFINISHED: &str = "new-";
+const KERNELS: &str = "kernels";
 
 /// The cache's folder, which belongs to this user and nobody else can write to.
 pub struct Cache {
     dir: OwnedFd,
+    /// Where that is.
+    #[cfg_attr(
+        not(feature = "image"),
+        expect(dead_code, reason = "disks are opened by their paths")
+    )]
+    path: PathBuf,
     max_bytes: u64,
 }
 
@@ -53,15 +64,15 @@ pub struct Unfinished<'a> {
     file: File,
 }
 
-/// A kernel in the cache.
+/// A kernel in the cache, or a disk.
 pub struct CachedKernel {
-    /// The entry's name: the BLAKE3 hash of its bzImage in hexadecimal.
+    /// The entry's name: the BLAKE3 hash of its bzImage in hexadecimal, or what a disk is known by.
     pub key: String,
     /// Bytes on the disk.
     pub size: u64,
-    /// When it was last booted.
+    /// When it was last used.
     pub used: SystemTime,
-    /// Where the bzImage was then. Another file may be there by now.
+    /// Where the bzImage or the image was then. Another file may be there by now.
     pub path: Option<PathBuf>,
 }
 
@@ -124,35 +135,23 @@ impl KernelStore for Store {
 impl Cache {
     /// Opens the cache of this user, and makes its folder if there is none.
     pub fn open() -> Result<Self> {
-        Self::open_in(&base()?)
+        Self::open_in(&base()?, KERNELS, MAX_BYTES)
     }
 
     /// Opens the cache of this user, if there is one.
     pub fn open_if_there() -> Result<Option<Self>> {
-        let is_there = base()?.join("tinyvmm/kernels").try_exists()?;
-        is_there.then(Self::open).transpose()
+        folder(KERNELS)?.try_exists()?.then(Self::open).transpose()
     }
 
-    fn open_in(base: &PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(base).with_context(|| format!("{}", base.display()))?;
-        let mut dir = open_dir(CWD, base, OFlags::empty())?;
-        for name in ["tinyvmm", "kernels"] {
-            match mkdirat(&dir, name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error).with_context(|| format!("mkdir {name}")),
-            }
-            dir = open_dir(&dir, name, OFlags::NOFOLLOW).with_context(|| name.to_owned())?;
-            ensure_ours(&dir).with_context(|| name.to_owned())?;
-        }
-        Ok(Self { dir, max_bytes: MAX_BYTES })
+    fn open_in(base: &Path, folder: &str, max_bytes: u64) -> Result<Self> {
+        let path = base.join("tinyvmm").join(folder);
+        Ok(Self { dir: open_folder(base, folder)?, path, max_bytes })
     }
 
     /// The entry of this name, if there is one; its contents are not checked yet.
     pub fn find(&self, key: &str) -> Option<Image> {
         let file = self.open_file(key).ok()?;
-        // The time of use, by which the least recently used entry is found.
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        let _ = futimens(&file, &Timestamps { last_access: now, last_modification: now });
+        note_use(&file);
         let image = read_entry(file);
         if image.is_none() {
             log::debug!("kernel cache: {key}: damaged");
@@ -170,7 +169,7 @@ impl Cache {
         let tail: Vec<u8> = sums.chain(footer.into_iter().flatten()).collect();
         unfinished.file().write_all_at(&tail, image.size())?;
         unfinished.finish(key)?;
-        self.shrink()
+        self.shrink(0)
     }
 
     /// Begins a file that appears whole or not at all.
@@ -218,16 +217,16 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes old unfinished files, and the least recently used entries above the limit.
-    fn shrink(&self) -> Result<()> {
+    /// Removes old unfinished files, and the least recently used entries above the limit, but for the `spared` newest ones.
+    fn shrink(&self, spared: usize) -> Result<()> {
         // A process that still writes one keeps it open, and cannot rename it then: no harm is done.
         let old = |file: &CachedKernel| file.used.elapsed().is_ok_and(|age| age > PATIENCE * 6);
         let unfinished = self.files(|name| name.starts_with(UNFINISHED))?;
         unfinished.iter().filter(|file| old(file)).for_each(|file| self.remove(&file.key));
         let mut bytes = 0;
-        for entry in self.entries()? {
+        for (index, entry) in self.entries()?.iter().enumerate() {
             bytes += entry.size;
-            if bytes > self.max_bytes {
+            if bytes > self.max_bytes && index >= spared {
                 self.remove(&entry.key);
             }
         }
@@ -306,12 +305,43 @@ fn read_entry(mut file: File) -> Option<Image> {
     Some(Image::checked(file, len, sums))
 }
 
+/// Notes the time of use, by which the least recently used entry is found.
+fn note_use(file: &File) {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let _ = futimens(file, &Timestamps { last_access: now, last_modification: now });
+}
+
 fn unfinished_name() -> Result<String> {
     Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random::bytes()?)))
 }
 
 fn is_key(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
+}
+
+/// Where the folder `name` of this user's caches is, or would be.
+pub fn folder(name: &str) -> Result<PathBuf> {
+    Ok(base()?.join("tinyvmm").join(name))
+}
+
+/// Makes the folder `name` of this user's caches if there is none, and returns its path. Nobody else can write there.
+pub fn make_folder(name: &str) -> Result<PathBuf> {
+    open_folder(&base()?, name)?;
+    folder(name)
+}
+
+fn open_folder(base: &Path, name: &str) -> Result<OwnedFd> {
+    std::fs::create_dir_all(base).with_context(|| format!("{}", base.display()))?;
+    let mut dir = open_dir(CWD, base, OFlags::empty())?;
+    for name in ["tinyvmm", name] {
+        match mkdirat(&dir, name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).with_context(|| format!("mkdir {name}")),
+        }
+        dir = open_dir(&dir, name, OFlags::NOFOLLOW).with_context(|| name.to_owned())?;
+        ensure_ours(&dir).with_context(|| name.to_owned())?;
+    }
+    Ok(dir)
 }
 
 /// The folder for caches (XDG Base Directory Specification).

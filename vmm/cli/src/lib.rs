@@ -19,10 +19,20 @@ pub mod disks;
 pub mod doctor;
 #[cfg(feature = "agent")]
 pub mod exec;
+#[cfg(not(feature = "agent"))]
+#[path = "no_exec.rs"]
+pub mod exec;
 pub mod files;
 #[cfg(feature = "api")]
 pub mod firecracker;
 pub mod host;
+#[cfg(feature = "agent")]
+mod identity;
+#[cfg(not(feature = "agent"))]
+#[path = "no_identity.rs"]
+mod identity;
+#[cfg(feature = "image")]
+pub mod images;
 pub mod inbox;
 pub mod jail;
 pub mod kernel_cache;
@@ -37,12 +47,20 @@ pub mod names;
 #[path = "no_names.rs"]
 pub mod names;
 pub mod net;
+pub mod outside;
 pub mod print_config;
 pub mod process;
 pub mod report;
+pub mod root_dir;
 pub mod run;
+pub mod share;
 pub mod signals;
 pub mod snapshot;
 pub mod socket;
+#[cfg(feature = "agent")]
+pub mod template;
+#[cfg(not(feature = "agent"))]
+#[path = "no_template.rs"]
+pub mod template;
 pub mod terminal;
 pub mod vsock;

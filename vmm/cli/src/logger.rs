@@ -1,6 +1,6 @@
 //! tinyvmm's own messages: to stderr, a line each; on request also in Firecracker's format.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use tinyvmm::sync::lock;
@@ -34,6 +34,23 @@ static ALONE: AtomicBool = AtomicBool::new(false);
 pub fn write_as_firecracker(id: &str, show_level: bool, show_origin: bool) {
     *lock(&LINES) = Some(FirecrackerLog { file: None, show_level, show_origin, id: id.to_owned() });
     ALONE.store(true, Ordering::Relaxed);
+}
+
+/// Whether the process goes by Firecracker's name.
+pub fn is_firecracker() -> bool {
+    ALONE.load(Ordering::Relaxed)
+}
+
+/// Logs `message`, in Firecracker's own words, if the process goes by its name.
+pub fn log_as_firecracker(level: Level, message: fmt::Arguments) {
+    if is_firecracker() {
+        log::log!(level, "{message}");
+    }
+}
+
+/// What an error is about: `ours`, after Firecracker's own `words` if the process goes by its name.
+pub fn worded(words: &str, ours: String) -> String {
+    if is_firecracker() { format!("{words}: {ours}") } else { ours }
 }
 
 /// From now on messages of the machine `id` go to `file` as well, or to the present one if it is `None`; other options

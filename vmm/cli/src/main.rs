@@ -1,8 +1,9 @@
 //! The `tinyvmm` command: parse, dispatch, one line on an error, exit code.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use tinyvmm::event::Halt;
@@ -18,14 +19,16 @@ use tinyvmm_cli::run::{self, RunOutcome};
 use tinyvmm_cli::snapshot::Restored;
 #[cfg(feature = "api")]
 use tinyvmm_cli::{clones, machines, names};
-use tinyvmm_cli::{command, logger, process, signals, vsock};
+use tinyvmm_cli::{command, logger, process, root_dir, signals, template, vsock};
 
 fn main() -> ExitCode {
     let start = process::start_time();
     process::forget_backtraces();
     signals::reset();
     #[cfg(feature = "boot-test")]
-    boot_test::die_with_runner();
+    let is_tested = boot_test::die_with_runner();
+    #[cfg(not(feature = "boot-test"))]
+    let is_tested = false;
     let argv: Vec<_> = std::env::args_os().collect();
     if let Some(code) = by_another_name(&argv, start) {
         return code;
@@ -42,20 +45,34 @@ fn main() -> ExitCode {
     if let Some(format) = cli.print_config {
         return print_config(&cli, format).unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
     }
-    run_machine(*cli, start)
+    run_machine(*cli, start, is_tested)
 }
 
-/// Runs the machine that `cli` describes.
-fn run_machine(mut cli: Cli, start: Instant) -> ExitCode {
+/// Runs the machine that `cli` describes. What a boot test's command prints is looked at on the console.
+fn run_machine(mut cli: Cli, start: Instant, is_tested: bool) -> ExitCode {
     #[cfg(feature = "api")]
     if let Some(count @ 2..) = cli.config.process.snapshot.count {
         let started = clones::start(&cli.config, count);
         return started.unwrap_or_else(|error| fail(&error, cli::EXIT_USAGE));
     }
+    #[cfg(feature = "image")]
+    if let Err(error) = tinyvmm_cli::images::settle(&mut cli.config) {
+        return fail(&cli.place(error), cli::EXIT_CANNOT_START);
+    }
+    if let Err(error) = root_dir::settle(&mut cli.config) {
+        return fail(&cli.place(error), cli::EXIT_USAGE);
+    }
     let in_guest = !cli.config.process.command.is_empty();
     // A command's status is passed on as it is; tinyvmm's own exit codes must not be taken for it.
     let ours = |code| if in_guest { command::EXIT_NO_STATUS } else { code };
-    let restored = match Restored::adopt(&mut cli.config) {
+    if !is_tested {
+        cli.config.prefer_agent();
+    }
+    let adopted = match cli.config.process.snapshot.template {
+        true => template::adopt(&mut cli.config),
+        false => Restored::adopt(&mut cli.config),
+    };
+    let restored = match adopted {
         Ok(restored) => restored,
         Err(error) => return fail(&cli.place(error), ours(cli::EXIT_CANNOT_START)),
     };
@@ -69,11 +86,15 @@ fn run_machine(mut cli: Cli, start: Instant) -> ExitCode {
         Err(error) => return fail(&error, ours(cli::EXIT_CANNOT_START)),
     }
     match run::run(&cli.config, restored, start) {
+        Ok(RunOutcome { given_up: Some(code), .. }) => ExitCode::from(code),
         Ok(RunOutcome { end: End::Guest(Halt::Exited(status)), .. }) if in_guest => {
             ExitCode::from(status)
         }
         Ok(outcome) => conclude(&outcome, ours(outcome.end.exit_code())),
-        Err(error) => fail(&cli.place(error), ours(cli::EXIT_CANNOT_START)),
+        Err(error) => {
+            template::blame(&cli.config);
+            fail(&cli.place(error), ours(cli::EXIT_CANNOT_START))
+        }
     }
 }
 
@@ -134,7 +155,10 @@ fn done(code: Result<ExitCode>) -> ExitCode {
 #[cfg(feature = "api")]
 fn into_background(config: &mut Config) -> Result<Option<ExitCode>> {
     let new_name = names::adopt(config)?;
-    if config.process.detach { names::detach(new_name.as_deref()) } else { Ok(None) }
+    if !config.process.detach {
+        return Ok(None);
+    }
+    names::detach(new_name.as_deref(), config.process.snapshot.restore.is_some())
 }
 
 /// Each machine of a boot test is a process of this program.
@@ -165,7 +189,7 @@ fn print_config(cli: &Cli, format: PrintFormat) -> Result<ExitCode> {
 }
 
 /// One line that says how the machine ended. A power-off is a success, and success is quiet.
-fn conclude(RunOutcome { end, reason }: &RunOutcome, code: u8) -> ExitCode {
+fn conclude(RunOutcome { end, reason, .. }: &RunOutcome, code: u8) -> ExitCode {
     match reason {
         Some(reason) => logger::print_message(format_args!("{end}; {reason}")),
         None if code == 0 => log::info!("{end}"),
@@ -179,24 +203,44 @@ const HASH_DIGITS: usize = 16;
 
 /// Runs `tinyvmm cache`.
 fn cache(command: &CacheCommand) -> Result<ExitCode> {
-    let Some(cache) = Cache::open_if_there().context("kernel cache")? else {
+    let caches = [
+        Cache::open_if_there().context("kernel cache")?,
+        #[cfg(feature = "image")]
+        Cache::open_disks_if_there().context("cache of disks")?,
+    ];
+    let caches: Vec<_> = caches.into_iter().flatten().collect();
+    #[cfg(feature = "agent")]
+    let templates = template::Store::open_if_there().context("templates")?;
+    if let CacheCommand::Clear = command {
+        caches.iter().try_for_each(Cache::clear)?;
+        #[cfg(feature = "agent")]
+        templates.as_ref().map_or(Ok(()), template::Store::clear)?;
         return Ok(ExitCode::SUCCESS);
-    };
-    match command {
-        CacheCommand::Clear => cache.clear()?,
-        CacheCommand::List => {
-            let mut text = String::new();
-            for entry in cache.entries()? {
-                let minutes = entry.used.elapsed().unwrap_or_default().as_secs() / 60;
-                // Quoted and escaped: the name can have any bytes.
-                let path = entry.path.map_or_else(|| "?".into(), |path| format!("{path:?}"));
-                let (mib, hash) = (entry.size >> 20, &entry.key[..HASH_DIGITS]);
-                text += &format!("{mib:>5} MiB  {minutes:>6} min  {hash}  {path}\n");
-            }
-            return Ok(show(&text));
-        }
     }
-    Ok(ExitCode::SUCCESS)
+    let mut text = String::new();
+    let entries = caches.iter().map(Cache::entries).collect::<Result<Vec<_>>>()?;
+    for entry in entries.into_iter().flatten() {
+        add_entry(&mut text, (entry.size, entry.used, &entry.key), entry.path, "");
+    }
+    #[cfg(feature = "agent")]
+    for entry in templates.as_ref().map_or(Ok(Vec::new()), template::Store::entries)? {
+        add_entry(&mut text, (entry.size, entry.used, &entry.key), entry.kernel, "template of ");
+    }
+    Ok(show(&text))
+}
+
+/// Adds the line of an entry with this size, time of use and name, and the path of its kernel, to `text`.
+fn add_entry(
+    text: &mut String,
+    (size, used, key): (u64, SystemTime, &str),
+    path: Option<PathBuf>,
+    what: &str,
+) {
+    let minutes = used.elapsed().unwrap_or_default().as_secs() / 60;
+    // Quoted and escaped: the name can have any bytes.
+    let path = path.map_or_else(|| "?".into(), |path| format!("{path:?}"));
+    let (mib, hash) = (size >> 20, &key[..HASH_DIGITS]);
+    *text += &format!("{mib:>5} MiB  {minutes:>6} min  {hash}  {what}{path}\n");
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use tinyvmm::machine::{LiveMachine, Machine};
 
 use crate::config::Config;
@@ -30,6 +30,12 @@ impl Api {
         Ok(None)
     }
     pub fn serve(&mut self, _: &Jail) -> Result<()> {
+        match *self {}
+    }
+    pub fn explain(&self, _: Error) -> Error {
+        match *self {}
+    }
+    pub fn started(&mut self, _: &LiveMachine) {
         match *self {}
     }
     pub fn is_complete(&self) -> bool {
@@ -71,7 +77,7 @@ impl Api {
     pub fn write_due_metrics(&mut self, _: &LiveMachine) -> bool {
         match *self {}
     }
-    pub fn write_last_metrics(&mut self, _: &Machine) {
+    pub fn write_last_metrics(&mut self, _: &Machine, _: &End) {
         match *self {}
     }
 }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kvm_ioctls::Kvm;
 use tinyvmm::arch::capabilities;
-use tinyvmm::config::{MachineConfig, VsockConfig};
+use tinyvmm::config::MachineConfig;
 use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Halt};
 use tinyvmm::machine::{Files, LiveMachine, Machine, Owner, Start};
@@ -17,18 +17,21 @@ use tinyvmm::memory::{self, GuestRam};
 use tinyvmm::timeline::{Mark, Observer, Timeline};
 
 use crate::api::{Api, ApiCall};
-use crate::config::{Config, ProcessConfig};
+use crate::config::Config;
+use crate::exec::GuestCommand;
 use crate::host::Misfit;
+use crate::identity::Renewal;
 use crate::inbox::{End, Inbox, Message};
 use crate::jail::Jail;
 use crate::last_words::LastWords;
 use crate::measure::Record;
 use crate::names::{self, Named};
-use crate::net::{self, Network};
+use crate::outside::Outside;
 use crate::report::ReportFile;
+use crate::share::Shares;
 use crate::snapshot::{Restored, Subject};
 use crate::vsock::Vsock;
-use crate::{console, files, host, logger, process};
+use crate::{console, files, host, logger, net, process};
 
 /// A second signal this soon repeats the first: timeout(1) signals a child and then its group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
@@ -41,6 +44,8 @@ pub struct RunOutcome {
     pub end: End,
     /// Why such a kernel cannot boot on this host.
     pub reason: Option<String>,
+    /// The exit code of a command that was not waited for.
+    pub given_up: Option<u8>,
 }
 
 /// Runs the machine until it ends for good, and returns its end. An error means that the machine did not start. `start`
@@ -55,8 +60,10 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
     record.reached(Mark::Configured);
     process::share_heap();
     let mut jail = Jail::begin(process)?;
+    let mut renewal = Renewal::prepare(config, restored.as_ref())?;
     // What is outside the jail is connected before its namespaces are entered.
-    let early = process.jail.as_ref().map(|_| Outside::open(config)).transpose()?;
+    let early = process.jail.as_ref().map(|_| Outside::open(config, restored.as_ref()));
+    let early = early.transpose()?;
     jail.isolate()?;
     if process.boot_report.is_some() {
         record.count_instructions();
@@ -64,34 +71,35 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
     let (kvm, inbox) = (host::open_kvm()?, Inbox::new()?);
     let mut named = Named::open(config, &jail)?;
     let copy = named.as_ref().map(Named::copy).transpose()?;
-    let early = RefCell::new(early);
-    let is_measured = is_measured(process);
+    // Whether the boot's marks are used.
+    let is_measured =
+        process.boot_report.is_some() || process.trace_exits || process.api_sock.is_some();
     let folder = std::env::current_dir().unwrap_or_default();
     let goes_on = restored.is_some();
-    let restored = RefCell::new(restored);
+    let (early, restored) = (RefCell::new(early), RefCell::new(restored));
     let host = Host { jail, kvm, inbox, record, copy, is_measured, early, folder, restored };
     let mut api = Api::open(config, &host.record, host.inbox.waker())?;
     let report = process.boot_report.as_deref();
     let mut report = report.map(|path| ReportFile::open(path, &config.machine.0)).transpose()?;
     let (mut parts, machine, call) = match host.wait_for_start(config, &mut api)? {
         Ok(started) => started,
-        Err(end) => return Ok(RunOutcome { end, reason: None }),
+        Err(end) => return Ok(RunOutcome { end, reason: None, given_up: None }),
     };
     if let Some(named) = &mut named {
         named.serve(&parts.machine)?;
     }
     host.close_jail(&mut parts, &mut api)?;
+    parts.command.as_mut().map_or(Ok(()), GuestCommand::start)?;
     let machine = match &api {
         Some(api) if api.starts_paused() => LiveMachine::Paused(machine),
         _ => LiveMachine::Running(machine.start()?),
     };
+    api.iter_mut().for_each(|api| api.started(&machine));
     process::trim_code();
-    if goes_on && process.detach {
+    if renewal.as_mut().map(Renewal::begin).is_none() && goes_on && process.detach {
         names::reached(Mark::InitMark); // long ago
     }
-    if let Some(call) = call {
-        call.answer(Ok(()));
-    }
+    call.into_iter().for_each(|call| call.answer(Ok(())));
     let mut used = None;
     let end = host.run_until_it_ends(&parts, machine, &mut api, || {
         if let Some(report) = &mut report {
@@ -99,6 +107,7 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
         }
     });
     let end = end.unwrap_or_else(|error| End::Guest(Halt::Internal(format!("{error:#}"))));
+    let given_up = parts.command.take().and_then(GuestCommand::finish);
     if let Some(report) = report
         && let Err(error) = report.write(&host.record, &end, used.unwrap_or_default())
     {
@@ -111,12 +120,7 @@ pub fn run(config: &Config, restored: Option<Restored>, start: Instant) -> Resul
         named.ended(&end);
     }
     let reason = parts.misfit.and_then(|misfit| misfit.explain(&end));
-    Ok(RunOutcome { end, reason })
-}
-
-/// Whether the boot's marks are used.
-fn is_measured(process: &ProcessConfig) -> bool {
-    process.boot_report.is_some() || process.trace_exits || process.api_sock.is_some()
+    Ok(RunOutcome { end, reason, given_up })
 }
 
 /// What machines are built with.
@@ -136,25 +140,6 @@ struct Host<'a> {
     restored: RefCell<Option<Restored>>,
 }
 
-/// What a machine is connected to by other processes.
-struct Outside {
-    network: Network,
-    vsock: Option<Vsock>,
-}
-
-impl Outside {
-    fn open(config: &Config) -> Result<Self> {
-        let (machine, jail) = (&config.machine.0, config.process.jail.as_ref());
-        let network = Network::open(&machine.net)?;
-        let network = if jail.is_some() { network.ready()? } else { network };
-        let path =
-            |vsock: &VsockConfig| vsock.path.clone().or_else(|| names::vsock(&config.process));
-        let path = machine.vsock.as_ref().and_then(path);
-        let vsock = path.map(|path| Vsock::open(&path, jail)).transpose()?;
-        Ok(Self { network, vsock })
-    }
-}
-
 /// What a machine is built of, also after a reset.
 struct Parts {
     machine: MachineConfig,
@@ -164,8 +149,9 @@ struct Parts {
     deadline: Option<Instant>,
     ends_at_reset: bool,
     misfit: Option<Misfit>,
-    /// Its socket is there for as long as this.
-    _vsock: Option<Vsock>,
+    command: Option<GuestCommand>,
+    /// Its socket is there for as long as this, and what serves its shares.
+    _outside: (Option<Vsock>, Shares),
 }
 
 /// A machine that can start, and the API's call that requested the start.
@@ -182,7 +168,7 @@ impl Host<'_> {
         let plain = |(parts, machine)| Ok((parts, machine, None));
         let Some(api) = api else { return self.assemble(config).map(plain) };
         if api.is_complete() {
-            let assembled = self.assemble(&api.config())?;
+            let assembled = self.assemble(&api.config()).map_err(|error| api.explain(error))?;
             api.serve(&self.jail)?;
             return Ok(plain(assembled));
         }
@@ -192,6 +178,7 @@ impl Host<'_> {
                 Some(Message::Door) => api.serve_before_start(),
                 Some(Message::StopRequest) => return Ok(Err(End::Signal)),
                 Some(Message::Quit) => return Ok(Err(End::Quit)),
+                Some(Message::Killed(signal)) => return Ok(Err(End::Killed(signal))),
                 _ => None,
             };
             let call = match call {
@@ -221,18 +208,21 @@ impl Host<'_> {
         capabilities::check(&self.kvm, &machine)?;
         net::settle(&mut machine, process.name.as_deref())?;
         let early = self.early.take();
-        let Outside { mut network, vsock } = early.map_or_else(|| Outside::open(config), Ok)?;
-        let wires = std::mem::take(&mut network.wires);
         let restored = self.restored.take();
+        let mut outside = early.map_or_else(|| Outside::open(config, restored.as_ref()), Ok)?;
+        let host = outside.host()?;
+        let Outside { mut network, mut shares, vsock, mut command } = outside;
+        let wires = std::mem::take(&mut network.wires);
         let (mut files, memory) = match restored {
-            None => (files::open(&machine, process, wires)?, None),
+            None => (files::open(&machine, process)?, None),
             Some(restored) => {
                 let disks = restored.open_disks(&machine)?;
                 let (start, memory) = restored.start()?;
-                (Files { start, disks, wires, vsock: None }, Some(memory))
+                (Files { disks, ..Files::new(start) }, Some(memory))
             }
         };
-        files.vsock = vsock.as_ref().map(|vsock| vsock.host.clone());
+        (files.wires, files.backends) = (wires, std::mem::take(&mut shares.backends));
+        files.vsock = host;
         let misfit = match &files.start {
             Start::Boot { kernel, .. } => Misfit::find(kernel),
             Start::Saved(..) => None,
@@ -243,24 +233,27 @@ impl Host<'_> {
         }
         if process.jail.is_some() {
             // The console's file is opened before privileges are dropped, as all files are.
-            console::connect(&mut console, config, self.inbox.waker())?;
+            console::connect(&mut console, config, self.inbox.waker(), command.as_mut())?;
         }
         self.jail.drop_privileges()?;
         if machine.mem.room().is_some() && process.api_sock.is_none() {
             log::warn!("--mem {}: nobody can ask for more without --api-sock, add it", machine.mem);
         }
         let ram = host::allocate_ram(&machine)?;
-        if let Some(file) = memory {
-            memory::saved::restore(&ram, &file, machine.hugepages).context("--restore: memory")?;
+        if let Some(memory) = memory {
+            memory.fill(&ram, machine.hugepages)?;
         }
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ends_at_reset = process.ends_at_reset();
-        let parts = Parts { machine, files, ram, deadline, ends_at_reset, misfit, _vsock: vsock };
+        let _outside = (vsock, shares);
+        let mut parts =
+            Parts { machine, files, ram, deadline, ends_at_reset, misfit, command, _outside };
         let mut machine = self.build(&parts, console)?;
         network.ready()?;
         if process.jail.is_none() {
             // The last step before the start, when nothing else can fail.
-            console::connect(machine.console(), config, self.inbox.waker())?;
+            let (console, command) = (machine.console(), parts.command.as_mut());
+            console::connect(console, config, self.inbox.waker(), command)?;
         }
         Ok((parts, machine))
     }
@@ -304,7 +297,7 @@ impl Host<'_> {
             let ended = machine.end()?;
             stopped();
             if let Some(api) = api {
-                api.write_last_metrics(&ended);
+                api.write_last_metrics(&ended, &end);
             }
             if end != End::Guest(Halt::Reset) || parts.ends_at_reset {
                 return Ok(end);
@@ -354,8 +347,11 @@ impl Host<'_> {
                     }
                 }
                 Some(Message::Quit) => return Ok(End::Quit),
-                Some(Message::Machine(Event::InitRuns)) => {
-                    process::trim_code(); // a running guest needs little of the code that a boot needs
+                Some(Message::Killed(signal)) => return Ok(End::Killed(signal)),
+                // A running guest needs little of the code that a boot needs.
+                Some(Message::Machine(Event::InitRuns)) => process::trim_code(),
+                Some(Message::Machine(Event::ReadsConsole)) => {
+                    parts.command.iter().for_each(GuestCommand::use_console);
                 }
                 Some(Message::Machine(Event::Halt(halt))) => {
                     if let Some(words) = last_words {

@@ -28,8 +28,25 @@ static CONTINUED: OnceLock<EventFd> = OnceLock::new();
 /// The interval of checks in the background: bash's `fg` of a running job sends no signal.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// How a terminal is while the process is in the foreground.
+#[derive(Clone, Copy)]
+pub enum Mode {
+    /// Raw, but for these modes of its output. Some keys are tinyvmm's.
+    Raw(OutputModes),
+    /// As it was: lines, and all that is typed is input.
+    Cooked,
+}
+
+impl Default for Mode {
+    /// tinyvmm's messages end in a bare newline.
+    fn default() -> Self {
+        Self::Raw(OutputModes::OPOST | OutputModes::ONLCR)
+    }
+}
+
 /// Standard input, where it is a terminal. Dropping it restores the terminal; so does a panic.
 pub struct Terminal {
+    mode: Mode,
     keys: EscapeKeys,
     waker: Waker,
     continued: &'static EventFd,
@@ -45,9 +62,9 @@ extern "C" fn on_continue(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void)
 }
 
 impl Terminal {
-    /// Makes standard input raw, now or once the process is in the foreground; `None` if it is no terminal. One that is
-    /// attached to a machine has a key by which it leaves.
-    pub fn open(waker: Waker, is_attached: bool) -> Result<Option<Self>> {
+    /// Has standard input be as `mode` says, now or once the process is in the foreground; `None` if it is no terminal. One
+    /// that is attached to a machine has a key by which it leaves.
+    pub fn open(waker: Waker, is_attached: bool, mode: Mode) -> Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
         }
@@ -56,9 +73,20 @@ impl Terminal {
         register_signal_handler(libc::SIGCONT, on_continue)?;
         restore_at_panic();
         let (keys, looked) = (EscapeKeys::new(is_attached), Instant::now());
-        let mut terminal = Self { keys, waker, continued, foreground: false, looked };
+        let mut terminal = Self { mode, keys, waker, continued, foreground: false, looked };
         terminal.look()?;
         Ok(Some(terminal))
+    }
+
+    /// Changes how it is.
+    pub fn set_mode(&mut self, mode: Mode) -> io::Result<()> {
+        self.mode = mode;
+        self.look()
+    }
+
+    /// Whether it is raw while the process is in the foreground.
+    pub fn is_raw(&self) -> bool {
+        matches!(self.mode, Mode::Raw(_))
     }
 
     /// Enters raw mode if the process is in the foreground: a shell restores its own mode when it stops a job.
@@ -66,9 +94,10 @@ impl Terminal {
         self.looked = Instant::now();
         without_being_stopped(|| {
             self.foreground = !in_background();
-            // tinyvmm's messages end in a bare newline.
-            let output = OutputModes::OPOST | OutputModes::ONLCR;
-            if self.foreground { enter_raw_mode(output) } else { Ok(()) }
+            match self.mode {
+                Mode::Raw(output) if self.foreground => enter_raw_mode(output),
+                _ => Ok(()),
+            }
         })
     }
 }

@@ -6,6 +6,7 @@ mod disk;
 mod mem;
 mod net;
 mod rate;
+mod share;
 mod size;
 pub mod text;
 mod vsock;
@@ -22,6 +23,7 @@ pub use disk::{Aio, DiskConfig, Overlay};
 pub use mem::Mem;
 pub use net::{Mac, NetConfig, NetEnd, Publish, User};
 pub use rate::{Bucket, RateLimit};
+pub use share::{MAX_TAG, ShareConfig, VhostUserConfig, VhostUserKind};
 pub use size::Size;
 pub use vsock::VsockConfig;
 
@@ -64,6 +66,10 @@ pub struct MachineConfig {
     pub net: Vec<NetConfig>,
     /// The vsock device, if it has one.
     pub vsock: Option<VsockConfig>,
+    /// Folders of the host.
+    pub share: Vec<ShareConfig>,
+    /// Devices that processes serve which are there already.
+    pub vhost_user: Vec<VhostUserConfig>,
     /// Limits of the random number generator's bytes and requests.
     #[serde(skip_serializing_if = "is_default")]
     pub entropy_limit: RateLimit,
@@ -98,6 +104,8 @@ impl Default for MachineConfig {
             disk: Vec::new(),
             net: Vec::new(),
             vsock: None,
+            share: Vec::new(),
+            vhost_user: Vec::new(),
             entropy_limit: RateLimit::default(),
             uart: Uart::Ports,
             boot_timer: false,
@@ -132,12 +140,22 @@ impl MachineConfig {
         );
         self.mem.validate_room(self.hugepages)?;
         self.balloon.validate(self.mem.boot, self.hugepages)?;
-        let asked_for = self.disk.len() + self.net.len();
+        let served = self.share.len() + self.vhost_user.len();
+        let asked_for = self.disk.len() + self.net.len() + served;
         let most = layout::MAX_VIRTIO + asked_for - self.virtio_devices();
-        let what = if self.net.is_empty() { "disks" } else { "disks and network cards" };
+        let what = match (self.net.is_empty(), served == 0) {
+            (true, true) => "disks",
+            (false, true) => "disks and network cards",
+            (_, false) => "disks, network cards and shares",
+        };
         ensure!(asked_for <= most, "--disk: {asked_for} {what}, at most {most} can be had");
         NetConfig::ensure_apart(&self.net)?;
-        Ok(())
+        share::ensure_tags_apart(&self.share, &self.vhost_user)
+    }
+
+    /// Whether other processes serve some of its devices, and have its memory for that.
+    pub fn is_served_by_others(&self) -> bool {
+        !self.share.is_empty() || !self.vhost_user.is_empty()
     }
 
     /// Publishes `port` at the first card in the user's network, which is added if there is none.
@@ -156,7 +174,8 @@ impl MachineConfig {
         let random_numbers = 1;
         let (balloon, room) = (self.balloon_target().is_some(), self.mem.room().is_some());
         let of_one_kind = [balloon, room, self.vsock.is_some()].map(usize::from);
-        self.disk.len() + self.net.len() + random_numbers + of_one_kind.iter().sum::<usize>()
+        let of_many = [self.disk.len(), self.net.len(), self.share.len(), self.vhost_user.len()];
+        random_numbers + of_one_kind.iter().chain(&of_many).sum::<usize>()
     }
 
     /// The balloon's target at the start, in bytes; `None` for a machine without a balloon.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::guest_report::InitRuns;
+use super::guest_report::Reported;
+use super::held::Held;
 use super::output::Output;
 use super::serial::SerialPort;
 use crate::bus::BusDevice;
@@ -76,8 +77,10 @@ pub struct Console {
     keyboard: Option<Box<dyn Keyboard>>,
     /// Input that waits for room in the guest's FIFO.
     typed: Vec<u8>,
-    /// Input is for a command: it waits until init runs, and its end is passed on as Ctrl-D.
+    /// Input is for a command: it waits until that reads the console, and its end is passed on as Ctrl-D.
     for_command: bool,
+    /// Output that waits for that, too, or for an end without a status, and is written before the rest.
+    held: Held,
 }
 
 /// Ctrl-D, which ends the input of a terminal in line mode at the start of a line.
@@ -94,6 +97,7 @@ impl Console {
             keyboard: None,
             typed: Vec::new(),
             for_command: false,
+            held: Held::default(),
         })
     }
 
@@ -114,9 +118,22 @@ impl Console {
         self.keyboard = Some(keyboard);
     }
 
-    /// Has input wait until the guest's init runs, and its end passed on as Ctrl-D.
-    pub fn feed_command(&mut self) {
-        self.for_command = true;
+    /// Has input wait until the guest's command reads it ([`super::guest_report::READS_CONSOLE`]), and its end passed on
+    /// as Ctrl-D. With `holds` output waits, too: the last of it is written then, or when the machine ends without a
+    /// status.
+    pub fn feed_command(&mut self, holds: bool) {
+        (self.for_command, self.held.waits) = (true, holds);
+    }
+
+    /// Keeps the output that there is, for which the copy need not wait.
+    fn hold(&mut self) {
+        let waits = self.held.waits && !self.output.is_empty();
+        if waits {
+            let bytes = self.output.front(usize::MAX);
+            self.output.written(bytes.len());
+            let _ = self.copy.as_mut().map(|copy| copy.write(&bytes));
+            self.held.add(&bytes);
+        }
     }
 
     /// The guest's side of the output.
@@ -126,6 +143,9 @@ impl Console {
 
     /// Writes waiting output, at most `CHUNK` bytes.
     fn write_out(&mut self) {
+        if let Some(sink) = self.sink.as_mut().filter(|_| self.held.is_due()) {
+            return self.held.show(sink, CHUNK);
+        }
         let bytes = self.output.front(CHUNK);
         let written = match (&mut self.sink, &mut self.copy) {
             (Some(sink), copy) => sink.write(&bytes).inspect(|count| {
@@ -157,7 +177,8 @@ impl Console {
     }
 
     fn pending(&self) -> bool {
-        self.pacer().is_some() && !self.output.is_empty()
+        let has_some = self.held.is_due() || !self.held.waits && !self.output.is_empty();
+        self.pacer().is_some() && has_some
     }
 
     /// Reads input of the copy's other end into `typed`.
@@ -206,8 +227,8 @@ impl Console {
     }
 
     /// Passes as much input to the guest as its FIFO takes; true if nothing is left.
-    fn feed(&mut self, serial: &Mutex<SerialPort>, init_runs: &InitRuns) -> bool {
-        if self.for_command && !init_runs.get() {
+    fn feed(&mut self, serial: &Mutex<SerialPort>, reported: &Reported) -> bool {
+        if self.for_command && !reported.reads_console() {
             return self.typed.is_empty();
         }
         // A vCPU may hold the port while it waits for this thread to write output, so never wait for the port.
@@ -229,8 +250,8 @@ pub struct ConsoleWork {
     serial: Arc<Mutex<SerialPort>>,
     /// Writes to the port may be collected there.
     buses: Buses,
-    /// Set when the guest reports that init runs.
-    init_runs: InitRuns,
+    /// What the guest has reported.
+    reported: Reported,
     /// When the guest last sent output.
     sent: Instant,
     /// Processor time of this work's threads, without the present one.
@@ -252,9 +273,13 @@ impl Work for ConsoleWork {
 
     fn run(&mut self, stop: &StopFlag) {
         while !stop.is_set() {
-            let fed = self.console.feed(&self.serial, &self.init_runs);
+            let fed = self.console.feed(&self.serial, &self.reported);
+            self.console.held.waits &= !self.reported.reads_console();
+            self.console.hold();
             self.wait(stop, fed);
         }
+        self.console.hold();
+        self.console.held.conclude(&self.reported);
         // The remaining output; a reader that does not read cannot hold up the end for ever.
         let deadline = Instant::now() + FAREWELL;
         while self.console.pending() && Instant::now() < deadline {
@@ -271,10 +296,10 @@ impl ConsoleWork {
         console: Console,
         serial: Arc<Mutex<SerialPort>>,
         buses: Buses,
-        init_runs: InitRuns,
+        reported: Reported,
     ) -> Self {
         let cpu_time = Duration::ZERO;
-        Self { console, serial, buses, init_runs, sent: Instant::now(), cpu_time }
+        Self { console, serial, buses, reported, sent: Instant::now(), cpu_time }
     }
 
     /// Executes collected writes, and has KVM collect while there are many.
@@ -356,7 +381,7 @@ impl ConsoleWork {
 }
 
 /// Whether the call that failed with `error` is to be tried again.
-fn is_retryable(error: &io::Error) -> bool {
+pub(super) fn is_retryable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 

@@ -1,7 +1,8 @@
 //! Two ports through which a guest reports: that its init runs, and an exit status.
 //!
 //! A byte written to the first of [`crate::layout::REPORT_PORTS`] reports that init runs (the boot report's
-//! `init-mark`). A byte written to the second ends the machine with it as exit status.
+//! `init-mark`), and if it is [`READS_CONSOLE`], that init's command reads the console. A byte written to the second ends
+//! the machine with it as exit status.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,26 +11,46 @@ use crate::bus::BusDevice;
 use crate::event::{Event, EventSender, Halt};
 use crate::timeline::{Mark, Timeline};
 
-/// Whether init has reported that it runs. Clones share it.
-#[derive(Clone, Default)]
-pub struct InitRuns(Arc<AtomicBool>);
+/// The report that the command of `tinyvmm ... -- COMMAND` has the console as its standard streams.
+pub const READS_CONSOLE: u8 = 2;
 
-impl InitRuns {
-    /// Whether init has reported.
-    pub fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+/// What a guest has reported. Clones share it.
+#[derive(Clone, Default)]
+pub struct Reported(Arc<Flags>);
+
+#[derive(Default)]
+struct Flags {
+    init_runs: AtomicBool,
+    reads_console: AtomicBool,
+    has_status: AtomicBool,
+}
+
+impl Reported {
+    /// Whether init runs.
+    pub fn init_runs(&self) -> bool {
+        self.0.init_runs.load(Ordering::Relaxed)
     }
 
-    /// Sets whether it has.
-    pub fn set(&self, runs: bool) {
-        self.0.store(runs, Ordering::Relaxed);
+    /// Sets whether it does.
+    pub fn set_init_runs(&self, runs: bool) {
+        self.0.init_runs.store(runs, Ordering::Relaxed);
+    }
+
+    /// Whether init's command reads the console.
+    pub fn reads_console(&self) -> bool {
+        self.0.reads_console.load(Ordering::Relaxed)
+    }
+
+    /// Whether an exit status was reported.
+    pub fn has_status(&self) -> bool {
+        self.0.has_status.load(Ordering::Relaxed)
     }
 }
 
 /// The two ports.
 pub struct GuestReport {
-    /// Set by the first report of init.
-    pub init_runs: InitRuns,
+    /// What was reported.
+    pub reported: Reported,
     /// Gets the time of that report.
     pub timeline: Timeline,
     /// Gets the reports.
@@ -43,13 +64,20 @@ impl BusDevice for GuestReport {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            (0, [_]) => {
-                if !self.init_runs.0.swap(true, Ordering::Relaxed) {
+            (0, [what]) => {
+                let Flags { init_runs, reads_console, .. } = &*self.reported.0;
+                if !init_runs.swap(true, Ordering::Relaxed) {
                     self.events.send(Event::InitRuns);
+                }
+                if *what == READS_CONSOLE && !reads_console.swap(true, Ordering::Relaxed) {
+                    self.events.send(Event::ReadsConsole);
                 }
                 self.timeline.reach(Mark::InitMark);
             }
-            (1, [status]) => self.events.send(Event::Halt(Halt::Exited(*status))),
+            (1, [status]) => {
+                self.reported.0.has_status.store(true, Ordering::Relaxed);
+                self.events.send(Event::Halt(Halt::Exited(*status)));
+            }
             _ => {}
         }
     }

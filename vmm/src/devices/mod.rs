@@ -3,6 +3,7 @@
 pub mod boot_timer;
 pub mod console;
 pub mod guest_report;
+mod held;
 pub mod output;
 pub mod pci;
 pub mod power;

@@ -204,6 +204,11 @@ impl SerialPort {
         Ok(port)
     }
 
+    /// The interrupt line.
+    pub fn line(&self) -> &EventFd {
+        &self.uart.interrupt_evt().event
+    }
+
     /// Raises the interrupt that the guest may not have seen.
     pub fn raise_again(&mut self) {
         self.uart.interrupt_evt().wanted.set(true);

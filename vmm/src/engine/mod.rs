@@ -1,5 +1,7 @@
 //! Reads, writes and flushes of a disk's files, many at a time: by io_uring, or by threads where that cannot be had.
 
+#[cfg(test)]
+pub mod faulty;
 mod pool;
 pub mod ring;
 
@@ -63,6 +65,8 @@ enum Way {
     /// It is kept for the machine's next life: only a program that does not run a guest yet may make one.
     Ring(Arc<Mutex<Ring>>),
     Pool(Pool),
+    #[cfg(test)]
+    Faulty(faulty::Faulty),
 }
 
 impl Engine {
@@ -80,6 +84,14 @@ impl Engine {
         Ok(Self { way, done, jobs: 0, started, done_at_once })
     }
 
+    #[cfg(test)]
+    pub(crate) fn faulty(seed: u64, failures: Arc<faulty::Failures>) -> io::Result<Self> {
+        let faulty = faulty::Faulty::new(seed, failures)?;
+        let done = faulty.as_fd().try_clone_to_owned()?;
+        let (started, done_at_once) = Default::default();
+        Ok(Self { way: Way::Faulty(faulty), done, jobs: 0, started, done_at_once })
+    }
+
     /// How many jobs are not returned yet.
     pub fn jobs(&self) -> usize {
         self.jobs
@@ -95,6 +107,8 @@ impl Engine {
         match &mut self.way {
             Way::Ring(ring) => lock(ring).begin(job),
             Way::Pool(pool) => pool.begin(job),
+            #[cfg(test)]
+            Way::Faulty(faulty) => faulty.begin(job),
         }
     }
 
@@ -119,6 +133,8 @@ impl Engine {
                 pool.submit();
                 Ok(())
             }
+            #[cfg(test)]
+            Way::Faulty(faulty) => faulty.submit(),
         }
     }
 
@@ -128,6 +144,8 @@ impl Engine {
             let next = self.done_at_once.pop_front().or_else(|| match &mut self.way {
                 Way::Ring(ring) => lock(ring).next(),
                 Way::Pool(pool) => pool.next(),
+                #[cfg(test)]
+                Way::Faulty(faulty) => faulty.next(),
             });
             let Some((mut job, returned)) = next else { return Ok(None) };
             let result = match returned {

@@ -12,9 +12,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Files, Handles, Owner};
 use crate::bus::Bus;
 use crate::coalesced::CoalescedWrites;
-use crate::config::{Mac, MachineConfig, Uart};
+use crate::config::{Mac, MachineConfig, Uart, VhostUserKind};
 use crate::devices::boot_timer::BootTimer;
-use crate::devices::guest_report::{GuestReport, InitRuns};
+use crate::devices::guest_report::{GuestReport, Reported};
 use crate::devices::output::Output;
 use crate::devices::pci::ConfigAddress;
 use crate::devices::power::{I8042, PanicFlag, Power, Pvpanic};
@@ -34,6 +34,7 @@ use crate::virtio::net::Net;
 use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
+use crate::virtio::vhost_user::VhostUser;
 use crate::virtio::vsock::Vsock;
 
 /// The devices of a machine.
@@ -44,8 +45,8 @@ pub(super) struct Devices {
     pub mmio: Bus,
     /// The port that the console is connected to.
     pub serial: Arc<Mutex<SerialPort>>,
-    /// Whether the guest's init has reported that it runs.
-    pub init_runs: InitRuns,
+    /// What the guest's init has reported.
+    pub reported: Reported,
     /// What a guest can read or change of the other devices at ports.
     pub pc: PcDevices,
     /// Raises the interrupt of a new identity.
@@ -61,7 +62,7 @@ pub(super) struct PcDevices {
     rtc: Arc<Mutex<Rtc>>,
     pci: Arc<Mutex<ConfigAddress>>,
     pvpanic: Arc<Mutex<Pvpanic>>,
-    init_runs: InitRuns,
+    reported: Reported,
 }
 
 /// That state.
@@ -79,7 +80,7 @@ impl PcDevices {
             rtc: lock(&self.rtc).index,
             pci: lock(&self.pci).0,
             has_panicked: lock(&self.pvpanic).reported,
-            init_runs: self.init_runs.get(),
+            init_runs: self.reported.init_runs(),
         }
     }
 
@@ -87,12 +88,12 @@ impl PcDevices {
         lock(&self.rtc).index = saved.rtc;
         lock(&self.pci).0 = saved.pci;
         lock(&self.pvpanic).reported = saved.has_panicked;
-        self.init_runs.set(saved.init_runs);
+        self.reported.set_init_runs(saved.init_runs);
     }
 }
 
 impl Devices {
-    /// Makes the devices that `config` names. What the guest prints goes to `output`.
+    /// Makes the devices that `config` names, with the memory slots that they need. What the guest prints goes to `output`.
     pub fn build(
         config: &MachineConfig,
         files: &Files,
@@ -109,8 +110,8 @@ impl Devices {
             serial = serial.restored(&saved.serial)?;
         }
         let serial = add_serial(&mut ports, &mut mmio, config, serial)?;
-        let init_runs = InitRuns::default();
-        let pc = add_pc_devices(&mut ports, owner, init_runs.clone())?;
+        let reported = Reported::default();
+        let pc = add_pc_devices(&mut ports, owner, reported.clone())?;
         if config.boot_timer {
             mmio.insert(
                 layout::BOOT_TIMER,
@@ -118,16 +119,16 @@ impl Devices {
             )?;
         }
         let (timeline, events) = (owner.timeline.clone(), owner.events.clone());
-        let report = GuestReport { init_runs: init_runs.clone(), timeline, events };
+        let report = GuestReport { reported: reported.clone(), timeline, events };
         ports.insert(layout::REPORT_PORTS, Arc::new(Mutex::new(report)))?;
 
-        let power_button = irqfd(vm, layout::EVENT_GSI)?;
-        let new_identity = irqfd(vm, layout::GENERATION_GSI)?;
+        let (power_button, new_identity) = (line()?, line()?);
         let mut handles = Handles {
             balloon: None,
             memory: None,
             disks: Vec::new(),
             cards: Vec::new(),
+            vsock: None,
             serial: serial.clone(),
             panicked,
             power_button,
@@ -137,17 +138,34 @@ impl Devices {
         let pages = Arc::new(memory::virtio_pages(vm, devices.len())?);
         let mut virtio = Vec::new();
         for (index, device) in devices.into_iter().enumerate() {
-            virtio.push(add_virtio(&mut mmio, vm, ram, (pages.clone(), index), device)?);
+            virtio.push(add_virtio(&mut mmio, ram, (pages.clone(), index), device)?);
         }
-        Ok(Self { ports, mmio, serial, init_runs, pc, new_identity, handles, virtio })
+        Ok(Self { ports, mmio, serial, reported, pc, new_identity, handles, virtio })
+    }
+
+    /// Connects the devices' interrupt lines with the interrupt chips of `vm`, and doorbells with their devices.
+    pub fn connect(&self, vm: &VmFd) -> Result<()> {
+        let connect = |line: &EventFd, gsi: u32| {
+            vm.register_irqfd(line, gsi).with_context(|| format!("KVM_IRQFD for GSI {gsi}"))
+        };
+        connect(lock(&self.serial).line(), layout::SERIAL_GSI)?;
+        connect(&self.handles.power_button, layout::EVENT_GSI)?;
+        connect(&self.new_identity, layout::GENERATION_GSI)?;
+        for (index, device) in self.virtio.iter().enumerate() {
+            let transport = &lock(device).transport;
+            connect(transport.line(), layout::virtio_gsi(index))?;
+            let doorbell = IoEventAddress::Mmio(layout::virtio_mmio(index) + QUEUE_NOTIFY);
+            for (queue, kick) in (0u32..).zip(transport.kicks()) {
+                vm.register_ioevent(kick, &doorbell, queue).context("KVM_IOEVENTFD")?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// An event that raises `gsi` when it is written.
-pub(super) fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd> {
-    let event = EventFd::new(EFD_NONBLOCK)?;
-    vm.register_irqfd(&event, gsi).with_context(|| format!("KVM_IRQFD for GSI {gsi}"))?;
-    Ok(event)
+/// An interrupt line, not connected yet.
+fn line() -> Result<EventFd> {
+    Ok(EventFd::new(EFD_NONBLOCK)?)
 }
 
 /// For what the guest sends through the serial port: a byte a time, thousands of times a boot. `None` where KVM cannot.
@@ -179,9 +197,8 @@ fn new_serial(
         Uart::Ports => None,
         Uart::Memory => Some(memory::serial_page(vm)?),
     };
-    let interrupt = irqfd(vm, layout::SERIAL_GSI)?;
     let timeline = owner.timeline.clone();
-    Ok(SerialPort::new(interrupt, output, panicked.clone(), timeline, page))
+    Ok(SerialPort::new(line()?, output, panicked.clone(), timeline, page))
 }
 
 fn add_serial(
@@ -198,14 +215,14 @@ fn add_serial(
     Ok(serial)
 }
 
-fn add_pc_devices(ports: &mut Bus, owner: &Owner, init_runs: InitRuns) -> Result<PcDevices> {
+fn add_pc_devices(ports: &mut Bus, owner: &Owner, reported: Reported) -> Result<PcDevices> {
     let events = || owner.events.clone();
     let pvpanic = Pvpanic { reported: false, events: events() };
     let pc = PcDevices {
         rtc: Arc::default(),
         pci: Arc::default(),
         pvpanic: Arc::new(Mutex::new(pvpanic)),
-        init_runs,
+        reported,
     };
     // Where a guest does not need the clock ACPI says that there is none, and the clock costs no exits.
     ports.insert(layout::RTC_PORTS, pc.rtc.clone())?;
@@ -251,25 +268,26 @@ fn virtio_devices(
     }
     if let Some(vsock) = &config.vsock {
         let host = files.vsock.clone().unwrap_or_default();
-        devices.push(Box::new(Vsock::new(vsock.cid, host)));
+        let vsock = Vsock::new(vsock.cid, host);
+        handles.vsock = Some(vsock.counts().clone());
+        devices.push(Box::new(vsock));
+    }
+    let shares = config.share.iter().map(|share| VhostUserKind::Files(share.tag.clone()));
+    let kinds = shares.chain(config.vhost_user.iter().map(|other| other.kind.clone()));
+    for (index, (kind, backend)) in kinds.zip(&files.backends).enumerate() {
+        devices.push(Box::new(VhostUser::new(backend.clone(), kind, index)?));
     }
     Ok(devices)
 }
 
 fn add_virtio(
     mmio: &mut Bus,
-    vm: &VmFd,
     ram: &GuestRam,
     (pages, index): (Arc<MmapRegion>, usize),
     device: Box<dyn VirtioDevice>,
 ) -> Result<Arc<Mutex<Mmio>>> {
     let base = layout::virtio_mmio(index);
-    let interrupt = irqfd(vm, layout::virtio_gsi(index))?;
-    let transport = Transport::new(device, ram.clone(), (pages, index), interrupt)?;
-    for (queue, kick) in (0u32..).zip(transport.kicks()) {
-        vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue)
-            .context("KVM_IOEVENTFD")?;
-    }
+    let transport = Transport::new(device, ram.clone(), (pages, index), line()?)?;
     let device = Arc::new(Mutex::new(Mmio::new(transport)));
     mmio.insert(base..base + layout::VIRTIO_MMIO_SIZE, device.clone())?;
     Ok(device)

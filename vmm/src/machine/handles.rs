@@ -11,6 +11,7 @@ use crate::virtio::balloon_handle::BalloonHandle;
 use crate::virtio::disk_counts::DiskCounts;
 use crate::virtio::mem_handle::MemHandle;
 use crate::virtio::net_counts::NetCounts;
+use crate::virtio::vsock_counts::VsockCounts;
 
 /// The handles of a machine.
 pub struct Handles {
@@ -22,6 +23,8 @@ pub struct Handles {
     pub disks: Vec<Arc<DiskCounts>>,
     /// What has gone through the network cards, in the order of the configuration.
     pub cards: Vec<Arc<NetCounts>>,
+    /// What has gone through the vsock device, if the machine has one.
+    pub vsock: Option<Arc<VsockCounts>>,
     /// The serial port, which a vCPU may hold for as long as it waits for the console's reader.
     pub serial: Arc<Mutex<SerialPort>>,
     pub(super) panicked: PanicFlag,

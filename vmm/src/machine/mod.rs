@@ -18,12 +18,13 @@ pub use self::saved::{Renewal, SavedMachine};
 use crate::arch::boot::{self, Initrd};
 use crate::arch::kernel::KernelFile;
 use crate::arch::vm;
+use crate::backend::Backend;
 use crate::config::MachineConfig;
 use crate::devices::console::{Console, ConsoleWork};
 use crate::devices::output::Output;
 use crate::disk_image::DiskImage;
 use crate::event::{EventSender, Halt};
-use crate::memory::{self, GuestRam};
+use crate::memory::{self, Backing, GuestRam};
 use crate::sync::lock;
 use crate::timeline::{Mark, Timeline};
 use crate::vcpu::{Buses, Vcpu};
@@ -64,8 +65,18 @@ pub struct Files {
     pub disks: Vec<DiskImage>,
     /// What the network cards are connected to, in the order of the configuration.
     pub wires: Vec<Wire>,
+    /// The processes that serve devices: those of shares, then others, in the order of the configuration.
+    pub backends: Vec<Backend>,
     /// What the vsock device has of the host; `None` is nobody.
     pub vsock: Option<Host>,
+}
+
+impl Files {
+    /// Those of a machine that has no devices of the host's.
+    pub fn new(start: Start) -> Self {
+        let (disks, wires, backends, vsock) = Default::default();
+        Self { start, disks, wires, backends, vsock }
+    }
 }
 
 /// Where a machine reports to.
@@ -86,9 +97,11 @@ impl Owner {
 
 /// Reserves the memory that `config` describes: what the guest starts with, and room for what can be plugged.
 pub fn allocate_ram(config: &MachineConfig) -> Result<GuestRam> {
-    let ram = memory::allocate(config.mem.bytes(), config.hugepages)?;
+    let shared = config.is_served_by_others();
+    let ram =
+        memory::allocate(config.mem.bytes(), Backing { hugepages: config.hugepages, shared })?;
     match config.mem.room() {
-        Some(range) => memory::with_hotplug_region(&ram, range, config.mem.block()),
+        Some(range) => memory::with_hotplug_region(&ram, range, config.mem.block(), shared),
         None => Ok(ram),
     }
 }
@@ -141,9 +154,14 @@ impl New {
         timeline.reach(Mark::VmCreated);
         memory::map_into_guest(&vm, ram)?;
         timeline.reach(Mark::MemoryReady);
+        let devices = Devices::build(config, files, &vm, ram, output, owner)?;
+        if let Some(saved) = files.start.saved() {
+            saved.restore_devices(&devices)?;
+        }
+        vm::create_chips(&vm)?;
+        devices.connect(&vm)?;
         let fds = vm::create_vcpus(&vm, kvm, config)?;
         fds.iter().for_each(|fd| timeline.made_cpu(fd));
-        let devices = Devices::build(config, files, &vm, ram, output, owner)?;
         Ok(Self { vm, fds, devices })
     }
 
@@ -187,7 +205,7 @@ impl Machine {
             }
             Start::Saved(saved, renewal) => {
                 let new = make()?.with_pit(saved.has_pit())?;
-                saved.restore(*renewal, &new, ram)?;
+                saved.restore(*renewal, &new, config, ram)?;
                 (new, saved.has_pit())
             }
         };
@@ -204,7 +222,7 @@ impl Machine {
             is_between_instructions: true,
         };
         let vcpus = (0..).zip(fds).map(vcpu).collect();
-        let console = ConsoleWork::new(console, devices.serial, buses.clone(), devices.init_runs);
+        let console = ConsoleWork::new(console, devices.serial, buses.clone(), devices.reported);
         let (virtio, handles, timeline) = (devices.virtio, devices.handles, timeline.clone());
         let board = Board { buses, virtio, handles, timeline, pc: devices.pc, has_pit, vm };
         Ok(Self { vcpus, console, board })

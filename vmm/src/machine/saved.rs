@@ -4,10 +4,11 @@ use anyhow::{Result, ensure};
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 
-use super::devices::PcSaved;
+use super::devices::{Devices, PcSaved};
 use super::{Machine, New};
 use crate::arch::saved::{self, Clocks, CpuState, VmState};
 use crate::arch::vm;
+use crate::config::MachineConfig;
 use crate::devices::serial::SerialSaved;
 use crate::memory::GuestRam;
 use crate::sync::lock;
@@ -27,7 +28,7 @@ pub struct SavedMachine {
 /// What differs between a machine that was saved and one that is made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewal {
-    /// The guest is told that it is a copy, so that its random numbers are others.
+    /// It has a UUID of its own, and the guest finds out that it is a copy, so that its random numbers are others.
     pub identity: bool,
     /// How its clocks go on.
     pub clocks: Clocks,
@@ -60,14 +61,18 @@ impl Machine {
 }
 
 impl SavedMachine {
+    /// Whether the guest has a driver for the virtio device with this number (virtio 1.2, 5).
+    pub fn has_driver(&self, id: u32) -> bool {
+        self.virtio.iter().any(|device| device.has_driver(id))
+    }
+
     /// Whether the machine has a PIT.
     pub(super) fn has_pit(&self) -> bool {
         self.vm.has_pit()
     }
 
-    /// Has the `new` machine, with its memory in `ram`, go on where the saved machine was.
-    pub(super) fn restore(&self, renewal: Renewal, new: &New, ram: &GuestRam) -> Result<()> {
-        let New { vm, fds, devices } = new;
+    /// Has the `devices` of a new machine go on where the saved ones were.
+    pub(super) fn restore_devices(&self, devices: &Devices) -> Result<()> {
         let count = devices.virtio.len();
         ensure!(
             self.virtio.len() == count,
@@ -78,12 +83,24 @@ impl SavedMachine {
             lock(device).restore(state)?;
         }
         devices.pc.restore(&self.pc);
+        Ok(())
+    }
+
+    /// Has the `new` machine, with its devices restored and its memory in `ram`, go on where the saved machine was.
+    pub(super) fn restore(
+        &self,
+        renewal: Renewal,
+        new: &New,
+        config: &MachineConfig,
+        ram: &GuestRam,
+    ) -> Result<()> {
+        let New { vm, fds, devices } = new;
         self.vm.restore(&self.cpus, vm, fds, renewal.clocks)?;
         // What was raised just before the stop may be in no saved state; once more does no harm.
         devices.virtio.iter().for_each(|device| lock(device).transport.raise_again());
         lock(&devices.serial).raise_again();
         if renewal.identity {
-            vm::write_generation(ram)?;
+            vm::write_identity(config, ram)?;
             devices.new_identity.write(1)?;
         }
         Ok(())

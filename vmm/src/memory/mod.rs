@@ -1,4 +1,4 @@
-//! Guest RAM: anonymous host memory that is mapped into the guest.
+//! Guest RAM: host memory that is mapped into the guest, anonymous unless other processes serve a device.
 
 pub mod buffers;
 pub mod hotplug;
@@ -7,11 +7,14 @@ mod region;
 pub mod saved;
 mod slots;
 
+use std::ffi::c_void;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::{
     ByteValued, Bytes, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, MmapRegion,
@@ -25,26 +28,39 @@ use crate::layout;
 const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
+/// Where the pages of guest RAM come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backing {
+    /// The hugetlb pool, in which all are reserved at once.
+    pub hugepages: bool,
+    /// A file that other processes can map.
+    pub shared: bool,
+}
+
 /// Reserves `size` bytes of guest RAM, aligned to 2 MiB; pages cost nothing until touched.
-/// With `hugepages` they come from the hugetlb pool and are reserved at once.
 ///
 /// The RAM is unmapped with the last clone; a machine that resets uses it again.
-pub fn allocate(size: u64, hugepages: bool) -> Result<GuestRam> {
+pub fn allocate(size: u64, backing: Backing) -> Result<GuestRam> {
     let mut regions = Vec::new();
     for range in layout::ram_ranges(size) {
-        let (mapping, reserved) = reserve(range.end - range.start, hugepages)
+        let (mapping, reserved, shared) = reserve(range.end - range.start, backing)
             .with_context(|| format!("cannot reserve {} MiB of guest RAM", size >> 20))?;
-        regions.push(RamRegion::new(mapping, range.start, None)?.that_owns(reserved));
+        regions.push(RamRegion::new(mapping, range.start, None)?.that_owns(reserved, shared));
     }
     Ok(GuestRam::from_regions(regions)?)
 }
 
 /// Adds a region at `range` to `ram`, of blocks of `block` bytes, all of which are unplugged.
-pub fn with_hotplug_region(ram: &GuestRam, range: Range<u64>, block: u64) -> Result<GuestRam> {
+pub fn with_hotplug_region(
+    ram: &GuestRam,
+    range: Range<u64>,
+    block: u64,
+    shared: bool,
+) -> Result<GuestRam> {
     let len = range.end - range.start;
-    let (mapping, reserved) = reserve(len, false)
+    let (mapping, reserved, shared) = reserve(len, Backing { hugepages: false, shared })
         .with_context(|| format!("cannot reserve {} MiB for memory to be plugged", len >> 20))?;
-    let region = RamRegion::new(mapping, range.start, Some(block))?.that_owns(reserved);
+    let region = RamRegion::new(mapping, range.start, Some(block))?.that_owns(reserved, shared);
     Ok(ram.insert_region(Arc::new(region))?)
 }
 
@@ -76,6 +92,19 @@ pub fn of_ranges(ranges: &[(u64, u64)]) -> GuestRam {
     GuestRam::from_regions(ranges.iter().map(region).collect()).unwrap()
 }
 
+/// The same, in files that other processes can map.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, reason = "only tests have it, and fuzzing")]
+pub fn shared_of_ranges(ranges: &[(u64, u64)]) -> GuestRam {
+    let region = |(start, len): &(u64, u64)| {
+        let backing = Backing { hugepages: false, shared: true };
+        let (mapping, reserved, shared) = reserve(*len, backing).unwrap();
+        RamRegion::new(mapping, *start, None).unwrap().that_owns(reserved, shared)
+    };
+    GuestRam::from_regions(ranges.iter().map(region).collect()).unwrap()
+}
+
 /// Adds a region of `len` bytes at `start` to `ram`, of blocks, which is unmapped in the same way.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -86,10 +115,10 @@ pub fn with_hotplug_region_in(ram: &GuestRam, start: u64, len: u64, block: u64) 
     ram.insert_region(Arc::new(region)).unwrap()
 }
 
-/// Maps `len` anonymous bytes at a multiple of 2 MiB.
-fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
+/// Maps `len` bytes at a multiple of 2 MiB; of a new file, which is returned, if others are to have them.
+fn reserve(len: u64, backing: Backing) -> Result<(MmapRegion, Reserved, Option<OwnedFd>)> {
     let len = usize::try_from(len)?;
-    let (flags, room) = if hugepages {
+    let (flags, room) = if backing.hugepages && !backing.shared {
         // All pages are reserved now (Documentation/admin-guide/mm/hugetlbpage.rst), so that a pool that is too
         // small is an error here and not a SIGBUS later; each is zeroed when it is touched.
         (MapFlags::HUGETLB | MapFlags::HUGE_2MB, len.next_multiple_of(HUGE_PAGE))
@@ -102,8 +131,9 @@ fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
     let host = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), room, prot, flags) }?;
     let reserved = Reserved { start: host.expose_provenance(), len: room };
     let aligned = host.map_addr(|addr| addr.next_multiple_of(HUGE_PAGE));
+    let shared = backing.shared.then(|| map_file(aligned, len, backing.hugepages)).transpose()?;
     let advices: &[_] =
-        if hugepages { &[] } else { &[Advice::LinuxHugepage, Advice::LinuxDontDump] };
+        if backing.hugepages { &[] } else { &[Advice::LinuxHugepage, Advice::LinuxDontDump] };
     for &advice in advices {
         // SAFETY: advice on this function's fresh mapping, which changes no contents.
         if let Err(error) = unsafe { rustix::mm::madvise(aligned, len, advice) } {
@@ -111,11 +141,23 @@ fn reserve(len: u64, hugepages: bool) -> Result<(MmapRegion, Reserved)> {
         }
     }
     let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = if backing.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     // SAFETY: `len` fresh bytes from `aligned` on are within the mapping, which nothing else refers to and which is
     // there for as long as the region keeps `reserved`.
-    let region =
-        unsafe { MmapRegion::build_raw(aligned.cast(), len, protection, libc::MAP_PRIVATE) };
-    Ok((region?, reserved))
+    let region = unsafe { MmapRegion::build_raw(aligned.cast(), len, protection, flags) };
+    Ok((region?, reserved, shared))
+}
+
+/// Maps a new file of `len` bytes over the fresh mapping at `start`.
+fn map_file(start: *mut c_void, len: usize, hugepages: bool) -> Result<OwnedFd> {
+    let huge =
+        if hugepages { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
+    let file = memfd_create("guest-ram", MemfdFlags::CLOEXEC | huge)?;
+    ftruncate(&file, len.next_multiple_of(if hugepages { HUGE_PAGE } else { PAGE }) as u64)?;
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+    // SAFETY: it replaces a part of the caller's mapping that nothing refers to yet.
+    unsafe { rustix::mm::mmap(start, len, prot, flags, &file, 0) }?;
+    Ok(file)
 }
 
 /// Replaces the `T` at each of `offsets` in `slice`; an offset outside is an error. For hundreds of thousands of
@@ -154,16 +196,16 @@ pub fn discard(ram: &GuestRam, hugepages: bool) -> Result<()> {
             blocks.forget();
         }
         let len = usize::try_from(region.len())?;
-        if region.is_of_file() {
-            saved::renew(region.host(), len)?;
-            continue;
-        }
-        // SAFETY: guest RAM is only touched through volatile accessors, which may find it zero
-        // at any time.
-        unsafe { rustix::mm::madvise(region.host().cast(), len, Advice::LinuxDontNeed) }
-            .context("cannot discard guest RAM")?;
+        region.discard(region.host(), len).context("cannot discard guest RAM")?;
     }
     Ok(())
+}
+
+/// Gives `len` bytes at `pages`, whole pages of anonymous guest RAM, back to the host.
+fn forget(pages: *mut u8, len: usize) -> Result<()> {
+    // SAFETY: the range is within a mapping of guest RAM, which is only touched through volatile accessors; they may
+    // find it zero at any time.
+    Ok(unsafe { rustix::mm::madvise(pages.cast(), len, Advice::LinuxDontNeed) }?)
 }
 
 /// The region of `ram` that `len` bytes of our memory at `start` are in.
@@ -184,13 +226,7 @@ pub fn give_back(ram: &GuestRam, slice: &VolatileSlice) -> Result<()> {
         return Ok(());
     }
     let pages = guard.as_ptr().map_addr(|_| first);
-    if region.is_of_file() {
-        return saved::renew(pages, last - first);
-    }
-    // SAFETY: the range is within a mapping of guest RAM, which is only touched through volatile
-    // accessors; they may find it zero at any time.
-    unsafe { rustix::mm::madvise(pages.cast(), last - first, Advice::LinuxDontNeed) }
-        .context("cannot give guest RAM back")
+    region.discard(pages, last - first).context("cannot give guest RAM back")
 }
 
 /// The part of `ram` that has host pages, in KiB, by `maps` (/proc/PID/smaps, proc(5)).
@@ -221,7 +257,13 @@ mod tests {
 
     #[test]
     fn ram_is_aligned_split_at_the_gap_and_zero_again_after_discard() {
-        let ram = allocate(layout::GAP_START + 2 * layout::MIB, false).unwrap();
+        for shared in [false, true] {
+            check(Backing { hugepages: false, shared });
+        }
+    }
+
+    fn check(backing: Backing) {
+        let ram = allocate(layout::GAP_START + 2 * layout::MIB, backing).unwrap();
         assert!(ram.iter().all(|r| (r.host() as usize).is_multiple_of(HUGE_PAGE)));
         assert!(ram.check_address(GuestAddress(layout::GAP_START)).is_none());
         let high = GuestAddress(layout::GAP_END + 4096);

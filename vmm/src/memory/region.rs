@@ -1,17 +1,19 @@
 //! Guest RAM for devices and loaders: unplugged memory cannot be reached.
 
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
+use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::guest_memory::Error as Unreachable;
 use vm_memory::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
     GuestRegionCollection, GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
-use super::Reserved;
+use super::{Reserved, saved};
 
 /// All RAM of a guest. Clones share it. Only volatile accessors touch it.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
@@ -23,6 +25,8 @@ pub struct RamRegion {
     blocks: Option<Arc<Blocks>>,
     /// Pages that are given up would be a file's again, and not zero.
     of_file: AtomicBool,
+    /// The file by which other processes have the pages, too.
+    shared: Option<OwnedFd>,
     /// Dropped with the region.
     _reserved: Option<Reserved>,
 }
@@ -33,12 +37,35 @@ impl RamRegion {
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(start))
             .context("RAM does not fit the guest's address space")?;
         let blocks = block.map(|size| Arc::new(Blocks::new(start, mapping.len(), size)));
-        Ok(Self { mapping, blocks, of_file: AtomicBool::new(false), _reserved: None })
+        Ok(Self { mapping, blocks, of_file: AtomicBool::new(false), shared: None, _reserved: None })
     }
 
     /// Adds the owner of the mapping.
-    pub(super) fn that_owns(self, reserved: Reserved) -> Self {
-        Self { _reserved: Some(reserved), ..self }
+    pub(super) fn that_owns(self, reserved: Reserved, shared: Option<OwnedFd>) -> Self {
+        Self { _reserved: Some(reserved), shared, ..self }
+    }
+
+    /// The file whose first bytes the region is, if other processes can have it.
+    pub fn shared(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The address of the region's start in this process.
+    pub fn host_address(&self) -> u64 {
+        self.host() as u64
+    }
+
+    /// Gives `len` bytes at `pages` of the region, whole pages, back to the host: they read as zero from then on.
+    pub(super) fn discard(&self, pages: *mut u8, len: usize) -> Result<()> {
+        if self.is_of_file() {
+            return saved::renew(pages, len);
+        }
+        if let Some(file) = &self.shared {
+            let (offset, len) = (pages.addr() - self.host().addr(), len as u64);
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            return Ok(fallocate(file, flags, offset as u64, len)?);
+        }
+        super::forget(pages, len)
     }
 
     /// Whether its pages are those of a file until they are written.

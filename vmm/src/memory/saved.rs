@@ -1,4 +1,5 @@
-//! Guest RAM in a file: all regions one after the other, at multiples of a page; pages of zeroes are holes.
+//! Guest RAM in a file: all regions one after the other, at multiples of a page; pages of zeroes are holes. What follows
+//! is a marker.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,14 +16,18 @@ const PIECE: usize = 64 << 10;
 /// An entry of pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is in memory, or swapped out.
 const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
 
-/// Bytes of the file of `ram`.
+/// Random bytes that a file of RAM ends with, and its machine's state has: they show that the two belong together, and that
+/// the file was copied to its end.
+pub type Marker = [u8; 16];
+
+/// Bytes of the file of `ram`, without a marker.
 fn file_len(ram: &GuestRam) -> u64 {
     ram.iter().map(GuestMemoryRegion::len).sum()
 }
 
-/// Writes `ram`, which no guest uses at present, to `file`, which is empty. `pagemap` is this process's
+/// Writes `ram`, which no guest uses at present, and `marker` to `file`, which is empty. `pagemap` is this process's
 /// `/proc/self/pagemap`: what was never touched is not touched now.
-pub fn save(ram: &GuestRam, pagemap: &File, file: &File) -> Result<()> {
+pub fn save(ram: &GuestRam, pagemap: &File, marker: &Marker, file: &File) -> Result<()> {
     let mut start = 0;
     for region in ram.iter() {
         let mut buffer = vec![0; PIECE];
@@ -38,7 +43,7 @@ pub fn save(ram: &GuestRam, pagemap: &File, file: &File) -> Result<()> {
         }
         start += region.len();
     }
-    file.set_len(start).context("cannot write guest RAM")
+    file.write_all_at(marker, start).context("cannot write guest RAM")
 }
 
 /// Whether all of `bytes` is unplugged, and so is no guest's.
@@ -77,13 +82,28 @@ fn write_pages(bytes: &[u8], file: &File, at: u64) -> std::io::Result<()> {
 }
 
 /// Has `ram`, which is new, have the contents of `file`, which must never change: pages are read when they are touched,
-/// and copied when they are written. With `hugepages`, which no file has, all is read now.
-pub fn restore(ram: &GuestRam, file: &File, hugepages: bool) -> Result<()> {
-    let (len, expected) = (file.metadata()?.size(), file_len(ram));
+/// and copied when they are written. With `hugepages`, which no file has, all is read now. Without a `marker`, only the
+/// file's length shows whether it belongs to the machine.
+pub fn restore(
+    ram: &GuestRam,
+    file: &File,
+    marker: Option<&Marker>,
+    hugepages: bool,
+) -> Result<()> {
+    let end = file_len(ram);
+    let (len, expected) = (file.metadata()?.size(), end + marker.map_or(0, |m| m.len() as u64));
     ensure!(
         len == expected,
         "it has {len} bytes and the machine's memory {expected}: it is damaged"
     );
+    if let Some(marker) = marker {
+        let mut found = Marker::default();
+        file.read_exact_at(&mut found, end)?;
+        ensure!(
+            found == *marker,
+            "it is another snapshot's, or was not copied to its end: copy the whole folder again"
+        );
+    }
     let mut start = 0;
     for region in ram.iter() {
         match hugepages {

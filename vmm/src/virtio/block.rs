@@ -95,6 +95,11 @@ impl Block {
         self.image = image;
     }
 
+    #[cfg(test)]
+    pub(super) fn set_engine(&mut self, engine: Engine) {
+        self.engine = engine;
+    }
+
     /// The backing image.
     pub fn image(&self) -> &DiskImage {
         &self.image

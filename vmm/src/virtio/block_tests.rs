@@ -129,7 +129,10 @@ impl Disk {
     }
 
     fn for_cpus(file: TempFile, image: DiskImage, cpus: u32) -> Self {
-        let block = Block::new(image, 7, Some("serial"), cpus).unwrap();
+        Self::of_block(file, Block::new(image, 7, Some("serial"), cpus).unwrap())
+    }
+
+    fn of_block(file: TempFile, block: Block) -> Self {
         let mut driver = Driver::new(Box::new(block));
         driver.init();
         Self { driver, file }

@@ -46,6 +46,7 @@ impl Work for DeviceWork {
 
     fn run(&mut self, stop: &StopFlag) {
         let mut last = 0;
+        self.device.start(&mut self.queues);
         while !stop.is_set() {
             if self.resume_at.is_some_and(|at| at <= Instant::now()) {
                 self.kick_all();
@@ -117,8 +118,10 @@ impl DeviceWork {
     /// `stop`, and when it is `until`.
     fn wait(&self, stop: &StopFlag, last: usize, until: Option<Instant>) -> Option<usize> {
         let mut fds = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+        // Without events, an eventfd is never ready.
+        let events = if self.device.takes_kicks() { PollFlags::IN } else { PollFlags::empty() };
         let kicks = self.kicks.iter().map(|kick| borrow(kick));
-        fds.extend(kicks.map(|kick| PollFd::from_borrowed_fd(kick, PollFlags::IN)));
+        fds.extend(kicks.map(|kick| PollFd::from_borrowed_fd(kick, events)));
         if !self.is_broken() {
             let descriptors = self.device.descriptors().into_iter();
             fds.extend(descriptors.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));

@@ -21,7 +21,9 @@ pub mod registers;
 pub mod rng;
 pub mod saved;
 pub mod transport;
+pub mod vhost_user;
 pub mod vsock;
+pub mod vsock_counts;
 
 #[cfg(test)]
 mod balloon_tests;
@@ -42,6 +44,8 @@ pub mod test_driver;
 #[cfg(test)]
 pub mod test_log;
 #[cfg(test)]
+mod vhost_user_tests;
+#[cfg(test)]
 mod vsock_tests;
 
 use std::any::Any;
@@ -60,8 +64,8 @@ use saved::DeviceSaved;
 /// A virtio device.
 ///
 /// Before the driver is ready, and after its reset, the device is stopped: its methods are called on a vCPU's thread,
-/// or by the machine's owner. In between it is on a thread of its own, which alone calls [`VirtioDevice::handle`],
-/// [`VirtioDevice::descriptors`], [`VirtioDevice::descriptor_ready`] and [`VirtioDevice::resume_at`]. A pause of the
+/// or by the machine's owner. In between it is on a thread of its own, which alone calls [`VirtioDevice::start`],
+/// [`VirtioDevice::handle`], [`VirtioDevice::descriptors`], [`VirtioDevice::descriptor_ready`] and [`VirtioDevice::resume_at`]. A pause of the
 /// machine stops the thread between two of these calls.
 pub trait VirtioDevice: Any + Send {
     /// Device ID (virtio 1.2, chapter 5).
@@ -95,6 +99,12 @@ pub trait VirtioDevice: Any + Send {
     fn activate(&mut self, _driver: &Driver) {}
     /// The driver has reset the device, or its thread was stopped for a reset. No request is in flight.
     fn reset(&mut self) {}
+    /// Whether its thread serves queues that are kicked; if not, another process does.
+    fn takes_kicks(&self) -> bool {
+        true
+    }
+    /// The thread has started.
+    fn start(&mut self, _queues: &mut [Virtqueue]) {}
     /// Serves queue `index`, which was kicked. May block for the time of one request. A wrong request is completed with
     /// an error status; an error here means that the queue itself is invalid, and sets DEVICE_NEEDS_RESET.
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()>;

@@ -36,10 +36,20 @@ impl Interrupt {
         Self { registers, line }
     }
 
+    /// The interrupt line.
+    pub(super) fn line(&self) -> &EventFd {
+        &self.line
+    }
+
     /// Interrupts the driver for a change of the configuration space or of the device's status.
     pub fn config_changed(&self) {
         self.registers.show_config();
         self.raise(CONFIG_CHANGE);
+    }
+
+    /// Interrupts the driver for requests that another process has completed.
+    pub(super) fn used(&self) {
+        self.raise(USED_BUFFER);
     }
 
     /// Raises the line once more if it shows a cause.
@@ -144,6 +154,19 @@ impl Virtqueue {
     /// Where it is, and how far it was served.
     pub(super) fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Its size, the index in the available ring up to which it was served, and the addresses of descriptors, available
+    /// and used ring: for another process that serves it.
+    pub fn layout(&self) -> (u16, u16, [u64; 3]) {
+        let queue = &self.queue;
+        let places = [queue.desc_table(), queue.avail_ring(), queue.used_ring()];
+        (queue.size(), queue.next_avail(), places)
+    }
+
+    /// Another process has served it up to this index of the available ring.
+    pub fn set_next(&mut self, next: u16) {
+        self.queue.set_next_avail(next);
     }
 
     /// The guest memory of the queue.

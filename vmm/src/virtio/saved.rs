@@ -85,6 +85,13 @@ impl QueueState {
     }
 }
 
+impl VirtioState {
+    /// Whether it is a device with this number, and its driver is ready.
+    pub fn has_driver(&self, id: u32) -> bool {
+        self.id == id && self.status & conf::VIRTIO_CONFIG_S_DRIVER_OK != 0
+    }
+}
+
 impl Mmio {
     /// Reads the state. An error: the device has lost its thread.
     pub fn save(&self) -> Result<VirtioState> {

@@ -63,7 +63,7 @@ pub(super) enum DeviceState {
 
 impl Transport {
     /// `device`, stopped, with its rings in `ram`; its driver reads the page with the index `page` of `pages`. It
-    /// raises `interrupt`, an irqfd.
+    /// raises `interrupt`, which becomes an irqfd.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         ram: GuestRam,
@@ -95,6 +95,11 @@ impl Transport {
     /// Written to when the driver has put requests into the queue of the same index.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
+    }
+
+    /// The interrupt line, which raises the driver's interrupt once it is an irqfd.
+    pub fn line(&self) -> &EventFd {
+        self.interrupt.line()
     }
 
     /// The registers that the driver reads.

@@ -21,6 +21,7 @@ use self::packet::{HEADER, Packet};
 use self::table::{Ready, Source, Table};
 use super::queue::{Left, Served, Turn, Virtqueue};
 use super::saved::DeviceSaved;
+use super::vsock_counts::VsockCounts;
 use super::{ConfigSpace, VirtioDevice};
 use crate::worker::ThreadKind;
 
@@ -58,13 +59,18 @@ impl Vsock {
         Self {
             cid,
             host,
-            table: Table::new(cid),
+            table: Table::new(cid, Arc::default()),
             lacks_room: false,
             sends_wait: false,
             owes_event: false,
             accepts_at: None,
             has_dialer: true,
         }
+    }
+
+    /// The counters of packets and connections.
+    pub fn counts(&self) -> &Arc<VsockCounts> {
+        &self.table.counts
     }
 
     /// Takes the driver's packets.
@@ -188,7 +194,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn reset(&mut self) {
-        self.table = Table::new(self.cid);
+        self.table = Table::new(self.cid, self.table.counts.clone());
         (self.lacks_room, self.sends_wait, self.owes_event) = (false, false, false);
     }
 

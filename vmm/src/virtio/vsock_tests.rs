@@ -48,6 +48,11 @@ impl Drop for World {
 }
 
 fn device() -> (Vsock, PathBuf, UnixStream) {
+    device_with(|_| {})
+}
+
+/// A device whose host was prepared by `prepare`.
+fn device_with(prepare: impl Fn(&Host)) -> (Vsock, PathBuf, UnixStream) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("vsock-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let path = std::env::temp_dir().join(name);
@@ -55,12 +60,16 @@ fn device() -> (Vsock, PathBuf, UnixStream) {
     let (dialer, end) = UnixStream::pair().unwrap();
     dialer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let host = Host::new(listener.into(), end.into()).unwrap();
+    prepare(&host);
     (Vsock::new(CID, host), path, dialer)
 }
 
 /// A guest without buffers for what comes.
 fn bare_world() -> World {
-    let (device, path, dialer) = device();
+    bare_world_of(device())
+}
+
+fn bare_world_of((device, path, dialer): (Vsock, PathBuf, UnixStream)) -> World {
     let mut driver = Driver::new(Box::new(device));
     driver.init();
     World { driver, path, dialer, next: 0 }
@@ -257,6 +266,35 @@ fn the_guest_connects_and_is_refused_where_nobody_listens() {
     // The other one goes on.
     world.sends_data(99, 52, b"ping");
     stream.read_exact(&mut ping).unwrap();
+}
+
+#[test]
+fn the_first_connection_to_a_port_can_lead_to_a_stream_that_is_there() {
+    let (mut stream, its) = UnixStream::pair().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"early").unwrap();
+    let its = std::cell::Cell::new(Some(its));
+    let first = |host: &Host| host.serve_first(52, its.take().unwrap().into()).unwrap();
+    let mut world = bare_world_of(device_with(first));
+    world.offers();
+    // Another port, and then the same one again, are the dialer's.
+    let _other = world.calls(98, 53);
+    world.sends(REQUEST, 99, 52);
+    world.receives_op(RESPONSE, 99, 52);
+    assert_eq!(world.receives().1, b"early");
+    world.sends_data(99, 52, b"answer");
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer).unwrap();
+    let _second = world.calls(100, 52);
+    // Its end is the guest's, too.
+    drop(stream);
+    loop {
+        let (packet, _) = world.receives();
+        assert_eq!((packet.op, packet.dst_port), (SHUTDOWN, 99));
+        if packet.flags == NEITHER {
+            break;
+        }
+    }
 }
 
 #[test]

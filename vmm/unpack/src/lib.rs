@@ -1,12 +1,16 @@
-//! Unpacks the payload of a bzImage, in all formats of the kernel's build but LZO (scripts/Makefile.lib).
+//! Unpacks the payload of a bzImage, in all formats of the kernel's build but LZO (scripts/Makefile.lib); and streams.
 
-use std::io::{BufRead, BufReader, BufWriter, Read, Write, copy};
+mod stream;
+
+use std::io::{BufRead, BufReader, BufWriter, Read, Take, Write, copy};
 
 use anyhow::{Context, Result, bail, ensure};
 use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
 use lzma_rust2::{LzmaReader, XzReader};
 use ruzstd::decoding::StreamingDecoder;
+
+pub use stream::Unpacker;
 
 /// Bytes that are read and written at a time.
 const BUFFER: usize = 256 << 10;
@@ -29,23 +33,47 @@ pub fn unpack(payload: &mut dyn Read, len: u64, out: &mut dyn Write, size: u64) 
     // gzip has the size in its format; the kernel's build appends it to the others.
     packed.set_limit(if gzip { len } else { packed_len });
     let mut out = BufWriter::with_capacity(BUFFER, out);
-    let done = match format {
-        [0x1f, 0x8b, ..] => copy_some(GzDecoder::new(packed), &mut out, size),
-        [b'B', b'Z', b'h', ..] => copy_some(BzDecoder::new(packed), &mut out, size),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
-            copy_some(XzReader::new_mem_limit(packed, false, LZMA_KIB), &mut out, size)
-        }
-        [0x5d, 0, 0, ..] => {
-            copy_some(LzmaReader::new_mem_limit(packed, LZMA_KIB, None)?, &mut out, size)
-        }
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            copy_some(StreamingDecoder::new(packed).context("zstd")?, &mut out, size)
-        }
-        _ if format.starts_with(&LZ4_MAGIC) => unpack_lz4(packed, &mut out, size),
-        _ => bail!("a payload that starts with {format:02x?}, which is no format known here"),
-    }?;
+    let done = unpack_format(format, packed, &mut out, size)?;
     ensure!(done == size, "a payload that does not unpack to the {size} bytes that it says");
     Ok(out.flush()?)
+}
+
+/// Unpacks all of `packed`, in a format that says where it ends: gzip, xz or zstd. Fails beyond `most` bytes.
+pub fn unpack_file(packed: &mut dyn Read, most: u64) -> Result<Vec<u8>> {
+    let mut packed = BufReader::with_capacity(BUFFER, packed).take(u64::MAX);
+    let format = packed.fill_buf()?.get(..6).context("no contents")?.try_into()?;
+    let mut unpacked = Vec::new();
+    let mut out = BufWriter::new(&mut unpacked as &mut dyn Write);
+    let done = unpack_format(format, packed, &mut out, most)?;
+    ensure!(done <= most, "it unpacks to more than {} MiB", most >> 20);
+    out.flush()?;
+    drop(out);
+    Ok(unpacked)
+}
+
+/// Unpacks `packed`, whose first bytes are `format`; ends after `size` bytes and one more. Not for any reader and writer:
+/// each kind would have decompressors of its own.
+fn unpack_format(
+    format: [u8; 6],
+    packed: Take<BufReader<&mut dyn Read>>,
+    out: &mut BufWriter<&mut dyn Write>,
+    size: u64,
+) -> Result<u64> {
+    match format {
+        [0x1f, 0x8b, ..] => copy_some(GzDecoder::new(packed), out, size),
+        [b'B', b'Z', b'h', ..] => copy_some(BzDecoder::new(packed), out, size),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            copy_some(XzReader::new_mem_limit(packed, false, LZMA_KIB), out, size)
+        }
+        [0x5d, 0, 0, ..] => {
+            copy_some(LzmaReader::new_mem_limit(packed, LZMA_KIB, None)?, out, size)
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            copy_some(StreamingDecoder::new(packed).context("zstd")?, out, size)
+        }
+        _ if format.starts_with(&LZ4_MAGIC) => unpack_lz4(packed, out, size),
+        _ => bail!("a payload that starts with {format:02x?}, which is no format known here"),
+    }
 }
 
 /// Copies all of `from`, or one byte more than `size` if it is longer.

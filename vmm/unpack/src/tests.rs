@@ -47,6 +47,41 @@ fn a_truncated_payload_is_refused() {
     }
 }
 
+/// Reads `packed` with [`Unpacker`], a few bytes at a time.
+fn streamed(packed: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut source = Cursor::new(packed);
+    let mut unpacker = Unpacker::new(&mut source)?;
+    let (mut all, mut piece) = (Vec::new(), [0; 777]);
+    loop {
+        match unpacker.read(&mut piece)? {
+            0 => return Ok(all),
+            len => all.extend(&piece[..len]),
+        }
+    }
+}
+
+#[test]
+fn a_stream_has_any_number_of_packed_parts() {
+    let data = &contents(100_000);
+    let [gzip, .., zstd] = FORMATS.map(|pack| pack(data));
+    let zstd = &zstd[..zstd.len() - 4]; // without the size
+    let skipped = [&(0x184d_2a57u32.to_le_bytes())[..], &5u32.to_le_bytes(), b"index"].concat();
+    let twice = [&data[..], data].concat();
+    assert!(streamed(&gzip).unwrap() == *data);
+    assert!(streamed(zstd).unwrap() == *data);
+    assert!(streamed(&[&gzip[..], &gzip].concat()).unwrap() == twice);
+    assert!(streamed(&[&skipped, zstd, &skipped, zstd, &skipped].concat()).unwrap() == twice);
+    // What is not packed is as it is.
+    for plain in [&b""[..], b"abc", &data[..5000]] {
+        assert!(streamed(plain).unwrap() == plain);
+    }
+    for damaged in
+        [&[&gzip[..], b"more"].concat(), &gzip[..gzip.len() - 9], &zstd[..zstd.len() - 9]]
+    {
+        assert!(streamed(damaged).is_err());
+    }
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 

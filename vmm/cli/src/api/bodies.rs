@@ -3,6 +3,7 @@
 //! Fields that are not supported are here, too, so that they are refused by name and not as misspelt.
 
 mod interface;
+mod shown;
 mod snapshot;
 mod vsock;
 
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
 pub use self::snapshot::{SnapshotCreate, SnapshotLoad, SnapshotType};
@@ -54,16 +55,14 @@ pub enum VmState {
 }
 
 /// PUT /boot-source
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// The kernel: bzImage or ELF.
     pub kernel_image_path: PathBuf,
     /// The initial RAM disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
     /// The kernel's command line.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
 }
 
@@ -87,13 +86,13 @@ pub struct MachineConfiguration {
     /// Guest memory in MiB.
     pub mem_size_mib: u64,
     /// Two threads in each core.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub smt: bool,
     /// Refused unless false.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub track_dirty_pages: bool,
     /// The pages of guest memory.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub huge_pages: HugePages,
     /// Refused unless "None".
     #[serde(skip_serializing)]
@@ -101,7 +100,7 @@ pub struct MachineConfiguration {
 }
 
 /// PATCH /machine-config
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartialMachineConfiguration {
     vcpu_count: Option<u32>,
@@ -109,10 +108,16 @@ pub struct PartialMachineConfiguration {
     smt: Option<bool>,
     track_dirty_pages: Option<bool>,
     huge_pages: Option<HugePages>,
-    cpu_template: Option<String>,
+    /// Refused unless "None".
+    pub cpu_template: Option<String>,
 }
 
 impl PartialMachineConfiguration {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// `machine` with the fields that are given here.
     pub fn applied_to(self, machine: MachineConfiguration) -> MachineConfiguration {
         MachineConfiguration {
@@ -154,23 +159,23 @@ pub struct Drive {
     /// The root file system is on this drive.
     pub is_root_device: bool,
     /// The partition with the root file system.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub partuuid: Option<String>,
     /// Either value has the same effect.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub cache_type: CacheType,
     /// The guest may not write.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub is_read_only: bool,
     /// The image file or block device.
     pub path_on_host: Option<PathBuf>,
     /// How its requests are kept going.
+    #[serde(serialize_with = "shown::engine")]
     pub io_engine: Option<IoEngine>,
     /// Limits of bandwidth and requests.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "shown::limit")]
     pub rate_limiter: Option<RateLimit>,
     /// Not supported.
-    #[serde(skip_serializing)]
+    #[serde(serialize_with = "shown::null")]
     socket: RefusedField,
 }
 
@@ -229,13 +234,13 @@ pub struct BalloonBody {
     /// The guest may deflate the balloon before it runs out of memory.
     pub deflate_on_oom: bool,
     /// Statistics are on unless this is 0.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub stats_polling_interval_s: u16,
     /// Refused unless false.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub free_page_hinting: bool,
     /// The guest reports free pages, which go back to the host.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub free_page_reporting: bool,
 }
 
@@ -278,10 +283,11 @@ pub struct MemoryUpdate {
 }
 
 /// PUT /entropy
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// Limits of bandwidth and requests.
+    #[serde(serialize_with = "shown::limit")]
     pub rate_limiter: Option<RateLimit>,
 }
 
@@ -302,7 +308,7 @@ impl Serial {
 }
 
 /// PUT /logger
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Logger {
     /// The file for messages, in addition to stderr.
@@ -310,22 +316,13 @@ pub struct Logger {
     /// Most verbose level of messages.
     pub level: Option<String>,
     /// Messages have their level.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub show_level: Option<bool>,
     /// Messages have their place in the source.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub show_log_origin: Option<bool>,
-    #[serde(skip_serializing)]
     module: RefusedField,
 }
 
 impl Logger {
-    /// Changes the file for messages only.
-    pub fn to_file(log_path: PathBuf) -> Self {
-        let (level, show_level, show_log_origin, module) = (None, None, None, None);
-        Self { log_path: Some(log_path), level, show_level, show_log_origin, module }
-    }
-
     /// Refuses fields that are not supported.
     pub fn check(&self) -> Result<()> {
         refuse(&[("module", &self.module)])
@@ -333,7 +330,7 @@ impl Logger {
 }
 
 /// PUT /metrics
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsBody {
     /// The file for metrics.
@@ -344,15 +341,15 @@ pub struct MetricsBody {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     kvm_capabilities: Vec<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     cpuid_modifiers: Vec<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     msr_modifiers: Vec<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     reg_modifiers: Vec<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     vcpu_features: Vec<IgnoredAny>,
 }
 
@@ -368,6 +365,15 @@ impl CpuConfig {
             ("vcpu_features", &field(&self.vcpu_features)),
         ])
     }
+}
+
+/// Reads a field that can be left out: `null` leaves it out.
+pub(super) fn or_default<'de, T, D>(value: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(Option::deserialize(value)?.unwrap_or_default())
 }
 
 /// A field that is refused if it is present.

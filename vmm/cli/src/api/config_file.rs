@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 
 use super::bodies::{
     BalloonBody, BootSource, Drive, Entropy, Logger, MachineConfiguration, MemoryHotplug,
-    MetricsBody, NetworkInterface, Serial, VsockBody,
+    MetricsBody, NetworkInterface, Serial, VsockBody, or_default,
 };
 use super::routes::Configure;
 use crate::cli;
@@ -38,7 +38,7 @@ const MAX_BYTES: u64 = 1 << 20;
 #[serde(rename_all = "kebab-case")]
 struct File {
     boot_source: BootSource,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     drives: Vec<Drive>,
     machine_config: Option<MachineConfiguration>,
     balloon: Option<BalloonBody>,
@@ -47,9 +47,9 @@ struct File {
     logger: Option<Logger>,
     metrics: Option<MetricsBody>,
     cpu_config: Option<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     network_interfaces: Vec<NetworkInterface>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pmem: Vec<IgnoredAny>,
     vsock: Option<VsockBody>,
     mmds_config: Option<IgnoredAny>,

@@ -7,17 +7,20 @@ mod snapshots;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
+use log::Level;
 use serde_json::{Map, Value, json};
 
-use super::bodies::{Logger, VmState};
+use super::bodies::VmState;
 use super::metrics::{Latencies, Metrics, micros};
+use super::requests::RequestCounts;
 use super::routes::{ApiRequest, Configure, ControlCommand, Resource};
 use super::setup::{Setup, balloon_size};
 use super::stats::{self, MemoryStats, Stats};
 use super::{ApiCall, ApiResponse, ApiServer, FIRECRACKER_VERSION, config_file};
 use crate::config::Config;
 use crate::inbox::End;
+use crate::logger::{self, log_as_firecracker};
 use crate::measure::Record;
 use crate::report::Usage;
 use crate::snapshot::{self, Restored, Subject};
@@ -28,14 +31,24 @@ use tinyvmm::memory::GuestRam;
 use tinyvmm::virtio::balloon_handle::BalloonHandle;
 use tinyvmm::virtio::rate::Limiter;
 
+/// The start of Firecracker's words for errors of a machine that a file describes.
+const OF_FILE: &str = "Failed to build MicroVM from Json";
+
+/// Firecracker's words (its src/vmm/src/rpc_interface.rs), by which clients find out that they are early or late.
+const NOT_BEFORE_START: &str =
+    "The requested operation is not supported before starting the microVM.";
+const NOT_AFTER_START: &str =
+    "The requested operation is not supported after starting the microVM.";
+
 /// The API of this process: the owner's state for it, and its socket, unless only a file describes the machine.
 pub struct Api {
     pub(super) server: Option<ApiServer>,
     pub(super) setup: Setup,
     id: String,
-    /// The logger's configuration, as clients have given it.
-    logger: Option<Logger>,
+    /// Somebody has chosen a destination of messages, or their level.
+    has_log: bool,
     metrics: Option<Metrics>,
+    pub(super) requests: Arc<RequestCounts>,
     measured: Latencies,
     /// The main thread may open files while the machine runs.
     pub(super) may_open: bool,
@@ -45,7 +58,7 @@ pub struct Api {
     starts_paused: bool,
     /// Memory that clients have requested to be plugged, in bytes.
     requested: u64,
-    /// `None` without an API.
+    /// `None` without an API, and where /proc is not mounted, as in a chroot.
     usage: Option<Usage>,
     record: Arc<Record>,
 }
@@ -58,26 +71,53 @@ impl Api {
             server: None,
             setup: Setup::new(config),
             id: process.id.clone(),
-            logger: None,
+            has_log: process.firecracker.is_some(),
             metrics: None,
+            requests: Arc::default(),
             measured: Latencies::default(),
             may_open: false,
             restored: None,
             before_load: None,
             starts_paused: false,
             requested: 0,
-            usage: process.api_sock.as_ref().map(|_| Usage::open()).transpose()?,
+            usage: process.api_sock.as_ref().and_then(|_| Usage::open().ok()),
             record: record.clone(),
         };
         if let Some(flags) = &process.firecracker {
             api.adopt(flags)?;
         }
         if let Some(path) = &process.config_file {
-            let named = || format!("--config-file {}", path.display());
+            let named = || {
+                let ours = format!("--config-file {}", path.display());
+                logger::worded(
+                    &format!("{OF_FILE}: Configuration for VMM from one single json failed"),
+                    ours,
+                )
+            };
             let steps = config_file::read(path).with_context(named)?;
             steps.into_iter().try_for_each(|what| api.configure(what)).with_context(named)?;
         }
         Ok(api)
+    }
+
+    /// An `error` of a machine that was described before there were clients.
+    pub fn explain(&self, error: Error) -> Error {
+        let process = self.config().process;
+        match (process.firecracker, process.config_file) {
+            (Some(_), Some(_)) => {
+                error.context(format!("{OF_FILE}: Could not Start MicroVM from one single json"))
+            }
+            _ => error,
+        }
+    }
+
+    /// To be called when the machine has started. Writes the first metrics.
+    pub fn started(&mut self, machine: &LiveMachine) {
+        self.write_metrics(machine);
+        if self.config().process.config_file.is_some() {
+            let words = "Successfully started microvm that was configured from one single json";
+            log_as_firecracker(Level::Info, format_args!("{words}"));
+        }
     }
 
     /// Whether the machine can be started without a client's request.
@@ -130,19 +170,11 @@ impl Api {
             },
             ApiRequest::Get(resource) => self.get_before_start(*resource).into(),
             ApiRequest::Configure(what) => self.configure((**what).clone()).into(),
-            ApiRequest::ResizeBalloon(update) => {
-                self.setup.resize_balloon(update.amount_mib).into()
-            }
-            ApiRequest::PollBalloon(update) => {
-                self.setup.poll_balloon(update.stats_polling_interval_s).into()
-            }
             ApiRequest::Control(ControlCommand::Stop) => {
                 call.answer(ApiResponse::Done);
                 return Some(Err(End::Api));
             }
-            ApiRequest::Control(_) | ApiRequest::ResizeMemory(_) => {
-                ApiResponse::Fault("the machine has not started yet".into())
-            }
+            ApiRequest::Control(_) => ApiResponse::Fault(NOT_BEFORE_START.into()),
         };
         call.answer(answer);
         None
@@ -159,23 +191,18 @@ impl Api {
             ApiRequest::Control(ControlCommand::Snapshot) => {
                 self.save(machine, subject, &call.files).into()
             }
-            ApiRequest::Start | ApiRequest::Load(_) => {
-                ApiResponse::Fault("the machine has started already".into())
-            }
             ApiRequest::Control(ControlCommand::CreateSnapshot(create)) => {
-                self.create_snapshot(create, machine, subject).into()
+                let start = Instant::now();
+                let done = self.create_snapshot(create, machine, subject);
+                if done.is_ok() {
+                    self.measured.save_us = micros(start.elapsed());
+                }
+                done.into()
             }
-            ApiRequest::Configure(_) => ApiResponse::Fault(
-                "the machine has started: this can be configured only before the start".into(),
-            ),
+            ApiRequest::Start | ApiRequest::Load(_) | ApiRequest::Configure(_) => {
+                ApiResponse::Fault(NOT_AFTER_START.into())
+            }
             ApiRequest::Get(resource) => self.get(*resource, machine, subject.ram).into(),
-            ApiRequest::ResizeBalloon(update) => self.resize(update.amount_mib, machine).into(),
-            ApiRequest::ResizeMemory(update) => {
-                self.resize_memory(update.requested_size_mib, machine).into()
-            }
-            ApiRequest::PollBalloon(update) => {
-                self.setup.poll_balloon(update.stats_polling_interval_s).into()
-            }
             ApiRequest::Control(ControlCommand::Stop) => {
                 call.answer(ApiResponse::Done);
                 return Some(End::Api);
@@ -197,6 +224,13 @@ impl Api {
             ControlCommand::State(state) => self.set_state(*state, machine),
             ControlCommand::Drive(drive) => self.change_drive(drive, machine),
             ControlCommand::Interface(update) => self.change_interface(update, machine),
+            ControlCommand::ResizeBalloon(update) => self.resize(update.amount_mib, machine),
+            ControlCommand::PollBalloon(update) => {
+                self.setup.poll_balloon(update.stats_polling_interval_s)
+            }
+            ControlCommand::ResizeMemory(update) => {
+                self.resize_memory(update.requested_size_mib, machine)
+            }
         }
     }
 
@@ -234,27 +268,11 @@ impl Api {
             Resource::Version => json!({ "firecracker_version": FIRECRACKER_VERSION }),
             Resource::Machine => serde_json::to_value(self.setup.machine())?,
             Resource::Balloon => serde_json::to_value(self.setup.balloon()?)?,
-            Resource::Memory => {
-                let memory =
-                    self.setup.memory().context("the machine has no room for more memory")?;
-                json!({
-                    "total_size_mib": memory.total_size_mib,
-                    "block_size_mib": memory.block_size_mib,
-                    "slot_size_mib": memory.slot_size_mib,
-                    "requested_size_mib": self.requested / layout::MIB,
-                    "plugged_size_mib": 0,
-                })
-            }
-            Resource::All => {
-                let mut all = self.setup.all()?;
-                all["logger"] = serde_json::to_value(&self.logger)?;
-                all["metrics"] = json!(self.metrics.as_ref().map(|metrics| &metrics.body));
-                all
-            }
+            Resource::All => self.setup.all()?,
             Resource::SnapshotNames => json!(snapshot::names(&self.config().machine.0)),
             Resource::BootReport => json!({ "marks": self.record.marks() }),
-            Resource::BalloonStatistics | Resource::Stats => {
-                bail!("the machine has not started yet")
+            Resource::BalloonStatistics | Resource::Memory | Resource::Stats => {
+                bail!(NOT_BEFORE_START)
             }
         })
     }
@@ -274,7 +292,10 @@ impl Api {
                 balloon_statistics(balloon(machine)?)
             }
             Resource::Memory => {
-                let mut value = self.get_any(resource, state(machine))?;
+                let memory = self.setup.memory();
+                let memory = memory.context("the machine has no room for more memory")?;
+                let mut value = serde_json::to_value(memory)?;
+                value["requested_size_mib"] = (self.requested / layout::MIB).into();
                 value["plugged_size_mib"] = (plugged(machine) / layout::MIB).into();
                 Ok(value)
             }

@@ -8,6 +8,8 @@ use super::ApiResponse;
 
 /// Most bytes of a request before its body.
 pub const MAX_HEAD: usize = 8 << 10;
+/// The status of a body that is too large, until it is rendered.
+const TOO_LARGE: u16 = 413;
 /// Most header fields of a request.
 const MAX_FIELDS: usize = 64;
 /// The interim response for a client that waits for it before it sends a body.
@@ -69,8 +71,8 @@ pub fn parse(bytes: &[u8], max_bytes: usize) -> Result<Option<Head>, HttpError> 
         }
     };
     let path = path(request.path.unwrap_or_default()).to_owned();
-    let keeps = request.version == Some(1);
-    let mut head = Head { method, path, len, body: 0, closes: !keeps, waits: false };
+    // Connections of HTTP/1.0 stay open, too, as Firecracker's do.
+    let mut head = Head { method, path, len, body: 0, closes: false, waits: false };
     let mut length = None;
     for field in request.headers.iter() {
         let value = String::from_utf8_lossy(field.value);
@@ -78,8 +80,11 @@ pub fn parse(bytes: &[u8], max_bytes: usize) -> Result<Option<Head>, HttpError> 
     }
     head.body = length.unwrap_or(0);
     if head.body > max_bytes {
-        let reason = format!("a body of {} bytes, at most {max_bytes} may be", head.body);
-        return Err(HttpError(413, reason));
+        let reason = format!(
+            "Request payload with size {} is larger than the limit of {max_bytes} allowed by server.",
+            head.body
+        );
+        return Err(HttpError(TOO_LARGE, reason));
     }
     Ok(Some(head))
 }
@@ -119,7 +124,6 @@ fn read_field(
         "connection" => {
             for option in value.split(',').map(str::trim) {
                 head.closes |= option.eq_ignore_ascii_case("close");
-                head.closes &= !option.eq_ignore_ascii_case("keep-alive");
             }
         }
         "expect" if value.eq_ignore_ascii_case("100-continue") => head.waits = true,
@@ -129,40 +133,64 @@ fn read_field(
     Ok(())
 }
 
+/// What the fields of a response's head depend on, besides its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// The server's name.
+    pub server: &'static str,
+    /// The connection is closed after it.
+    pub closes: bool,
+    /// The request had something that clients should stop to use.
+    pub is_deprecated: bool,
+}
+
 /// `response` in bytes.
-pub fn render(answer: &ApiResponse, closes: bool) -> Vec<u8> {
+pub fn render(answer: &ApiResponse, manner: Manner) -> Vec<u8> {
     match answer {
-        ApiResponse::Done => render_with(204, None, closes),
-        ApiResponse::Value(value) => render_with(200, Some(value), closes),
-        ApiResponse::Fault(reason) => render_with(400, Some(&fault(reason)), closes),
+        ApiResponse::Done => render_with(204, None, manner),
+        ApiResponse::Value(value) => render_with(200, Some(value), manner),
+        ApiResponse::Fault(reason) => render_with(400, Some(&fault(reason)), manner),
     }
 }
 
 /// `error` in bytes; the connection is closed after it.
-pub fn render_refusal(HttpError(status, reason): &HttpError) -> Vec<u8> {
-    render_with(*status, Some(&fault(reason)), true)
+pub fn render_refusal(HttpError(status, reason): &HttpError, server: &'static str) -> Vec<u8> {
+    if *status != TOO_LARGE {
+        let manner = Manner { server, closes: true, is_deprecated: false };
+        return render_with(*status, Some(&fault(reason)), manner);
+    }
+    // Byte for byte as Firecracker, whose text has a line break that JSON does not allow: clients compare it.
+    let body =
+        format!("{{ \"error\": \"{reason}\nAll previous unanswered requests will be dropped.\" }}");
+    let len = body.len();
+    format!(
+        "HTTP/1.1 400 \r\nServer: {server}\r\nConnection: keep-alive\r\n\
+         Content-Type: application/json\r\nContent-Length: {len}\r\n\r\n{body}"
+    )
+    .into_bytes()
 }
 
 fn fault(reason: &str) -> Value {
     json!({ "fault_message": reason })
 }
 
-fn render_with(status: u16, body: Option<&Value>, closes: bool) -> Vec<u8> {
+fn render_with(status: u16, body: Option<&Value>, manner: Manner) -> Vec<u8> {
     let reason = match status {
         200 => "OK",
         204 => "No Content",
         411 => "Length Required",
-        413 => "Payload Too Large",
         417 => "Expectation Failed",
         431 => "Request Header Fields Too Large",
         _ => "Bad Request",
     };
+    let Manner { server, closes, is_deprecated } = manner;
     let connection = if closes { "close" } else { "keep-alive" };
+    let deprecation = if is_deprecated { "Deprecation: true\r\n" } else { "" };
     let mut bytes = Vec::new();
     // Writing to a Vec cannot fail.
     let _ = write!(
         bytes,
-        "HTTP/1.1 {status} {reason}\r\nServer: tinyvmm\r\nConnection: {connection}\r\n"
+        "HTTP/1.1 {status} {reason}\r\nServer: {server}\r\nConnection: {connection}\r\n{deprecation}"
     );
     match body.map(Value::to_string) {
         None => bytes.extend(b"\r\n"),
@@ -242,6 +270,8 @@ mod tests {
         }
         let latin = b"\r\nGET / HTTP/1.0\r\nUser-Agent: caf\xe9\r\nConnection: Keep-Alive\r\n\r\n";
         assert!(!parse(latin, 100).unwrap().unwrap().closes);
+        assert!(!request("GET / HTTP/1.0\r\n\r\n").closes, "it stays open");
+        assert!(request("GET / HTTP/1.0\r\nConnection: close\r\n\r\n").closes);
     }
 
     proptest! {

@@ -4,16 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-use super::bodies;
+use super::requests::RequestCounts;
 use crate::config::StartTimes;
+use crate::inbox::End;
+use crate::signals;
 use tinyvmm::virtio::disk_counts::DiskCounts;
 use tinyvmm::virtio::net_counts::NetCounts;
+use tinyvmm::virtio::vsock_counts::VsockCounts;
 use vmm_sys_util::metric::Metric;
 
 /// The interval of lines.
@@ -43,10 +47,20 @@ const CARD: [Field<NetCounts>; 10] = [
     ("tx_rate_limiter_throttled", |card| card.tx_throttled.count()),
 ];
 
+const VSOCK: [Field<VsockCounts>; 6] = [
+    ("rx_packets_count", |vsock| vsock.rx_packets.count()),
+    ("rx_bytes_count", |vsock| vsock.rx_bytes.count()),
+    ("tx_packets_count", |vsock| vsock.tx_packets.count()),
+    ("tx_bytes_count", |vsock| vsock.tx_bytes.count()),
+    ("conns_added", |vsock| vsock.added.count()),
+    ("conns_removed", |vsock| vsock.removed.count()),
+];
+
 /// The counters of devices, with the devices' names.
 pub(super) struct Counters<'a> {
     pub disks: Vec<(String, &'a DiskCounts)>,
     pub cards: Vec<(String, &'a NetCounts)>,
+    pub vsock: Option<&'a VsockCounts>,
 }
 
 /// All groups and their fields: clients refuse a line that lacks one.
@@ -54,15 +68,16 @@ const FIELDS: &str = include_str!("metrics.txt");
 
 /// The destination of metrics.
 pub(super) struct Metrics {
-    /// The client's configuration.
-    pub body: bodies::MetricsBody,
     file: File,
+    requests: Arc<RequestCounts>,
     /// When the next line is due; `None` before the machine has started.
     due: Option<Instant>,
     /// The counts in the line before.
     counted: BTreeMap<String, Vec<u64>>,
     /// A line could not be written, and that was logged.
     failed: bool,
+    /// The machine's, in its last line.
+    pub end: Option<End>,
 }
 
 /// Measurements in microseconds.
@@ -70,6 +85,7 @@ pub(super) struct Metrics {
 pub(super) struct Latencies {
     pub pause_us: u64,
     pub resume_us: u64,
+    pub save_us: u64,
     /// From the start of the process, as its parent has given it, until the API is served.
     pub startup_us: u64,
     pub startup_cpu_us: u64,
@@ -98,8 +114,8 @@ pub(super) fn micros(time: Duration) -> u64 {
 }
 
 impl Metrics {
-    pub(super) fn new(body: bodies::MetricsBody, file: File) -> Self {
-        Self { body, file, due: None, counted: BTreeMap::new(), failed: false }
+    pub(super) fn new(file: File, requests: Arc<RequestCounts>) -> Self {
+        Self { file, requests, due: None, counted: BTreeMap::new(), failed: false, end: None }
     }
 
     /// When a line is due; the machine has started by `now`.
@@ -147,6 +163,8 @@ impl Metrics {
         for (group, name, value) in [
             ("api_server", "process_startup_time_us", measured.startup_us),
             ("api_server", "process_startup_time_cpu_us", measured.startup_cpu_us),
+            ("latencies_us", "full_create_snapshot", measured.save_us),
+            ("latencies_us", "vmm_full_create_snapshot", measured.save_us),
             ("latencies_us", "pause_vm", measured.pause_us),
             ("latencies_us", "vmm_pause_vm", measured.pause_us),
             ("latencies_us", "resume_vm", measured.resume_us),
@@ -154,8 +172,18 @@ impl Metrics {
         ] {
             line[group][name] = Value::from(value);
         }
+        if let Some(End::Killed(signal)) = self.end
+            && let Some((_, name)) = signals::intercepted(signal)
+        {
+            line["signals"][name] = 1.into();
+        }
+        self.requests.take(&mut line);
         self.count(&mut line, "block", &DISK, &counters.disks);
         self.count(&mut line, "net", &CARD, &counters.cards);
+        // A machine has one at most: its sum is all of it.
+        let vsock: Vec<_> =
+            counters.vsock.into_iter().map(|vsock| (String::new(), vsock)).collect();
+        self.count(&mut line, "vsock", &VSOCK, &vsock);
         line
     }
 
@@ -187,7 +215,9 @@ impl Metrics {
                 more.push(counted.saturating_sub(before));
             }
             sum.iter_mut().zip(&more).for_each(|(sum, more)| *sum += more);
-            line[name] = filled(&more);
+            if !id.is_empty() {
+                line[name] = filled(&more);
+            }
         }
         line[group] = filled(&sum);
     }
@@ -205,14 +235,11 @@ fn zeroes(fields: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn metrics(file: File) -> Metrics {
-        Metrics::new(bodies::MetricsBody { metrics_path: "m".into() }, file)
-    }
+    use crate::api::http::Method;
 
     #[test]
     fn a_line_is_due_each_minute_after_the_start() {
-        let mut metrics = metrics(File::open("/dev/null").unwrap());
+        let mut metrics = Metrics::new(File::open("/dev/null").unwrap(), Arc::default());
         let start = Instant::now();
         assert_eq!(metrics.due(start), start + Duration::from_secs(60));
         assert!(!metrics.take_due(start + Duration::from_secs(59)));
@@ -223,12 +250,13 @@ mod tests {
 
     #[test]
     fn a_line_counts_what_was_since_the_line_before() {
-        let mut metrics = metrics(File::open("/dev/null").unwrap());
+        let mut metrics = Metrics::new(File::open("/dev/null").unwrap(), Arc::default());
         let (a, b, measured) = (DiskCounts::default(), DiskCounts::default(), Latencies::default());
         let card = NetCounts::default();
         let mut line = || {
             let disks = vec![("a".into(), &a), ("b".into(), &b)];
-            metrics.line(&Counters { disks, cards: vec![("a".into(), &card)] }, &measured)
+            metrics
+                .line(&Counters { disks, cards: vec![("a".into(), &card)], vsock: None }, &measured)
         };
         card.tx_bytes.add(60);
         a.reads.add(2);
@@ -253,6 +281,36 @@ mod tests {
         // Fields that tinyvmm does not count are present.
         assert_eq!(second["block_b"]["write_agg"]["max_us"], 0);
         assert_eq!(second["vsock"]["rx_read_fails"], 0);
+    }
+
+    #[test]
+    fn requests_are_counted_by_their_resource_and_only_fields_of_the_table_are_there() {
+        let requests = Arc::new(RequestCounts::default());
+        let mut metrics = Metrics::new(File::open("/dev/null").unwrap(), requests.clone());
+        let mut line = || {
+            let counters = Counters { disks: Vec::new(), cards: Vec::new(), vsock: None };
+            metrics.line(&counters, &Latencies::default())
+        };
+        let place = requests.arrived(Method::Put, "/drives/a");
+        requests.answered(place, true, true);
+        let place = requests.arrived(Method::Put, "/drives/b");
+        requests.answered(place, false, false);
+        requests.arrived(Method::Get, "/");
+        requests.arrived(Method::Get, "/nowhere");
+        let counted = line();
+        assert_eq!(counted["put_api_requests"]["drive_count"], 2);
+        assert_eq!(counted["put_api_requests"]["drive_fails"], 1);
+        assert_eq!(counted["get_api_requests"]["instance_info_count"], 1);
+        assert_eq!(counted["deprecated_api"]["deprecated_http_api_calls"], 1);
+        assert_eq!(line()["put_api_requests"]["drive_count"], 0);
+        // A name that the table lacks would have been added.
+        for (group, fields) in FIELDS.lines().filter_map(|line| line.split_once(": ")) {
+            assert_eq!(
+                counted[group].as_object().unwrap().len(),
+                fields.split(' ').count(),
+                "{group}"
+            );
+        }
     }
 
     #[test]

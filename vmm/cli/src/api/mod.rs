@@ -8,7 +8,9 @@ mod config_file;
 mod connection;
 pub mod control;
 pub mod http;
+mod journal;
 mod metrics;
+mod requests;
 pub mod routes;
 mod server;
 mod setup;
@@ -20,16 +22,19 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use anyhow::{Context, Result};
+use log::Level;
 use serde_json::Value;
 use tinyvmm::machine::LiveMachine;
 use tinyvmm::worker::Worker;
 
 pub use self::control::Api;
+use self::requests::RequestCounts;
 use self::routes::ApiRequest;
 use self::server::Server;
 use crate::config::Config;
 use crate::inbox::{End, Waker};
 use crate::jail::{Jail, landlock};
+use crate::logger::{self, log_as_firecracker};
 use crate::measure::Record;
 use crate::snapshot::Subject;
 use crate::socket::{self, Socket, SocketPath};
@@ -91,11 +96,25 @@ struct ApiServer {
 }
 
 impl ApiServer {
-    fn bind(path: &Path, max_bytes: usize, waker: Waker) -> Result<Self> {
-        let named = || format!("--api-sock {}", path.display());
+    fn bind(
+        path: &Path,
+        max_bytes: usize,
+        waker: Waker,
+        counts: Arc<RequestCounts>,
+    ) -> Result<Self> {
+        let named = || {
+            let (path, ours) = (path.display(), format!("--api-sock {}", path.display()));
+            let words = format!(
+                "RunWithApiError error: Failed to open the API socket at: {path}. Check that it is not already used."
+            );
+            logger::worded(&words, ours)
+        };
         let Socket { listener, place } = socket::listen(path).with_context(named)?;
+        log_as_firecracker(Level::Info, format_args!("Listening on API socket ({path:?})."));
         let (sender, calls) = mpsc::channel();
-        let server = Server::new(listener, max_bytes, sender, waker);
+        let name = if logger::is_firecracker() { "Firecracker API" } else { "tinyvmm" };
+        let server =
+            Server { listener, clients: Vec::new(), max_bytes, calls: sender, waker, name, counts };
         Ok(Self { place, server: Some(server), thread: None, calls })
     }
 }
@@ -117,7 +136,7 @@ impl Api {
         }
         let mut api = Self::new(config, record)?;
         let max_bytes = process.http_api_max_payload_size as usize;
-        let bind = |path| ApiServer::bind(path, max_bytes, waker);
+        let bind = |path| ApiServer::bind(path, max_bytes, waker, api.requests.clone());
         api.server = process.api_sock.as_deref().map(bind).transpose()?;
         Ok(Some(api))
     }

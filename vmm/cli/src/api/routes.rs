@@ -18,12 +18,29 @@ pub enum ApiRequest {
     Load(Box<SnapshotLoad>),
     /// Controls a machine that has started.
     Control(ControlCommand),
-    /// Sets the size of the balloon; at any time.
-    ResizeBalloon(BalloonUpdate),
-    /// Sets the size of plugged memory.
-    ResizeMemory(MemoryUpdate),
-    /// Sets the interval of statistics; at any time.
-    PollBalloon(BalloonStatisticsUpdate),
+}
+
+impl ApiRequest {
+    /// What in it clients should stop to use, in Firecracker's words.
+    pub fn deprecated(&self) -> Option<&'static str> {
+        let what = match self {
+            Self::Load(load) => return load.deprecated(),
+            Self::Configure(what) => &**what,
+            _ => return None,
+        };
+        match what {
+            Configure::Machine(machine) if machine.cpu_template.is_some() => {
+                Some("PUT /machine-config: cpu_template field is deprecated.")
+            }
+            Configure::PartialMachine(part) if part.cpu_template.is_some() => {
+                Some("PATCH /machine-config: cpu_template field is deprecated.")
+            }
+            Configure::Vsock(vsock) if vsock.vsock_id.is_some() => {
+                Some("PUT /vsock: vsock_id field is deprecated.")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A resource that can be read.
@@ -83,6 +100,12 @@ pub enum ControlCommand {
     Drive(PartialDrive),
     /// PATCH /network-interfaces/{iface_id}
     Interface(PartialNetworkInterface),
+    /// PATCH /balloon
+    ResizeBalloon(BalloonUpdate),
+    /// PATCH /balloon/statistics
+    PollBalloon(BalloonStatisticsUpdate),
+    /// PATCH /hotplug/memory
+    ResizeMemory(MemoryUpdate),
     /// PUT /tinyvmm/stop
     Stop,
     /// PUT /tinyvmm/snapshot
@@ -102,12 +125,18 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
     let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
         (_, ["pmem", _] | ["balloon", "hinting", _]) => Err(of("not supported yet".into())),
-        (_, ["mmds"] | ["mmds", "config"]) => Err(of(
-            "not supported yet: there is no metadata service, use boot_args or a drive".into(),
-        )),
+        (_, ["mmds"] | ["mmds", "config"]) => {
+            Err(of("not supported yet: it takes a TCP of tinyvmm's own, use boot_args or a drive"
+                .into()))
+        }
+        (Method::Put | Method::Patch, [first, ..]) if body.is_empty() && *first != "tinyvmm" => {
+            Err(empty_request(method))
+        }
         (Method::Get, parts) => {
-            let resource = resource(parts).ok_or_else(|| nothing("GET", path))?;
-            empty(body).map_err(of)?;
+            let resource = resource(parts).ok_or_else(|| nothing("GET", parts))?;
+            if !body.is_empty() {
+                return Err("GET request cannot have a body.".into());
+            }
             Ok(ApiRequest::Get(resource))
         }
         (Method::Put, ["tinyvmm", "power-button"]) => {
@@ -122,15 +151,19 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
             nearly_empty(body).map_err(of)?;
             Ok(ApiRequest::Control(ControlCommand::Snapshot))
         }
-        (Method::Put, parts) => put(parts, body).ok_or_else(|| nothing("PUT", path))?.map_err(of),
-        (Method::Patch, parts) => {
-            patch(parts, body).ok_or_else(|| nothing("PATCH", path))?.map_err(of)
-        }
+        (Method::Put, parts) => put(parts, body).ok_or_else(|| nothing("PUT", parts))?,
+        (Method::Patch, parts) => patch(parts, body).ok_or_else(|| nothing("PATCH", parts))?,
     }
 }
 
-fn nothing(method: &str, path: &str) -> String {
-    format!("there is no {method} {path}")
+/// The errors of requests are in Firecracker's words (its src/firecracker/src/api_server/parsed_request.rs).
+fn nothing(method: &str, parts: &[&str]) -> String {
+    format!("Invalid request method and/or path: {method} {}.", parts.join("/"))
+}
+
+fn empty_request(method: Method) -> String {
+    let method = if method == Method::Put { "PUT" } else { "PATCH" };
+    format!("Empty {method} request.")
 }
 
 fn resource(parts: &[&str]) -> Option<Resource> {
@@ -183,23 +216,29 @@ fn put(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
 }
 
 fn patch(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
-    Some(match parts {
-        ["machine-config"] => json(body)
-            .map(|machine| ApiRequest::Configure(Box::new(Configure::PartialMachine(machine)))),
+    let command = match parts {
+        ["machine-config"] => {
+            let part = json(body).and_then(|part: PartialMachineConfiguration| {
+                if part.is_empty() { Err(empty_request(Method::Patch)) } else { Ok(part) }
+            });
+            let change = |part| ApiRequest::Configure(Box::new(Configure::PartialMachine(part)));
+            return Some(part.map(change));
+        }
         ["drives", id] => json(body).and_then(|drive: PartialDrive| {
             same_id("drive_id", id, &drive.drive_id)?;
-            Ok(ApiRequest::Control(ControlCommand::Drive(drive)))
+            Ok(ControlCommand::Drive(drive))
         }),
         ["network-interfaces", id] => json(body).and_then(|update: PartialNetworkInterface| {
             same_id("iface_id", id, &update.iface_id)?;
-            Ok(ApiRequest::Control(ControlCommand::Interface(update)))
+            Ok(ControlCommand::Interface(update))
         }),
-        ["vm"] => json(body).map(|vm: Vm| ApiRequest::Control(ControlCommand::State(vm.state))),
-        ["balloon"] => json(body).map(ApiRequest::ResizeBalloon),
-        ["hotplug", "memory"] => json(body).map(ApiRequest::ResizeMemory),
-        ["balloon", "statistics"] => json(body).map(ApiRequest::PollBalloon),
+        ["vm"] => json(body).map(|vm: Vm| ControlCommand::State(vm.state)),
+        ["balloon"] => json(body).map(ControlCommand::ResizeBalloon),
+        ["balloon", "statistics"] => json(body).map(ControlCommand::PollBalloon),
+        ["hotplug", "memory"] => json(body).map(ControlCommand::ResizeMemory),
         _ => return None,
-    })
+    };
+    Some(command.map(ApiRequest::Control))
 }
 
 fn action(action: ActionBody) -> ApiRequest {
@@ -211,16 +250,11 @@ fn action(action: ActionBody) -> ApiRequest {
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    if body.is_empty() {
-        return Err("a body is missing".into());
-    }
     // A file that curl sends may have a byte order mark.
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    serde_json::from_slice(body).map_err(|error| error.to_string())
-}
-
-fn empty(body: &[u8]) -> Result<(), String> {
-    if body.is_empty() { Ok(()) } else { Err("GET takes no body".into()) }
+    serde_json::from_slice(body).map_err(|error| {
+        format!("An error occurred when deserializing the json body of a request: {error}.")
+    })
 }
 
 /// Some clients cannot PUT without a body.
@@ -233,7 +267,9 @@ fn nearly_empty(body: &[u8]) -> Result<(), String> {
 fn same_id(name: &str, path: &str, body: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if path != body {
-        return Err(format!("{name} is '{body}' in the body: say the same in both"));
+        return Err(format!(
+            "The id from the path [{path}] does not match the id from the body [{body}]! Say the same {name} in both"
+        ));
     }
     if path.is_empty() || path.len() > 64 || !path.chars().all(fits) {
         return Err(format!("{name}: say 1 to 64 letters, digits, _ and -"));
@@ -252,12 +288,13 @@ mod tests {
         for path in ["/mmds", "/mmds/config", "/pmem/a"] {
             assert!(refused(Method::Put, path).contains("not supported yet"), "{path}");
         }
+        assert!(refused(Method::Put, "/mmds").contains("a TCP of tinyvmm's own, use boot_args"));
         for path in ["/nothing", "", "//", "/drives", "/drives/a/b", "/version/"] {
-            assert!(refused(Method::Put, path).contains("there is no PUT"), "{path}");
+            assert!(refused(Method::Put, path).contains("path: PUT"), "{path}");
         }
         assert!(refused(Method::Put, "/drives/a?b=c").contains("takes a query"));
-        assert!(refused(Method::Patch, "/boot-source").contains("there is no PATCH"));
-        assert!(refused(Method::Get, "/version").contains("no body"));
+        assert!(refused(Method::Patch, "/boot-source").contains("path: PATCH boot-source."));
+        assert!(refused(Method::Get, "/version").contains("cannot have a body"));
         assert!(refused(Method::Put, "/actions").contains("action_type"));
     }
 

@@ -4,18 +4,22 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::connection::Connection;
-use super::http::{self, Head};
-use super::routes;
-use super::{ApiCall, ApiResponse};
+use super::http::{self, Manner};
+use super::requests::RequestCounts;
+use super::routes::{self, ApiRequest};
+use super::{ApiCall, ApiResponse, journal};
 use crate::inbox::Waker;
 use crate::jail;
+use crate::logger::log_as_firecracker;
 use tinyvmm::worker::{StopFlag, ThreadKind, Work};
 
 /// Most clients at a time. For one more, the client that has been idle for longest is disconnected.
@@ -24,25 +28,19 @@ const MAX_CLIENTS: usize = 16;
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct Server {
-    listener: UnixListener,
-    clients: Vec<Connection>,
+    /// Non-blocking.
+    pub listener: UnixListener,
+    pub clients: Vec<Connection>,
     /// Most bytes of a request's body.
-    max_bytes: usize,
-    calls: Sender<ApiCall>,
-    waker: Waker,
+    pub max_bytes: usize,
+    pub calls: Sender<ApiCall>,
+    pub waker: Waker,
+    /// What it calls itself.
+    pub name: &'static str,
+    pub counts: Arc<RequestCounts>,
 }
 
 impl Server {
-    /// `listener` must be non-blocking.
-    pub(super) fn new(
-        listener: UnixListener,
-        max_bytes: usize,
-        calls: Sender<ApiCall>,
-        waker: Waker,
-    ) -> Self {
-        Self { listener, clients: Vec::new(), max_bytes, calls, waker }
-    }
-
     /// Waits until a client is ready, or `stop` is set; returns whether a new client connects, and for each client
     /// whether it is ready.
     fn wait(&self, stop: &StopFlag) -> (bool, Vec<bool>) {
@@ -92,13 +90,20 @@ impl Server {
         }
         while let Some(request) = client.take_request(self.max_bytes) {
             match request {
-                Err(refusal) => client.send(http::render_refusal(&refusal), true),
+                Err(refusal) => client.send(http::render_refusal(&refusal, self.name), true),
                 Ok((head, body)) => {
-                    let files = client.take_files();
-                    let Some(answer) = self.answer(&head, &body, files, stop) else {
-                        return false;
-                    };
-                    client.send(http::render(&answer, head.closes), head.closes);
+                    let (files, now) = (client.take_files(), Instant::now());
+                    journal::received(head.method, &head.path, &body);
+                    let request = routes::request(head.method, &head.path, &body);
+                    let deprecated = request.as_ref().ok().and_then(ApiRequest::deprecated);
+                    let place = self.counts.arrived(head.method, &head.path);
+                    let Some(answer) = self.answer(request, files, stop) else { return false };
+                    let failed = matches!(answer, ApiResponse::Fault(_));
+                    self.counts.answered(place, failed, deprecated.is_some());
+                    journal::answered(&answer, deprecated, now);
+                    let (server, closes) = (self.name, head.closes);
+                    let manner = Manner { server, closes, is_deprecated: deprecated.is_some() };
+                    client.send(http::render(&answer, manner), closes);
                 }
             }
             if !client.write() {
@@ -111,12 +116,11 @@ impl Server {
     /// The owner's response; `None` when the owner is gone.
     fn answer(
         &self,
-        head: &Head,
-        body: &[u8],
+        request: Result<ApiRequest, String>,
         files: Vec<File>,
         stop: &StopFlag,
     ) -> Option<ApiResponse> {
-        let request = match routes::request(head.method, &head.path, body) {
+        let request = match request {
             Ok(request) => request,
             Err(reason) => return Some(ApiResponse::Fault(reason)),
         };
@@ -143,6 +147,7 @@ impl Work for Server {
     }
 
     fn run(&mut self, stop: &StopFlag) {
+        log_as_firecracker(Level::Info, format_args!("API server started."));
         while !stop.is_set() {
             let (newcomer, ready) = self.wait(stop);
             let now = Instant::now();

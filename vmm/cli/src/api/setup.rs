@@ -2,13 +2,14 @@
 
 mod interfaces;
 mod load;
+mod shown;
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::bodies::{self, BalloonBody, BootSource, Drive, HugePages, MemoryHotplug, VsockBody};
+use super::bodies::{self, BalloonBody, BootSource, Drive, Entropy, HugePages, MemoryHotplug};
 use super::routes::Configure;
 use tinyvmm::arch::cmdline;
 use tinyvmm::config::{
@@ -18,7 +19,7 @@ use tinyvmm::layout;
 
 use crate::config::{Config, ConsoleConfig};
 use crate::jail::landlock::AllowedPath;
-use crate::{disks, files, names, socket};
+use crate::{disks, files, socket};
 
 /// Most CPUs over the API; `--cpus` can be more.
 const MAX_CPUS: u32 = 32;
@@ -36,6 +37,12 @@ pub(super) struct Setup {
     interfaces: Vec<String>,
     /// Seconds between statistics of the balloon.
     interval: u16,
+    /// A client has asked for a balloon: a machine has one in any case.
+    has_balloon: bool,
+    /// What a client has said of the device of random numbers, which a machine has in any case.
+    entropy: Option<Entropy>,
+    /// The size of slots that a client has named, in MiB.
+    slot: Option<u64>,
 }
 
 impl Setup {
@@ -44,8 +51,11 @@ impl Setup {
         let mut config = config.clone();
         // As in Firecracker, a reset ends the machine.
         config.process.no_reboot |= config.machine.0.kernel.is_none();
-        let (boot_source, drives, interfaces, interval) = Default::default();
-        Self { config, boot_source, drives, interfaces, interval }
+        let limit = config.machine.0.entropy_limit;
+        let entropy = limit.is_limit().then_some(Entropy { rate_limiter: Some(limit) });
+        let (boot_source, drives, interfaces) = Default::default();
+        let (interval, has_balloon, slot) = (0, false, None);
+        Self { config, boot_source, drives, interfaces, interval, has_balloon, entropy, slot }
     }
 
     /// The configuration so far.
@@ -107,6 +117,7 @@ impl Setup {
             // The machine has the device in any case.
             Configure::Entropy(entropy) => {
                 next.config.machine.0.entropy_limit = entropy.rate_limiter.unwrap_or_default();
+                next.entropy = Some(entropy);
             }
             Configure::Serial(serial) => {
                 serial.check()?;
@@ -132,21 +143,28 @@ impl Setup {
 
     fn set_machine(&mut self, machine: &bodies::MachineConfiguration) -> Result<()> {
         let count = machine.vcpu_count;
-        ensure!((1..=MAX_CPUS).contains(&count), "vcpu_count {count}: say 1 to {MAX_CPUS}");
         ensure!(
-            !machine.smt || count == 1 || count.is_multiple_of(2),
-            "vcpu_count {count}: with smt it has to be 1 or even"
+            (1..=MAX_CPUS).contains(&count)
+                && (!machine.smt || count == 1 || count.is_multiple_of(2)),
+            "The number of vCPUs must be greater than 0, less than {MAX_CPUS} and must be 1 or an even number if SMT is \
+             enabled. vcpu_count {count}: {MAX_CPUS} are allowed, too"
         );
         ensure!(!machine.track_dirty_pages, "track_dirty_pages: not supported yet, leave it out");
         if let Some(template) = machine.cpu_template.as_deref().filter(|name| *name != "None") {
             bail!("cpu_template {template}: not supported yet, leave it out or say None");
         }
+        let is_huge = machine.huge_pages == HugePages::TwoMib;
+        ensure!(
+            machine.mem_size_mib > 0 && !(is_huge && machine.mem_size_mib % 2 == 1),
+            "The memory size (MiB) is either 0, or not a multiple of the configured page size. mem_size_mib {}",
+            machine.mem_size_mib
+        );
         let bytes = machine.mem_size_mib.checked_mul(layout::MIB);
         let bytes = bytes.with_context(|| format!("mem_size_mib {}", machine.mem_size_mib))?;
         let threads = if machine.smt && count > 1 { 2 } else { 1 };
         self.config.machine.0.cpus = Cpus { sockets: 1, cores: count / threads, threads };
         self.config.machine.0.mem.boot = Size::new(bytes);
-        self.config.machine.0.hugepages = machine.huge_pages == HugePages::TwoMib;
+        self.config.machine.0.hugepages = is_huge;
         Ok(())
     }
 
@@ -157,7 +175,7 @@ impl Setup {
         ensure!(self.ids_of_flags().all(|other| other != id), "drive_id: a disk of flags has it");
         let is_root = |other: &Drive| other.is_root_device && other.drive_id != id;
         if drive.is_root_device && self.drives.iter().any(is_root) {
-            bail!("is_root_device: another drive has the root, there can be one");
+            bail!("A root block device already exists! is_root_device: there can be one");
         }
         ensure!(
             drive.partuuid.as_ref().is_none_or(|uuid| uuid.chars().all(|c| c.is_ascii_graphic())),
@@ -187,8 +205,11 @@ impl Setup {
                 true => [given.and_then(Result::ok), real.parent().map(Path::to_owned)],
                 false => [Some(real), None],
             };
-            // The root folder would allow everything.
-            for place in found.into_iter().flatten().filter(|place| place.parent().is_some()) {
+            // The root folder would allow everything, unless it is a chroot that was made for this machine: a
+            // system's has /proc.
+            let may_be =
+                |place: &PathBuf| place.parent().is_some() || !Path::new("/proc/self").exists();
+            for place in found.into_iter().flatten().filter(may_be) {
                 places.push(AllowedPath::new(&place, !drive.is_read_only)?);
             }
         }
@@ -236,6 +257,7 @@ impl Setup {
         ensure!(!balloon.free_page_hinting, "free_page_hinting: not supported yet, leave it out");
         self.set_balloon_size(balloon.amount_mib)?;
         self.interval = balloon.stats_polling_interval_s;
+        self.has_balloon = true;
         self.config.machine.0.balloon_features = BalloonFeatures {
             deflate_on_oom: balloon.deflate_on_oom,
             statistics: self.interval != 0,
@@ -244,7 +266,7 @@ impl Setup {
         Ok(())
     }
 
-    /// The size of slots is fixed: each block has its own slot.
+    /// Each block has a slot of its own: the size of slots is only shown.
     fn set_memory(&mut self, memory: MemoryHotplug) -> Result<()> {
         let bytes = |name: &str, mib: u64| {
             let bytes = mib.checked_mul(layout::MIB).filter(|bytes| *bytes > 0);
@@ -252,13 +274,15 @@ impl Setup {
                 format!("{name} {mib}: out of range, say more than 0 and less than 2^44")
             })
         };
-        // GET returns the size of a block.
         if let Some(slot) =
             memory.slot_size_mib.filter(|_| memory.slot_size_mib != memory.block_size_mib)
         {
             ensure!(slot >= MIN_SLOT_MIB, "slot_size_mib {slot}: say {MIN_SLOT_MIB} or more");
         }
         let block = memory.block_size_mib.map(|mib| bytes("block_size_mib", mib)).transpose()?;
+        // Firecracker's default for both.
+        let least = memory.block_size_mib.map_or(MIN_SLOT_MIB, |block| block.max(MIN_SLOT_MIB));
+        self.slot = Some(memory.slot_size_mib.unwrap_or(least));
         let more = Size::new(bytes("total_size_mib", memory.total_size_mib)?);
         self.config.machine.0.mem = Mem { more, block, ..self.config.machine.0.mem };
         Ok(())
@@ -288,79 +312,6 @@ impl Setup {
         self.interval = seconds;
         Ok(())
     }
-
-    /// GET /machine-config.
-    pub(super) fn machine(&self) -> bodies::MachineConfiguration {
-        bodies::MachineConfiguration {
-            vcpu_count: self.config.machine.0.cpus.count(),
-            mem_size_mib: self.config.machine.0.mem.bytes() / layout::MIB,
-            smt: self.config.machine.0.cpus.threads > 1,
-            track_dirty_pages: false,
-            huge_pages: if self.config.machine.0.hugepages {
-                HugePages::TwoMib
-            } else {
-                HugePages::None
-            },
-            cpu_template: None,
-        }
-    }
-
-    /// GET /balloon.
-    pub(super) fn balloon(&self) -> Result<BalloonBody> {
-        let target =
-            self.config.machine.0.balloon_target().context("the machine has no balloon")?;
-        let features = self.config.machine.0.balloon_features;
-        Ok(BalloonBody {
-            amount_mib: target / layout::MIB,
-            deflate_on_oom: features.deflate_on_oom,
-            stats_polling_interval_s: self.interval,
-            free_page_hinting: false,
-            free_page_reporting: features.reporting,
-        })
-    }
-
-    /// The memory that can be plugged: a part of GET /vm/config.
-    pub(super) fn memory(&self) -> Option<MemoryHotplug> {
-        let mem = self.config.machine.0.mem;
-        let block = Some(mem.block() / layout::MIB);
-        mem.room().map(|_| MemoryHotplug {
-            total_size_mib: mem.more.bytes() / layout::MIB,
-            block_size_mib: block,
-            slot_size_mib: block,
-        })
-    }
-
-    /// GET /vm/config.
-    pub(super) fn all(&self) -> Result<Value> {
-        let of_flags = self.ids_of_flags().zip(&self.config.machine.0.disk);
-        let of_flags = of_flags.map(|(id, disk)| Drive::of_flags(id, disk));
-        let drives: Vec<Drive> = of_flags.chain(self.drives.iter().cloned()).collect();
-        let config = self.config().machine.0;
-        let entropy = match config.entropy_limit.is_limit() {
-            true => json!({ "rate_limiter": config.entropy_limit }),
-            false => json!({}),
-        };
-        let boot_source = config.kernel.as_ref().map(|kernel| BootSource {
-            kernel_image_path: kernel.clone(),
-            initrd_path: config.initrd.clone(),
-            boot_args: Some(cmdline::of(&config)),
-        });
-        let place = names::vsock(&self.config.process);
-        let vsock = config.vsock.as_ref().map(|vsock| VsockBody::of(vsock, place));
-        Ok(json!({
-            "balloon": self.balloon().ok(),
-            "boot-source": boot_source,
-            "cpu-config": null,
-            "drives": drives,
-            "entropy": entropy,
-            "machine-config": self.machine(),
-            "memory-hotplug": self.memory(),
-            "mmds-config": null,
-            "network-interfaces": self.interfaces(),
-            "pmem": [],
-            "vsock": vsock,
-        }))
-    }
 }
 
 /// `mib` as the size of a balloon, which has to be less than the machine's memory.
@@ -383,11 +334,16 @@ pub(super) fn disk(drive: &Drive) -> Option<DiskConfig> {
 }
 
 fn check_files(source: &BootSource) -> Result<()> {
-    let kernel = &source.kernel_image_path;
-    files::loadable(kernel).with_context(|| format!("kernel {}", kernel.display()))?;
-    if let Some(path) = &source.initrd_path {
-        let named = || format!("initrd {}", path.display());
-        files::loadable(path).with_context(named)?;
-    }
-    Ok(())
+    let words = "Boot source error: The kernel file cannot be opened:";
+    check_file(&source.kernel_image_path, "kernel", words)?;
+    let words = "Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions.";
+    source.initrd_path.as_ref().map_or(Ok(()), |path| check_file(path, "initrd", words))
+}
+
+/// Firecracker's `words` come first where the file cannot be opened.
+fn check_file(path: &Path, what: &str, words: &str) -> Result<()> {
+    files::loadable(path).map(drop).map_err(|error| match error.downcast_ref::<io::Error>() {
+        Some(reason) => anyhow!("{words} {reason}: {what} {}", path.display()),
+        None => error.context(format!("{what} {}", path.display())),
+    })
 }

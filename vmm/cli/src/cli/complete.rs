@@ -2,7 +2,7 @@
 //! all shells offer the same: what this tinyvmm takes.
 
 use clap::{Arg, Command, ValueEnum, ValueHint};
-use tinyvmm::config::{DiskConfig, NetConfig, VsockConfig};
+use tinyvmm::config::{DiskConfig, NetConfig, ShareConfig, VhostUserConfig, VsockConfig};
 
 /// A shell with a completion script.
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -190,6 +190,8 @@ impl Offers {
                 "disk" => &DiskConfig::OPTIONS,
                 "net" => &NetConfig::OPTIONS,
                 "vsock" => &VsockConfig::OPTIONS,
+                "share" => &ShareConfig::OPTIONS,
+                "vhost-user" => &VhostUserConfig::OPTIONS,
                 _ => &[],
             };
             self.words.extend(all.iter().map(|option| (format!("{kept}{option}"), String::new())));

@@ -34,6 +34,7 @@ pub(super) const PAGES: [Page; 14] = [
         examples: &[
             "tinyvmm --kernel bzImage --initrd initrd.img",
             "tinyvmm --kernel bzImage --initrd initrd.img -- uname -a",
+            "tinyvmm --template --kernel bzImage --initrd initrd.img -- uname -a",
             "tinyvmm --cpus 2 --mem 512M --kernel bzImage --disk root.img",
             "tinyvmm --config vm.toml --mem 1G --print-config",
             "tinyvmm -d --name vm --kernel bzImage --initrd initrd.img",

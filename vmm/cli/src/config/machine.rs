@@ -11,7 +11,8 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
 use serde::{Deserialize, Serialize};
 use tinyvmm::config::{
-    BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem, NetConfig, Publish, VsockConfig,
+    BalloonConfig, Cpus, DiskConfig, MachineConfig, Mem, NetConfig, Publish, ShareConfig,
+    VhostUserConfig, VsockConfig,
 };
 use toml::{Table, Value};
 use uuid::Uuid;
@@ -26,7 +27,7 @@ const PUBLISH: &str = "publish";
 pub struct MachineFlags(pub MachineConfig);
 
 fn args() -> Vec<Arg> {
-    [cpus_and_memory(), kernel(), devices()].concat()
+    [cpus_and_memory(), kernel(), devices(), served_devices(), identity()].concat()
 }
 
 fn cpus_and_memory() -> Vec<Arg> {
@@ -124,6 +125,31 @@ fn devices() -> Vec<Arg> {
                 address 2 arrive at the Unix socket FILE_PORT, if somebody listens there. The guest's own address is \
                 3 unless `cid` says another. A machine with --name has one in its folder, named vsock.",
         ),
+    ]
+}
+
+fn served_devices() -> Vec<Arg> {
+    vec![
+        about(
+            text::<ShareConfig>("share", "DIR[,tag=NAME][,readonly]").action(ArgAction::Append),
+            "Folder of this host that the guest can mount, by virtio-fs. May be given several times",
+            "virtiofsd serves it, a process of its own; install its package. In the guest: `mount -t virtiofs NAME /mnt`, \
+                where NAME is the folder's own unless `tag` says another. Who is root in the guest has the rights of this \
+                user in the folder; with `readonly` nobody in the guest can change it. The guest's memory is shared with \
+                virtiofsd, and the machine cannot be saved.",
+        ),
+        about(
+            text::<VhostUserConfig>("vhost-user", "socket=PATH,kind=blk|fs[,tag=NAME]")
+                .action(ArgAction::Append),
+            "Device of a process that listens at a Unix socket and speaks vhost-user. May be given several times",
+            "`kind=blk` is a disk, as of qemu-storage-daemon's, after those of --disk; `kind=fs` a file system with a \
+                tag. The process has all of the guest's memory: it is trusted as tinyvmm is.",
+        ),
+    ]
+}
+
+fn identity() -> Vec<Arg> {
+    vec![
         about(
             flag("uart", "ports|memory")
                 .default_value("ports")

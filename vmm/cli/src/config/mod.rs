@@ -6,6 +6,7 @@ mod id;
 mod jail;
 mod machine;
 mod restore;
+mod root;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -14,14 +15,18 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use clap::{ArgAction, Args, ValueHint};
 use serde::{Serialize, Serializer};
-use tinyvmm::config::{DiskConfig, MachineConfig};
+#[cfg(feature = "image")]
+use tinyvmm::config::Size;
+use tinyvmm::config::{DiskConfig, MachineConfig, VsockConfig};
+use tinyvmm::layout;
 
 pub use console::ConsoleConfig;
 pub use firecracker::{FirecrackerConfig, StartTimes};
 pub use id::{DEFAULT_ID, instance_id, machine_name};
 pub use jail::JailConfig;
 pub use machine::MachineFlags;
-pub use restore::{Clock, Identity, RestoreFlags};
+pub use restore::{Clock, Identity, RestoreFlags, TemplateRole};
+pub use root::{RootDir, modules};
 
 use crate::command;
 
@@ -145,6 +150,48 @@ pub struct ProcessConfig {
     #[arg(hide_possible_values = true, hide_default_value = true, help_heading = "Measuring")]
     pub trace_exits: bool,
 
+    /// The command is the agent's to run, on this process's standard streams ([`Config::prefer_agent`]).
+    #[arg(skip)]
+    #[serde(skip)]
+    pub by_agent: bool,
+
+    /// Boot with a folder of this host as the guest's root, and run COMMAND there, or a shell
+    ///
+    /// The guest only reads the folder, and what it writes is lost at its end; with `rw` it writes in the folder's
+    /// folders. virtiofsd serves it: install its package. The kernel needs virtio-fs and, without `rw`, overlayfs, built
+    /// in or in --modules. COMMAND starts in this process's working folder if the guest has it. `--cmdline init=PROGRAM`
+    /// starts that instead.
+    #[arg(long, value_name = "DIR[,rw]", value_hint = ValueHint::DirPath, help_heading = "Machine")]
+    #[serde(serialize_with = "opt_as_text")]
+    pub root_dir: Option<RootDir>,
+
+    /// Boot with a container's image as the guest's root, and run what it is for, with COMMAND in place of its command
+    ///
+    /// The image is what skopeo, podman, buildah or docker have written: `oci:DIR[:TAG]` is a folder in the OCI layout,
+    /// `docker-archive:FILE[:TAG]` a file of `docker save`. It becomes a read-only disk, the guest's first, which is kept
+    /// in ~/.cache/tinyvmm/disks; what the guest writes is lost at its end. Entry point, command, environment, user and
+    /// working folder are the image's. The kernel needs virtio-blk, EROFS and overlayfs, built in or as modules.
+    /// `--cmdline init=PROGRAM` starts that instead.
+    #[cfg(feature = "image")]
+    #[arg(long, value_name = "IMAGE", help_heading = "Machine", conflicts_with = "root_dir")]
+    #[serde(serialize_with = "opt_as_text")]
+    pub image: Option<image::Reference>,
+
+    /// Most bytes that --image, or a folder that is shared as a disk, may have unpacked
+    #[cfg(feature = "image")]
+    #[arg(long, value_name = "SIZE", default_value = "8G", help_heading = "Machine")]
+    #[serde(serialize_with = "as_text")]
+    pub image_limit: Size,
+
+    /// The guest's root is the first disk, where the agent runs this: the payload of a request (agent-wire).
+    #[arg(skip)]
+    #[serde(skip)]
+    pub disk_root: Option<Vec<u8>>,
+
+    /// Modules for --root-dir and --image: a folder of /lib/modules, one that has such, or a kernel's build folder
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
+    pub modules: Option<PathBuf>,
+
     /// Of what snapshot the machine is made.
     #[command(flatten)]
     #[serde(flatten)]
@@ -154,8 +201,9 @@ pub struct ProcessConfig {
     ///
     /// It needs an initrd with sh, mount and stty, such as one of guest-images; the kernel needs ioperm(2).
     /// What follows a `--` after the flags is the command: `tinyvmm --kernel K --initrd I -- uname -a`; a `--` within
-    /// --cmdline is the kernel's, and is for the guest's init. Its input is a terminal's,
-    /// lines of text. A reset ends the machine. Exit code 125: it ended otherwise.
+    /// --cmdline is the kernel's, and is for the guest's init. It has this process's standard streams, as it would here,
+    /// and signals are passed on; a kernel without virtio-vsock, and any with --console FILE or --detach, runs it on its
+    /// console, whose input is a terminal's lines. A reset ends the machine. Exit code 125: it ended otherwise.
     #[arg(last = true, value_name = "COMMAND")]
     #[serde(skip)]
     pub command: Vec<String>,
@@ -186,7 +234,7 @@ impl Config {
         process.check_background()?;
         if let Some(word) = process.command.first() {
             ensure!(
-                machine.initrd.is_some(),
+                machine.initrd.is_some() || process.has_root(),
                 "-- {word}: a command needs --initrd FILE, one with a shell"
             );
             ensure!(
@@ -204,19 +252,41 @@ impl Config {
         );
         ensure!(!process.no_jail || process.jail.is_none(), "--jail and --no-jail: leave one out");
         let needs_path = machine.vsock.as_ref().is_some_and(|vsock| vsock.path.is_none());
-        let has_place =
-            process.name.is_some() || process.detach || process.snapshot.restore.is_some();
+        let has_place = process.name.is_some()
+            || process.detach
+            || process.by_agent
+            || process.snapshot.restore.is_some();
         ensure!(!needs_path || has_place, "--vsock: say path=FILE, or --name NAME");
         DiskConfig::ensure_apart(&machine.disk)?;
         machine.validate()
     }
 
+    /// Has the agent run the command, if there is one, by a vsock device, and if all of that can be: the streams are this
+    /// process's, and the machine boots. A guest where nobody can be reached by vsock runs it on its console.
+    pub fn prefer_agent(&mut self) {
+        let (machine, process) = (&mut self.machine.0, &mut self.process);
+        let has_streams = process.console == ConsoleConfig::Stdio && !process.detach;
+        let has_vsock = machine.vsock.is_some() || machine.virtio_devices() < layout::MAX_VIRTIO;
+        process.by_agent = command::HAS_AGENT
+            && !process.command.is_empty()
+            && has_streams
+            && has_vsock
+            && process.snapshot.restore.is_none();
+        if process.by_agent {
+            machine.vsock.get_or_insert(VsockConfig::new(None));
+        }
+    }
+
     /// The machine as it is built: with what the kernel's command line needs for a COMMAND or the agent.
     pub fn machine_to_build(&self) -> MachineConfig {
         let mut machine = self.machine.0.clone();
-        let (has_command, has_name) =
-            (!self.process.command.is_empty(), self.process.name.is_some());
-        if let Some(own) = command::cmdline(&machine, has_command, has_name) {
+        if self.process.snapshot.role == TemplateRole::Uses {
+            return machine;
+        }
+        let (has_command, has_name) = (self.process.runs_command(), self.process.name.is_some());
+        root::add_shares(&mut machine, &self.process);
+        let has_root = self.process.has_root();
+        if let Some(own) = command::cmdline(&machine, has_command, has_name, has_root) {
             let given = machine.cmdline.as_deref().map_or(String::new(), |line| format!(" {line}"));
             machine.cmdline = Some(format!("{own}{given}"));
         }
@@ -237,6 +307,22 @@ impl ProcessConfig {
             "--detach: nobody reads its standard error, say --boot-report=FILE and no --trace-exits"
         );
         Ok(())
+    }
+
+    /// Whether the agent enters the guest's root.
+    pub fn has_root(&self) -> bool {
+        self.root_dir.is_some() || self.disk_root.is_some()
+    }
+
+    /// Whether the guest has init run a command, which is there already or comes later.
+    pub fn runs_command(&self) -> bool {
+        !self.command.is_empty() || self.snapshot.role == TemplateRole::Makes
+    }
+
+    /// Whether the agent is to listen in the guest: for those who find the machine by its name, which those may have that
+    /// are made of a template.
+    pub fn has_listener(&self) -> bool {
+        self.name.is_some() || self.snapshot.role == TemplateRole::Makes
     }
 
     /// Whether a reset ends the machine: with --no-reboot, or with a command, which is not to run again.

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{ArgAction, Args, ValueEnum, ValueHint};
 use serde::Serialize;
 
-use super::whole_number;
+use super::{SWITCH, whole_number};
 
 /// The flags that say of what a machine is restored.
 #[derive(Args, Clone, Debug, Default, Serialize)]
@@ -20,11 +20,34 @@ pub struct RestoreFlags {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub restore: Option<PathBuf>,
 
+    /// Boot up to COMMAND once, keep the machine as it is then, and have later runs go on from there
+    ///
+    /// What is kept, in ~/.cache/tinyvmm/templates, knows nothing of COMMAND. It is made anew when the kernel, the initrd,
+    /// a disk, a flag of the machine, tinyvmm or the host is another. Each run is a machine of its own, as with --restore.
+    /// `tinyvmm cache` lists templates and removes them.
+    #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", default_value_t = false, action = ArgAction::Set)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
+    pub template: bool,
+
+    /// How this process has to do with a template.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub role: TemplateRole,
+
     /// Start so many machines in the background, named NAME-1, NAME-2 and so on by --name, and print their names
     #[arg(long, value_name = "N", value_parser = whole_number::<1000>)]
     pub count: Option<u32>,
 
-    /// Whether the guest finds out that it is a copy, so that its random numbers are others than those of other copies
+    /// The host name of the machine that is made of a snapshot; without it, the machine's name
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub hostname: Option<String>,
+
+    /// Whether the machine becomes another one than that of the snapshot, or goes on as that
+    ///
+    /// A new one has a UUID and addresses of cards of its own, and its guest finds out that it is a copy, so that its
+    /// random numbers are others (Linux 5.18, CONFIG_VMGENID). The agent in the guest, if there is one, gives it a new host
+    /// name, machine-id and seed of random numbers, and the host's time of day.
     #[arg(long, value_name = "new|keep", default_value = "new", hide_possible_values = true)]
     pub identity: Identity,
 
@@ -38,7 +61,28 @@ pub struct RestoreFlags {
     pub clock: Clock,
 }
 
-/// Whether a guest finds out that it is a copy.
+/// A host name as `hostname` takes it (hostname(7)): at most 64 characters.
+fn host_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    match (1..=64).contains(&text.len()) && text.chars().all(fits) && !text.starts_with('-') {
+        true => Ok(text.to_owned()),
+        false => Err("say 1 to 64 letters, digits, -, . and _, not - first".into()),
+    }
+}
+
+/// How a process has to do with a template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TemplateRole {
+    /// It has not.
+    #[default]
+    None,
+    /// Its machine is to be saved as one, when the agent has connected to its standard input.
+    Makes,
+    /// Its machine goes on from one, and is asked to take its identity and to run COMMAND.
+    Uses,
+}
+
+/// Whether a guest becomes another machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Identity {

@@ -12,12 +12,14 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
+use tinyvmm::config::MachineConfig;
 
 use super::{MAX_BYTES, ask, get, read_answer};
-use crate::snapshot::DESCRIPTION;
+use crate::disks;
+use crate::snapshot::{DESCRIPTION, STATE, image};
 
 /// Makes a snapshot of the machine that listens at `socket`, and ends the machine if it is to `stop`.
-pub fn make(socket: &Path, folder: &Path, stop: bool) -> Result<()> {
+pub fn make(socket: &Path, folder: &Path, stop: bool, with_disks: bool) -> Result<()> {
     let named = || format!("snapshot {}", folder.display());
     ensure!(!folder.try_exists()?, "{}: it exists already, name a new folder", named());
     let names = get(socket, "/tinyvmm/snapshot")?;
@@ -25,23 +27,41 @@ pub fn make(socket: &Path, folder: &Path, stop: bool) -> Result<()> {
     let new = New::make(folder).with_context(named)?;
     let files = names.iter().map(|name| new.file(name)).collect::<Result<Vec<_>>>();
     let files = files.with_context(named)?;
-    // Nothing of the guest's comes after the snapshot that it ends with.
-    let pauses = stop && get(socket, "/")?["state"] == "Running";
+    // Nothing of the guest's comes after the snapshot that it ends with, or is in a copy of a disk but not in the memory.
+    let pauses = (stop || with_disks) && get(socket, "/")?["state"] == "Running";
     if pauses {
         set_state(socket, "Paused")?;
     }
     let made = send(socket, &files).and_then(|description| {
+        if with_disks {
+            copy_disks(&new, &description)?;
+        }
         let mut file = new.file(DESCRIPTION)?;
         file.write_all(format!("{description:#}\n").as_bytes())?;
         file.sync_all()?;
         new.keep(folder)
     });
-    if made.is_err() && pauses {
+    if pauses && (made.is_err() || !stop) {
         set_state(socket, "Resumed")?;
     }
     made.with_context(named)?;
     if stop {
         ask(socket, super::PATIENCE, "PUT", "/tinyvmm/stop", None)?;
+    }
+    Ok(())
+}
+
+/// Copies the disks of the machine with that description, which is paused.
+fn copy_disks(new: &New, description: &Value) -> Result<()> {
+    let machine: MachineConfig = serde_json::from_value(description.clone())?;
+    for (index, disk) in machine.disk.iter().enumerate() {
+        let copy = || -> Result<()> {
+            let (from, to) =
+                (File::open(&disk.path)?, new.file(&(STATE.to_owned() + &image(index)))?);
+            disks::copy_image(&from, &to)?;
+            Ok(to.sync_all()?)
+        };
+        copy().with_context(|| format!("disk {}", disk.path.display()))?;
     }
     Ok(())
 }

@@ -12,8 +12,9 @@ use super::{IO_URING, POOL, THP};
 use tinyvmm::arch::capabilities;
 use tinyvmm::engine::ring::Ring;
 
-use crate::host::KvmKind;
+use crate::host::{self, KvmKind};
 use crate::jail::{self, landlock};
+use crate::share;
 
 /// The facts about the host; `None` where the host does not report one.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(super) struct Facts {
     pub(super) tun: io::Result<()>,
     /// The version of passt.
     pub(super) passt: io::Result<String>,
+    /// The version of virtiofsd.
+    pub(super) virtiofsd: io::Result<String>,
     /// Whether there is a default route, which passt needs.
     pub(super) has_route: bool,
     /// Whether the kernel has seccomp filters.
@@ -66,9 +69,10 @@ impl Facts {
             cpus: thread::available_parallelism().map_or(1, Into::into),
             thp: fs::read_to_string(THP).ok(),
             pool: pool(),
-            available_mib: available_mib(),
+            available_mib: host::available_kib().map(|kib| kib >> 10),
             tun: File::options().read(true).write(true).open("/dev/net/tun").map(drop),
             passt: passt(),
+            virtiofsd: share::version(),
             has_route: has_route(),
             seccomp: jail::has_seccomp(),
             io_uring: Ring::new().map(drop),
@@ -122,20 +126,10 @@ fn has_route() -> bool {
     any("/proc/net/route", 7, "00000000") || any("/proc/net/ipv6_route", 1, "00")
 }
 
-/// Memory that new programs can have without swapping, in MiB (proc(5)).
-fn available_mib() -> Option<u64> {
-    field("/proc/meminfo", "MemAvailable:").and_then(|kib| mib(&kib))
-}
-
 /// What follows `key` in the first line of `file` that begins with it.
 fn field(file: &str, key: &str) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     text.lines().find_map(|line| line.strip_prefix(key)).map(Into::into)
-}
-
-/// MiB of a number of `kB`, as the kernel writes KiB.
-fn mib(kib: &str) -> Option<u64> {
-    Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? >> 10)
 }
 
 /// The name of group `gid`, or its number where it has none.

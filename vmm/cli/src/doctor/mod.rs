@@ -69,6 +69,7 @@ impl Diagnosis {
         findings.extend(judge_surroundings(facts));
         findings.push(judge_io_uring(facts));
         findings.push(judge_passt(facts));
+        findings.push(judge_virtiofsd(facts));
         findings.extend(judge_jail(facts));
         let (verdict, exit_code) = match findings.iter().map(|finding| finding.status).max() {
             Some(Severity::Unusable) => ("unusable", 2),
@@ -239,6 +240,15 @@ fn judge_passt(facts: &Facts) -> Finding {
     }
 }
 
+fn judge_virtiofsd(facts: &Facts) -> Finding {
+    match &facts.virtiofsd {
+        Err(_) => Severity::Info
+            .on("virtiofsd", "none, --share needs it")
+            .remedy("install the package virtiofsd (before Debian 13 qemu-system-common has it)"),
+        Ok(version) => Severity::Ok.on("virtiofsd", format!("{version}, for --share")),
+    }
+}
+
 /// What stands in the way of a guest that has taken over the process.
 fn judge_jail(facts: &Facts) -> [Finding; 2] {
     let seccomp = match facts.seccomp {
@@ -290,6 +300,7 @@ mod tests {
             pool: None,
             available_mib: Some(4096),
             tun: Err(io::ErrorKind::NotFound.into()),
+            virtiofsd: Ok("virtiofsd 1.13.0".into()),
             passt: Err(io::ErrorKind::NotFound.into()),
             has_route: true,
             seccomp: true,

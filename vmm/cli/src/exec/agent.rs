@@ -3,16 +3,18 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use agent_wire::{HELLO, Inbound, Kind, Malformed, PORT, put};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::LOST;
 use crate::names::{self, Known};
 
 /// How long an agent that listens may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How old a machine is by when its agent listens, if there is one.
 const BOOT_S: u64 = 30;
 /// The interval of tries until then.
@@ -28,6 +30,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// One that a request was sent on, with the hello.
+    pub(super) fn on(stream: UnixStream) -> Self {
+        Self { stream, inbound: Inbound::default() }
+    }
+
     /// Connects to the agent of `machine` and makes a request of it. A machine that has just started gets some time.
     ///
     /// # Errors
@@ -39,7 +46,7 @@ impl Connection {
             ensure!(known.lives, "{machine}: the machine has ended, see tinyvmm logs {machine}");
             let mut request = HELLO.to_vec();
             put(&mut request, kind, payload);
-            match Self::try_open(&known, &request).with_context(|| machine.to_owned())? {
+            match Self::try_open(&known.vsock(), &request).with_context(|| machine.to_owned())? {
                 Some(connection) => return Ok(connection),
                 None if is_young(&known) => thread::sleep(PAUSE),
                 None => bail!(
@@ -50,18 +57,21 @@ impl Connection {
         }
     }
 
-    /// Makes a request that the agent answers with `Done`.
+    /// Makes a request that the agent answers with `Done`, at the `socket` of a machine's vsock device.
     ///
     /// # Errors
     ///
-    /// As those of [`Self::open`], or the guest's reason.
-    pub fn ask(machine: &str, kind: Kind, payload: &[u8]) -> Result<()> {
-        let mut this = Self::open(machine, kind, payload)?;
+    /// No agent of this version answers within some seconds, or the guest's reason.
+    pub fn ask(socket: &Path, kind: Kind, payload: &[u8]) -> Result<()> {
+        let mut request = HELLO.to_vec();
+        put(&mut request, kind, payload);
+        let this = Self::try_open(socket, &request)?;
+        let mut this = this.context("no agent answers in the guest")?;
         this.stream.set_read_timeout(Some(PATIENCE))?;
-        match this.wait().with_context(|| machine.to_owned())? {
+        match this.wait()? {
             (Kind::Done, _) => Ok(()),
-            (Kind::Failure, payload) => bail!("{machine}: {}", failure(&payload).1),
-            _ => Err(strange(Malformed::Kind).context(machine.to_owned())),
+            (Kind::Failure, payload) => bail!("{}", failure(&payload).1),
+            _ => Err(strange(Malformed::Kind)),
         }
     }
 
@@ -75,30 +85,31 @@ impl Connection {
             if let Some((kind, payload)) = self.inbound.next().map_err(strange)? {
                 return Ok((kind, payload.to_vec()));
             }
-            self.receive()?;
+            ensure!(self.receive()?, LOST);
         }
     }
 
-    /// Receives some bytes; waits until there are some.
-    pub(super) fn receive(&mut self) -> Result<()> {
+    /// Receives some bytes; waits until there are some. False: the connection is gone.
+    pub(super) fn receive(&mut self) -> Result<bool> {
         match self.stream.read(self.inbound.room()) {
-            Ok(0) => bail!("the connection to the guest is lost"),
+            Ok(0) => return Ok(false),
             Ok(len) => self.inbound.add(len),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 bail!("the guest does not answer: is it paused?")
             }
-            Err(error) => return Err(error).context("the connection to the guest is lost"),
+            Err(error) => return Err(error).context(LOST),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// `None` if nobody listens in the guest.
-    fn try_open(known: &Known, request: &[u8]) -> Result<Option<Self>> {
-        let stream = UnixStream::connect(known.vsock());
+    fn try_open(socket: &Path, request: &[u8]) -> Result<Option<Self>> {
+        let stream = UnixStream::connect(socket);
         let mut stream = match stream {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                bail!("the machine has no vsock device in its folder: start it without --vsock")
+                bail!("the machine has no vsock device: start it with fewer other devices")
             }
             stream => stream.context("cannot connect to its vsock device")?,
         };
@@ -108,10 +119,10 @@ impl Connection {
         if !is_accepted(&mut stream)? {
             return Ok(None);
         }
-        stream.write_all(request).context("the connection to the guest is lost")?;
-        let mut this = Self { stream, inbound: Inbound::default() };
+        stream.write_all(request).context(LOST)?;
+        let mut this = Self::on(stream);
         while !this.inbound.greeted().map_err(strange)? {
-            this.receive()?;
+            ensure!(this.receive()?, LOST);
         }
         this.stream.set_read_timeout(None)?;
         this.stream.set_write_timeout(None)?;

@@ -1,7 +1,10 @@
-//! What people do inside a machine that has a name: `tinyvmm exec`, `shell` and `cp`, with the agent in its guest.
+//! What people do inside a machine, with the agent in its guest: `tinyvmm exec`, `shell` and `cp` in one that has a name, and
+//! the command that one was started with.
 
 mod agent;
+mod command;
 mod copy;
+mod input;
 mod remote;
 mod session;
 mod signals;
@@ -10,13 +13,15 @@ use std::io::{IsTerminal, stdin, stdout};
 use std::process::ExitCode;
 
 use agent_wire::{Exec, Kind};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rustix::termios::tcgetwinsize;
 
 pub use self::agent::Connection;
+pub use self::command::GuestCommand;
 pub use self::copy::{CpOptions, cp};
-use self::session::Session;
+use self::input::Input;
+use self::session::{End, Session};
 use self::signals::Signals;
 use crate::config::machine_name;
 use crate::logger;
@@ -24,6 +29,8 @@ use crate::terminal::Raw;
 
 /// Exit code when the command has no status: no machine, no agent, or the connection is lost. As docker's.
 const EXIT_NO_STATUS: u8 = 125;
+/// Why a command's end is not known.
+const LOST: &str = "the connection to the guest is lost";
 
 /// The flags of `tinyvmm exec`.
 #[derive(Args, Debug)]
@@ -114,10 +121,7 @@ fn run(machine: &str, mut request: Exec, with_input: bool, with_terminal: bool) 
             !with_input || stdin().is_terminal(),
             "-t: standard input is no terminal, leave -t out"
         );
-        let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
-        // A terminal of unknown size has none.
-        let size = size.filter(|size| size.ws_row > 0 && size.ws_col > 0);
-        request.terminal = Some(size.map_or((24, 80), |size| (size.ws_row, size.ws_col)));
+        request.terminal = Some(terminal_size());
         let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".into());
         request.env.insert(0, format!("TERM={term}").into());
     }
@@ -130,5 +134,16 @@ fn run(machine: &str, mut request: Exec, with_input: bool, with_terminal: bool) 
     let signals = Signals::new(with_terminal)?;
     let raw = (with_input && with_terminal).then(Raw::enter).transpose();
     let _raw = raw.context("cannot set up the terminal")?;
-    Session::new(connection, signals, with_input).run().with_context(|| machine.to_owned())
+    let end = Session::new(connection, signals, Input::new(with_input, None)?).run(None);
+    match end.with_context(|| machine.to_owned())? {
+        End::Status(code) | End::GivenUp(code) => Ok(code),
+        End::Lost => bail!("{machine}: {LOST}"),
+    }
+}
+
+/// Rows and columns of this process's terminal, or what is usual if it has none that are known.
+fn terminal_size() -> (u16, u16) {
+    let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok();
+    let size = size.filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    size.map_or((24, 80), |size| (size.ws_row, size.ws_col))
 }

@@ -2,25 +2,39 @@
 
 use std::io::{self, ErrorKind, Write, stderr, stdin, stdout};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use agent_wire::{Kind, WINDOW, put, size};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
+use tinyvmm::worker::StopFlag;
 
+use super::LOST;
 use super::agent::{Connection, failure, strange};
+use super::input::{Input, PIECE};
 use super::signals::Signals;
 use crate::logger;
 
-/// Most bytes that are read at a time.
-const PIECE: usize = 32 << 10;
 /// Most bytes that a pipe with room takes without blocking (pipe(7), PIPE_BUF).
 const AT_ONCE: usize = 4096;
 /// How often a user says that it is to end.
 const ENOUGH: u32 = 3;
 /// Added to the number of a signal, as shells do.
 const BY_SIGNAL: u8 = 128;
+/// Time to print what has come of a command when the machine has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How a session ends.
+pub enum End {
+    /// The command has ended, with this exit code.
+    Status(u8),
+    /// The command is left to itself: nobody reads its output, or it does not end. This is the exit code.
+    GivenUp(u8),
+    /// The connection is gone.
+    Lost,
+}
 
 /// What is under way to and from a command.
 pub struct Session {
@@ -30,49 +44,75 @@ pub struct Session {
     out: Vec<u8>,
     /// How many more bytes of input may be under way.
     window: usize,
-    with_input: bool,
+    input: Input,
     /// Output that was not printed yet, and how much of it was.
     shown: (bool, Vec<u8>, usize),
     /// How often the user has asked for the end.
     stops: u32,
+    /// The guest takes an identity before the command runs.
+    awaits_identity: bool,
+    /// The machine has ended: when to end, though not all was printed.
+    leaves: Option<Instant>,
 }
 
-/// What poll(2) found: news on the connection, room there, input, room for output, signals.
-struct Ready([bool; 5]);
+/// What poll(2) found: news on the connection, room there, input, room for output, signals, a change of the terminal's
+/// foreground.
+struct Ready([bool; 6]);
 
 impl Session {
-    /// A command that was started on `connection`. It gets standard input if `with_input`.
-    pub fn new(connection: Connection, signals: Signals, with_input: bool) -> Self {
-        let mut out = Vec::new();
-        if !with_input {
-            put(&mut out, Kind::Input, &[]);
-        }
+    /// A command that was started on `connection`, and gets `input`.
+    pub fn new(connection: Connection, signals: Signals, input: Input) -> Self {
         let shown = (false, Vec::new(), 0);
-        Self { connection, signals, out, window: WINDOW, with_input, shown, stops: 0 }
+        let (out, window) = (Vec::new(), WINDOW);
+        let awaits_identity = false;
+        Self {
+            connection,
+            signals,
+            out,
+            window,
+            input,
+            shown,
+            stops: 0,
+            awaits_identity,
+            leaves: None,
+        }
     }
 
-    /// Runs it to its end; returns its exit code.
-    pub fn run(mut self) -> Result<u8> {
+    /// The command's request came after one for an identity.
+    pub fn after_identity(self) -> Self {
+        Self { awaits_identity: true, ..self }
+    }
+
+    /// Runs it to its end, or, once `stop` is set, to the end of what it has printed.
+    pub fn run(mut self, stop: Option<&StopFlag>) -> Result<End> {
         self.connection.stream.set_nonblocking(true)?;
         loop {
-            if let Some(code) = self.take_frames()? {
-                return Ok(code);
+            if let Some(end) = self.take_frames()? {
+                return Ok(end);
             }
-            let Ready([news, room, input, output, signals]) = self.wait()?;
-            if signals && let Some(code) = self.pass_on_signals() {
-                return Ok(code);
+            if self.leaves.is_none() && stop.is_some_and(StopFlag::is_set) {
+                self.leaves = Some(Instant::now() + FAREWELL);
             }
-            if output && let Some(code) = self.show()? {
-                return Ok(code);
+            self.pass_on_input();
+            let Some(Ready([news, room, input, output, signals, changed])) = self.wait(stop)?
+            else {
+                return Ok(End::Lost);
+            };
+            self.input.check(changed);
+            if signals && let Some(end) = self.pass_on_signals() {
+                return Ok(end);
+            }
+            if output && let Some(end) = self.show()? {
+                return Ok(end);
             }
             if input {
-                self.read_in()?;
+                self.input.read();
             }
             if room || !self.out.is_empty() {
                 self.flush()?;
             }
-            if news {
-                self.connection.receive()?;
+            if news && !self.connection.receive()? {
+                return Ok(End::Lost);
             }
         }
     }
@@ -81,40 +121,54 @@ impl Session {
         self.shown.1.len() == self.shown.2
     }
 
-    fn wait(&self) -> Result<Ready> {
+    /// Waits for something to do; `None` when it is time to leave.
+    fn wait(&self, stop: Option<&StopFlag>) -> Result<Option<Ready>> {
         let stream = &self.connection.stream;
         // What was printed is waited for before more is read: the guest's command waits, too.
         let news = if self.shows_all() { PollFlags::IN } else { PollFlags::empty() };
         let room = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-        let reads = self.with_input && self.out.is_empty() && self.window > 0;
-        let input = if reads { PollFlags::IN } else { PollFlags::empty() };
-        let output = if self.shows_all() { PollFlags::empty() } else { PollFlags::OUT };
-        let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
+        let goes_on = self.leaves.is_none();
+        let source = self.input.source().filter(|_| goes_on);
+        let shows = !self.shows_all();
+        let (stdout, stderr) = (stdout(), stderr());
         let shown = if self.shown.0 { stderr.as_fd() } else { stdout.as_fd() };
         // What is not waited for is replaced by the signals, without events: poll(2) always reports an end.
-        let entry = |used: bool, fd, flags| {
-            PollFd::from_borrowed_fd(if used { fd } else { self.signals.wake() }, flags)
+        let entry = |fd: Option<_>, flags| match fd {
+            Some(fd) => PollFd::from_borrowed_fd(fd, flags),
+            None => PollFd::from_borrowed_fd(self.signals.wake(), PollFlags::empty()),
         };
         let mut fds = [
-            entry(!(news | room).is_empty(), stream.as_fd(), news | room),
-            entry(reads, stdin.as_fd(), input),
-            entry(!self.shows_all(), shown, output),
-            entry(true, self.signals.wake(), PollFlags::IN),
+            entry((!(news | room).is_empty()).then(|| stream.as_fd()), news | room),
+            entry(source, PollFlags::IN),
+            entry(shows.then_some(shown), PollFlags::OUT),
+            entry(Some(self.signals.wake()), PollFlags::IN),
+            entry(self.input.changed(), PollFlags::IN),
+            entry(stop.filter(|_| goes_on).map(AsFd::as_fd), PollFlags::IN),
         ];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => return Ok(Ready([false, false, false, false, true])),
+        let left = match self.leaves {
+            Some(_) if !shows => Some(Duration::ZERO),
+            leaves => leaves.map(|at| at.saturating_duration_since(Instant::now())),
+        };
+        let left = left.and_then(|left| left.try_into().ok());
+        match poll(&mut fds, left.or(self.input.patience()).as_ref()) {
+            Err(Errno::INTR) => {
+                return Ok(Some(Ready([false, false, false, false, true, false])));
+            }
+            Ok(0) if !goes_on => return Ok(None),
             done => done?,
         };
-        let [stream, input, output, signals] = fds.map(|fd| fd.revents());
+        let [stream, input, output, signals, changed, _] = fds.map(|fd| fd.revents());
         let gone = stream.intersects(PollFlags::HUP | PollFlags::ERR);
         let news = stream.contains(PollFlags::IN) || gone && !news.is_empty();
+        let room = stream.contains(PollFlags::OUT);
         let some = |used: bool, events: PollFlags| used && !events.is_empty();
-        let (input, output) = (some(reads, input), some(!self.shows_all(), output));
-        Ok(Ready([news, stream.contains(PollFlags::OUT), input, output, !signals.is_empty()]))
+        let (input, output) = (some(source.is_some(), input), some(shows, output));
+        let changed = some(self.input.changed().is_some(), changed);
+        Ok(Some(Ready([news, room, input, output, !signals.is_empty(), changed])))
     }
 
-    /// Acts on the frames that are there, up to output that has to be shown. Returns the exit code at the end.
-    fn take_frames(&mut self) -> Result<Option<u8>> {
+    /// Acts on the frames that are there, up to output that has to be shown. Returns the end when it has come.
+    fn take_frames(&mut self) -> Result<Option<End>> {
         while self.shows_all() {
             let Some((kind, payload)) = self.connection.inbound.next().map_err(strange)? else {
                 break;
@@ -127,12 +181,15 @@ impl Session {
                     let taken = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
                     self.window = self.window.saturating_add(taken).min(WINDOW);
                 }
-                (Kind::Status, [0, status]) => return Ok(Some(*status)),
-                (Kind::Status, [1, signal]) => return Ok(Some(BY_SIGNAL.wrapping_add(*signal))),
+                (Kind::Done, []) if self.awaits_identity => self.awaits_identity = false,
+                (Kind::Status, [0, status]) => return Ok(Some(End::Status(*status))),
+                (Kind::Status, [1, signal]) => {
+                    return Ok(Some(End::Status(BY_SIGNAL.wrapping_add(*signal))));
+                }
                 (Kind::Failure, _) => {
                     let (code, reason) = failure(payload);
                     logger::print_message(reason);
-                    return Ok(Some(code));
+                    return Ok(Some(End::Status(code)));
                 }
                 _ => bail!("what answers in the guest is no agent of tinyvmm's"),
             }
@@ -140,8 +197,8 @@ impl Session {
         Ok(None)
     }
 
-    /// Prints as much as can be printed without waiting. Returns the exit code if nobody reads it any more.
-    fn show(&mut self) -> Result<Option<u8>> {
+    /// Prints as much as can be printed without waiting. Returns the end if nobody reads it any more.
+    fn show(&mut self) -> Result<Option<End>> {
         let (is_errors, bytes, done) = &mut self.shown;
         let rest = &bytes[*done..];
         let rest = &rest[..rest.len().min(AT_ONCE)];
@@ -152,41 +209,39 @@ impl Session {
         match written {
             Ok(len) => *done += len,
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(Errno::PIPE) => return Ok(Some(BY_SIGNAL + libc::SIGPIPE as u8)),
+            Err(Errno::PIPE) => return Ok(Some(End::GivenUp(BY_SIGNAL + libc::SIGPIPE as u8))),
             Err(error) => return Err(error).context("cannot print the command's output"),
         }
         Ok(None)
     }
 
     /// Passes on input, or its end.
-    fn read_in(&mut self) -> Result<()> {
-        let mut bytes = [0; PIECE];
-        let room = self.window.min(PIECE);
-        // Not through the buffer of `Stdin`, which poll(2) does not see.
-        let len = match rustix::io::read(stdin(), &mut bytes[..room]) {
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-            // A terminal that is gone has ended.
-            Err(Errno::IO) => 0,
-            len => len.context("cannot read standard input")?,
-        };
-        put(&mut self.out, Kind::Input, &bytes[..len]);
-        self.window -= len;
-        self.with_input = len > 0;
-        Ok(())
+    fn pass_on_input(&mut self) {
+        if self.out.is_empty()
+            && let Some(bytes) = self.input.next(self.window.min(PIECE))
+        {
+            put(&mut self.out, Kind::Input, &bytes);
+            self.window -= bytes.len();
+        }
     }
 
-    /// Passes on signals; returns the exit code if the user has asked for the end often enough.
-    fn pass_on_signals(&mut self) -> Option<u8> {
+    /// Passes on the terminal's size.
+    pub fn send_size(&mut self) {
+        if let Ok(now) = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())) {
+            put(&mut self.out, Kind::Size, &size(now.ws_row, now.ws_col));
+        }
+    }
+
+    /// Passes on signals; returns the end if the user has asked for it often enough.
+    fn pass_on_signals(&mut self) -> Option<End> {
         for number in self.signals.take() {
             if i32::from(number) == libc::SIGWINCH {
-                if let Ok(now) = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())) {
-                    put(&mut self.out, Kind::Size, &size(now.ws_row, now.ws_col));
-                }
+                self.send_size();
                 continue;
             }
             self.stops += u32::from([libc::SIGINT, libc::SIGTERM].contains(&number.into()));
             if self.stops >= ENOUGH {
-                return Some(BY_SIGNAL + number);
+                return Some(End::GivenUp(BY_SIGNAL + number));
             }
             put(&mut self.out, Kind::Signal, &[number]);
         }
@@ -200,7 +255,7 @@ impl Session {
             Err(error)
                 if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
             Err(error) if is_gone(&error) => self.out.clear(),
-            Err(error) => return Err(error).context("the connection to the guest is lost"),
+            Err(error) => return Err(error).context(LOST),
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use self::landlock::{AllowedPath, Kept};
 use self::raw::Inherited;
-pub use self::raw::fork;
+pub use self::raw::{exit_now, fork};
 use crate::command::EXIT_NO_STATUS;
 use crate::config::{JailConfig, ProcessConfig};
 use crate::logger;
@@ -40,17 +40,19 @@ enum FilterRole {
 
 #[cfg(test)]
 impl FilterRole {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 13] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
         Self::Worker(ThreadKind::Vcpu),
         Self::Worker(ThreadKind::Device),
         Self::Worker(ThreadKind::Network),
         Self::Worker(ThreadKind::Vsock),
+        Self::Worker(ThreadKind::VhostUser),
         Self::Worker(ThreadKind::Memory),
         Self::Worker(ThreadKind::Console),
         Self::Worker(API),
         Self::Worker(ATTACH),
+        Self::Worker(COMMAND),
         Self::Dialer,
     ];
 }
@@ -59,6 +61,8 @@ impl FilterRole {
 pub const API: ThreadKind = ThreadKind::Program("Api");
 /// The thread that serves those who are attached to the console of a machine with a name.
 pub const ATTACH: ThreadKind = ThreadKind::Program("Attach");
+/// The thread that connects a command in the guest with the standard streams.
+pub const COMMAND: ThreadKind = ThreadKind::Program("Command");
 
 /// Set once new threads get a filter.
 static FILTERS: AtomicBool = AtomicBool::new(false);

@@ -91,7 +91,7 @@ pub(super) fn thread_name() -> [u8; 16] {
 }
 
 /// Ends the process at once. May be called in a signal handler.
-pub(super) fn exit_now(code: i32) -> ! {
+pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) does nothing but end the process.
     unsafe { libc::_exit(code) }
 }

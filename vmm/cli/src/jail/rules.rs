@@ -8,7 +8,7 @@ use kvm_bindings::KVMIO;
 use libc::*;
 
 use super::landlock::Kept;
-use super::{API, ATTACH, FilterRole};
+use super::{API, ATTACH, COMMAND, FilterRole};
 use tinyvmm::wire::TUNSETOFFLOAD;
 use tinyvmm::worker::ThreadKind;
 
@@ -61,14 +61,16 @@ pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
         ThreadKind::Device => vec![ANY, DEVICE],
         ThreadKind::Network => vec![ANY, NETWORK],
         ThreadKind::Vsock => vec![ANY, VSOCK],
+        ThreadKind::VhostUser => vec![ANY, VHOST_USER],
         ThreadKind::Memory => vec![ANY, MEMORY],
         ThreadKind::Console => vec![ANY, CONSOLE],
         // The starter's limits apply to the threads that it starts.
         ThreadKind::Starter => {
-            vec![ANY, VCPU, DEVICE, NETWORK, VSOCK, MEMORY, CONSOLE, START]
+            vec![ANY, VCPU, DEVICE, NETWORK, VSOCK, VHOST_USER, MEMORY, CONSOLE, START, STREAMS]
         }
         API => vec![ANY, CLIENTS],
         ATTACH => vec![ANY, CLIENTS, LOG],
+        COMMAND => vec![ANY, STREAMS],
         ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
     })
 }
@@ -176,7 +178,19 @@ const DIALER: &[SyscallRule] = &[
     always(SYS_unlinkat),
 ];
 
-const MEMORY: &[SyscallRule] = &[SyscallRule(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION]))];
+/// To have another process begin and end to serve a device, on a socket that exists.
+const VHOST_USER: &[SyscallRule] = &[
+    always(SYS_sendmsg),
+    always(SYS_sendto),
+    always(SYS_recvfrom),
+    always(SYS_setsockopt),
+    always(SYS_shutdown),
+];
+
+const MEMORY: &[SyscallRule] = &[
+    SyscallRule(SYS_ioctl, Is(1, &[KVM_SET_USER_MEMORY_REGION])),
+    always(SYS_fallocate), // of RAM that is a file
+];
 
 const CONSOLE: &[SyscallRule] = &[
     SyscallRule(SYS_ioctl, Is(1, &[KVM_REGISTER_COALESCED, KVM_UNREGISTER_COALESCED])),
@@ -192,6 +206,15 @@ const CLIENTS: &[SyscallRule] = &[
     always(SYS_sendto),
     always(SYS_shutdown),
     SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32])),
+];
+
+/// To serve sockets that are there, and a terminal whose size, modes and foreground change.
+const STREAMS: &[SyscallRule] = &[
+    always(SYS_recvfrom),
+    always(SYS_sendto),
+    always(SYS_shutdown),
+    SyscallRule(SYS_ioctl, Is(1, &[FIONBIO as u32, TIOCGWINSZ as u32, TCGETS as u32, TCGETS2])),
+    always(SYS_eventfd2), // for signals
 ];
 
 /// To write the console's log.

@@ -77,7 +77,7 @@ impl Cache {
     }
 }
 
-fn hash(file: &File) -> io::Result<blake3::Hash> {
+pub(super) fn hash(file: &File) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut bytes = vec![0; 256 << 10];
     let mut at = 0;
@@ -98,6 +98,12 @@ pub(super) fn note_name(file: &File) -> Result<String> {
     let (mtime, ctime) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
     let identity = format!("{:x}-{:x}-{:x}", m.dev(), m.ino(), m.size());
     Ok(format!("{FILE}{identity}-{:x}.{:x}-{:x}.{:x}", mtime.0, mtime.1, ctime.0, ctime.1))
+}
+
+/// Metadata of `file` that changes with its contents; `None` if it cannot be trusted for that.
+pub fn look(file: &File) -> Result<Option<String>> {
+    let look = note_name(file)?;
+    Ok(is_settled(file)?.then_some(look))
 }
 
 /// Whether the metadata can be trusted: not if the file has just changed, nor on FUSE, which is a program of any user.

@@ -48,7 +48,7 @@ fn with_cache(test: impl FnOnce(Cache, PathBuf)) {
     let name: [u8; 8] = random::bytes().unwrap();
     let base = env::temp_dir().join(format!("tinyvmm-{:x}", u64::from_le_bytes(name)));
     std::fs::create_dir(&base).unwrap();
-    test(Cache::open_in(&base).unwrap(), base.join("tinyvmm/kernels"));
+    test(Cache::open_in(&base, KERNELS, MAX_BYTES).unwrap(), base.join("tinyvmm/kernels"));
     std::fs::remove_dir_all(base).unwrap();
 }
 

@@ -15,7 +15,7 @@ use tinyvmm::devices::console::{KeyAction, Keyboard};
 use crate::config::machine_name;
 use crate::inbox::{Inbox, Message};
 use crate::names::{self, Known};
-use crate::terminal::Terminal;
+use crate::terminal::{Mode, Terminal};
 use crate::{ctl, logger};
 
 /// How long the machine may take to answer that it ends.
@@ -37,7 +37,8 @@ pub fn attach(options: &AttachOptions) -> Result<ExitCode> {
     }
     let stream = known.attach()?;
     let inbox = Inbox::new()?;
-    let terminal = Terminal::open(inbox.waker(), true).context("cannot set up the terminal")?;
+    let terminal = Terminal::open(inbox.waker(), true, Mode::default())
+        .context("cannot set up the terminal")?;
     if terminal.is_some() {
         logger::print_message(format_args!("attached to {}, Ctrl-A h shows the keys", known.name));
     }

@@ -47,7 +47,8 @@ impl Row {
         let stats = known.lives.then(|| get(&known, "/tinyvmm/stats")).flatten();
         let kib = |name: &str| stats.as_ref().and_then(|stats| stats["memory_kib"][name].as_u64());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let names::Description { cpus, memory, ports, started, end } = known.description.clone();
+        let names::Description { cpus, memory, ports, started, end, .. } =
+            known.description.clone();
         Self {
             state: state(&known, stats.as_ref()),
             cpus,

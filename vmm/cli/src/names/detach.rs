@@ -18,6 +18,8 @@ use crate::{jail, logger};
 
 /// How long a guest that has started may take to show that its init runs. Not all guests show it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same, for a guest that goes on and takes a new identity: one that is not waited for would be taken for another.
+const FOR_IDENTITY: Duration = Duration::from_secs(60);
 
 /// CPU 0 is about to run.
 const STARTED: u8 = b's';
@@ -36,8 +38,8 @@ pub fn reached(mark: Mark) {
 }
 
 /// Forks. Returns `None` in the process that is to be the machine's; in the user's process the exit code, once the
-/// machine runs or has ended. That process prints `new_name` when the machine has started.
-pub fn detach(new_name: Option<&str>) -> Result<Option<ExitCode>> {
+/// machine runs or has ended. That process prints `new_name` when the machine has started. `goes_on`: it is restored.
+pub fn detach(new_name: Option<&str>, goes_on: bool) -> Result<Option<ExitCode>> {
     let (progress, report) = io::pipe().context("--detach")?;
     let (messages, stderr) = io::pipe().context("--detach")?;
     let nothing = File::options().read(true).write(true).open("/dev/null").context("/dev/null")?;
@@ -50,14 +52,20 @@ pub fn detach(new_name: Option<&str>) -> Result<Option<ExitCode>> {
         return Ok(None);
     };
     drop((report, stderr));
-    if has_ended(progress, &messages, new_name) {
+    let patience = if goes_on { FOR_IDENTITY } else { PATIENCE };
+    if has_ended(progress, &messages, new_name, patience) {
         return end_of(child, messages).map(Some);
     }
     Ok(Some(ExitCode::SUCCESS))
 }
 
 /// Waits until the machine runs or has ended, and shows its messages meanwhile; true if it has ended.
-fn has_ended(mut progress: PipeReader, mut messages: &PipeReader, new_name: Option<&str>) -> bool {
+fn has_ended(
+    mut progress: PipeReader,
+    mut messages: &PipeReader,
+    new_name: Option<&str>,
+    patience: Duration,
+) -> bool {
     let mut deadline: Option<Instant> = None;
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -77,7 +85,7 @@ fn has_ended(mut progress: PipeReader, mut messages: &PipeReader, new_name: Opti
         match progress.read(&mut bytes[..usize::from(moved)]) {
             _ if !moved => {}
             Ok(1) if bytes[0] == STARTED => {
-                deadline = Some(Instant::now() + PATIENCE);
+                deadline = Some(Instant::now() + patience);
                 let _ = new_name.map(|name| writeln!(io::stdout(), "{name}"));
             }
             Ok(1) => return false,

@@ -45,6 +45,8 @@ pub struct Description {
     pub ports: Vec<String>,
     /// The start of its process, in seconds since 1970.
     pub started: u64,
+    /// The socket of its vsock device, if that is not in its folder.
+    pub vsock: Option<PathBuf>,
     /// How it has ended.
     pub end: Option<String>,
 }
@@ -135,6 +137,8 @@ impl Named {
         (self.description.cpus, self.description.memory) =
             (machine.cpus.count(), machine.mem.bytes());
         let ports = machine.net.iter().flat_map(NetConfig::published);
+        let vsock = machine.vsock.as_ref().and_then(|vsock| vsock.path.as_deref());
+        self.description.vsock = vsock.map(std::path::absolute).transpose()?;
         self.description.ports = ports.map(ToString::to_string).collect();
         self.write()
     }
@@ -212,7 +216,8 @@ impl Known {
 
     /// The socket of its vsock device.
     pub fn vsock(&self) -> PathBuf {
-        self.folder.join(place::VSOCK)
+        let own = || self.folder.join(place::VSOCK);
+        self.description.vsock.clone().unwrap_or_else(own)
     }
 
     /// A connection to its console.

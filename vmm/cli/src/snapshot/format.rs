@@ -7,8 +7,9 @@ use super::Snapshot;
 /// Most bytes of the file: 255 CPUs have a fifth of that.
 pub const MOST_BYTES: u64 = 64 << 20;
 const MAGIC: &str = "tinyvmm snapshot ";
-/// Changes when an older tinyvmm could not read the file, or would take it for something else.
-const VERSION: u32 = 1;
+/// Changes when an older tinyvmm could not read the file, or would take it for something else. Since version 2, `memory`
+/// ends with a marker.
+const VERSION: u32 = 2;
 
 impl Snapshot {
     /// The bytes of the file.
@@ -29,7 +30,7 @@ impl Snapshot {
             bail!("it is damaged: its version is {version:?}")
         };
         ensure!(
-            version == VERSION,
+            (1..=VERSION).contains(&version),
             "its format is version {version}, and this tinyvmm knows {VERSION}: update it, or make the snapshot anew"
         );
         let (hash, json) = line(rest).context("it ends early")?;

@@ -2,14 +2,14 @@
 //!
 //! `state` has the machine's description and all of its state but the memory, behind a line with the version of the
 //! format and one with a checksum. `memory` is guest RAM, a sparse file. `state.disk0` and so on are the layers that took
-//! what the guest wrote. `machine.json` is the description for people.
+//! what the guest wrote, `state.image0` and so on copies of the disks, if there are any. `machine.json` is the description for people.
 
 mod format;
 mod restore;
 #[cfg(feature = "api")]
 mod take;
 
-use std::fs::File;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tinyvmm::config::MachineConfig;
 use tinyvmm::machine::SavedMachine;
 use tinyvmm::memory::GuestRam;
+use tinyvmm::memory::saved::Marker;
 
 pub use self::format::MOST_BYTES;
 pub use self::restore::{Restored, read};
@@ -56,6 +57,9 @@ pub struct Snapshot {
     cards: Vec<String>,
     /// The files of each disk: its own, and that of a layer with a name.
     disks: Vec<Vec<FileIdentity>>,
+    /// What the file `memory` ends with; none in version 1.
+    #[serde(default)]
+    marker: Option<Marker>,
     state: SavedMachine,
 }
 
@@ -81,19 +85,18 @@ struct FileIdentity {
 }
 
 impl FileIdentity {
-    fn of(path: PathBuf, file: &File) -> Result<Self> {
-        let status = file.metadata()?;
+    fn of(path: PathBuf, status: &Metadata) -> Self {
         // A device's file has no time of its contents.
         let changed = if status.is_file() { (status.mtime(), status.mtime_nsec()) } else { (0, 0) };
-        Ok(Self { path, size: status.size(), changed })
+        Self { path, size: status.size(), changed }
     }
 
     fn check(&self) -> Result<()> {
         let path = self.path.display();
-        let file =
-            File::open(&self.path).map_err(|error| anyhow::anyhow!("disk {path}: {error}"))?;
+        // It is opened later, as a disk: whatever is there now is not waited for.
+        let now = self.path.metadata().map_err(|error| anyhow::anyhow!("disk {path}: {error}"))?;
         ensure!(
-            Self::of(self.path.clone(), &file)? == *self,
+            Self::of(self.path.clone(), &now) == *self,
             "disk {path}: it was changed after the snapshot was made, so the guest would not know it: name another with \
              --disk, or make snapshots of machines that write to a layer (,overlay) or end with it (--stop)"
         );
@@ -106,6 +109,11 @@ pub fn names(machine: &MachineConfig) -> Vec<String> {
     let layers = machine.disk.iter().enumerate().filter(|(_, disk)| disk.overlay.is_some());
     let layers = layers.map(|(index, _)| STATE.to_owned() + &layer(index));
     [STATE, MEMORY].map(str::to_owned).into_iter().chain(layers).collect()
+}
+
+/// What is added to the name of `state` for a copy of the disk with this index.
+pub fn image(index: usize) -> String {
+    format!(".image{index}")
 }
 
 /// What is added to the name of `state` for the layer of the disk with this index.

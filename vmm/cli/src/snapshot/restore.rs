@@ -6,21 +6,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use tinyvmm::arch::saved::Clocks;
-use tinyvmm::config::{MachineConfig, Overlay};
+use tinyvmm::config::{Mac, MachineConfig, Overlay};
 use tinyvmm::disk_image::DiskImage;
 use tinyvmm::machine::{Renewal, SavedMachine, Start};
+use tinyvmm::memory::saved::Marker;
+use tinyvmm::memory::{self, GuestRam};
 
-use super::{DESCRIPTION, FileIdentity, MEMORY, MOST_BYTES, STATE, Snapshot, layer};
-use crate::config::{Clock, Config, Identity};
-use crate::disks;
+use super::{DESCRIPTION, FileIdentity, MEMORY, MOST_BYTES, STATE, Snapshot, image, layer};
+use crate::config::{Clock, Config, Identity, TemplateRole};
+use crate::{disks, net};
+
+/// The number of virtio-vsock (virtio 1.2, 5).
+const VIRTIO_ID_VSOCK: u32 = 19;
 
 /// A snapshot that was read. Its other files are opened with those of the machine.
 pub struct Restored {
     state: SavedMachine,
     renewal: Renewal,
     memory: PathBuf,
+    marker: Option<Marker>,
     /// The layer of each disk, to be copied.
     layers: Vec<Option<PathBuf>>,
+    /// The addresses that the guest's cards have.
+    macs: Vec<Option<Mac>>,
 }
 
 impl Restored {
@@ -33,22 +41,33 @@ impl Restored {
         };
         let Some(folder) = flags.restore.clone() else {
             ensure!(
-                renewal == Renewal::default(),
-                "--identity and --clock: they are for --restore DIR"
+                renewal == Renewal::default() && flags.hostname.is_none(),
+                "--identity, --hostname and --clock: they are for --restore DIR"
             );
             return Ok(None);
         };
+        let goes_on = config.process.command.is_empty() || flags.role == TemplateRole::Uses;
         ensure!(
-            config.process.command.is_empty() && config.process.config_file.is_none(),
+            goes_on && config.process.config_file.is_none(),
             "--restore: the guest is in the middle of its work, leave COMMAND and --config-file out"
         );
         let named = || format!("--restore {}", folder.display());
         let snapshot =
             read(&folder.join(STATE), Some(&folder.join(DESCRIPTION))).with_context(named)?;
+        ensure!(
+            renewal.identity || flags.hostname.is_none(),
+            "--hostname: the guest keeps its name with --identity keep, leave one out"
+        );
         let memory = folder.join(MEMORY);
+        let named_cards = config.machine.0.net.iter().map(|card| card.mac).collect::<Vec<_>>();
         let restored =
             Self::new(snapshot, &folder.join(STATE), memory, renewal, &mut config.machine.0)
                 .with_context(named)?;
+        if renewal.identity {
+            let cards = config.machine.0.net.iter_mut().enumerate();
+            cards.for_each(|(at, card)| card.mac = named_cards.get(at).copied().flatten());
+            net::settle(&mut config.machine.0, config.process.name.as_deref())?;
+        }
         config.process.no_reboot = true;
         Ok(Some(restored))
     }
@@ -62,7 +81,7 @@ impl Restored {
         renewal: Renewal,
         machine: &mut MachineConfig,
     ) -> Result<Self> {
-        let Snapshot { machine: saved, disks, state, .. } = snapshot;
+        let Snapshot { machine: saved, disks, marker, state, .. } = snapshot;
         let mut next = saved;
         ensure_only_places(machine)?;
         let layers = match machine.disk.is_empty() {
@@ -73,6 +92,7 @@ impl Restored {
             }
         };
         let cards = next.net.clone();
+        let macs = cards.iter().map(|card| card.mac).collect();
         if !machine.net.is_empty() {
             exchange(&mut next.net, &mut machine.net, "--net", "network cards")?;
         }
@@ -85,8 +105,26 @@ impl Restored {
             vsock.context("--vsock: the snapshot has no such device, leave it out")?.path =
                 Some(path);
         }
+        if renewal.identity {
+            next.uuid = None;
+        }
         *machine = next;
-        Ok(Self { state, renewal, memory, layers })
+        Ok(Self { state, renewal, memory, marker, layers, macs })
+    }
+
+    /// Whether the machine becomes another one than that of the snapshot.
+    pub fn is_renewed(&self) -> bool {
+        self.renewal.identity
+    }
+
+    /// The addresses that the guest's cards have.
+    pub fn macs(&self) -> &[Option<Mac>] {
+        &self.macs
+    }
+
+    /// Whether an agent in the guest could listen.
+    pub fn has_vsock_driver(&self) -> bool {
+        self.state.has_driver(VIRTIO_ID_VSOCK)
     }
 
     /// Opens the disks of `machine`, which is made of it.
@@ -101,10 +139,24 @@ impl Restored {
             .collect()
     }
 
-    /// What the machine starts with, and the file with its memory.
-    pub fn start(self) -> Result<(Start, File)> {
-        let memory = open(&self.memory)?;
+    /// What the machine starts with, and its memory.
+    pub fn start(self) -> Result<(Start, SavedMemory)> {
+        let memory = SavedMemory { file: open(&self.memory)?, marker: self.marker };
         Ok((Start::Saved(Box::new(self.state), self.renewal), memory))
+    }
+}
+
+/// The memory of a machine that was saved.
+pub struct SavedMemory {
+    file: File,
+    marker: Option<Marker>,
+}
+
+impl SavedMemory {
+    /// Has `ram`, which is new, have its contents.
+    pub fn fill(&self, ram: &GuestRam, hugepages: bool) -> Result<()> {
+        let filled = memory::saved::restore(ram, &self.file, self.marker.as_ref(), hugepages);
+        filled.context("--restore: memory")
     }
 }
 
@@ -167,14 +219,19 @@ fn layers_over(
         "it is damaged: it has the files of {} disks",
         files.len()
     );
-    files.iter().flatten().try_for_each(FileIdentity::check)?;
+    let beside = |name: String| {
+        let mut path = state.as_os_str().to_owned();
+        path.push(name);
+        PathBuf::from(path)
+    };
     let mut layers = Vec::new();
-    for (index, disk) in machine.disk.iter_mut().enumerate() {
-        layers.push(disk.overlay.as_ref().map(|_| {
-            let mut path = state.as_os_str().to_owned();
-            path.push(layer(index));
-            path.into()
-        }));
+    for (index, (disk, files)) in machine.disk.iter_mut().zip(files).enumerate() {
+        let copy = beside(image(index));
+        match copy.try_exists()? {
+            true => disk.path = std::path::absolute(copy)?,
+            false => files.iter().try_for_each(FileIdentity::check)?,
+        }
+        layers.push(disk.overlay.as_ref().map(|_| beside(layer(index))));
         if !disk.readonly {
             disk.overlay = Some(Overlay::Temporary);
         }

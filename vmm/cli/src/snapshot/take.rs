@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tinyvmm::config::MachineConfig;
 use tinyvmm::machine::Machine;
-use tinyvmm::memory;
+use tinyvmm::{memory, random};
 
 use super::{FileIdentity, Snapshot, Subject, names};
 use crate::disks;
@@ -16,6 +16,10 @@ use crate::disks;
 /// Writes the state of `machine` into `files`, which are empty and in the order of [`names`], and returns its
 /// description. `pagemap` is this process's /proc/self/pagemap.
 pub fn take(machine: &mut Machine, of: &Subject, pagemap: &File, files: &[File]) -> Result<Value> {
+    ensure!(
+        !of.config.is_served_by_others(),
+        "a machine with --share or --vhost-user cannot be saved: what serves them has a state of its own"
+    );
     let names = names(of.config);
     ensure!(
         files.len() == names.len(),
@@ -30,11 +34,13 @@ pub fn take(machine: &mut Machine, of: &Subject, pagemap: &File, files: &[File])
     let mut config = of.config.clone();
     make_absolute(&mut config, of.folder);
     let disks = save_disks(machine, &mut config, layers)?;
-    memory::saved::save(of.ram, pagemap, memory).context("memory")?;
+    let marker = random::bytes()?;
+    memory::saved::save(of.ram, pagemap, &marker, memory).context("memory")?;
     let described = serde_json::to_value(&config)?;
     let tinyvmm = env!("CARGO_PKG_VERSION").to_owned();
     let (cards, saved) = (of.cards.clone(), machine.save(of.kvm)?);
-    let snapshot = Snapshot { tinyvmm, machine: config, cards, disks, state: saved };
+    let marker = Some(marker);
+    let snapshot = Snapshot { tinyvmm, machine: config, cards, disks, marker, state: saved };
     state.write_all_at(&snapshot.to_bytes()?, 0).context("state")?;
     for file in files {
         file.sync_data().context("cannot make the snapshot durable")?;
@@ -70,7 +76,7 @@ fn save_disks(
                 if let (Some(layer), Some(to)) = (image.layer(), to) {
                     disks::copy(layer, to).context("cannot copy its layer")?;
                 }
-                files.push(FileIdentity::of(path, image.file())?);
+                files.push(FileIdentity::of(path, &image.file().metadata()?));
                 Ok(())
             })
             .with_context(|| format!("disk {}", disk.path.display()))?;

@@ -2,16 +2,20 @@
 
 mod dialer;
 
+use std::ffi::OsStr;
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, read};
+use rustix::param::linux_execfn;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tinyvmm::virtio::vsock::host::Host;
 
@@ -43,16 +47,23 @@ impl Vsock {
         raise_limit()?;
         let Socket { listener, place } = socket::listen(path)?;
         let (end, its) = UnixStream::pair()?;
-        // This program, even if another is at its path by now.
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(this_program());
         command.arg0(DIALER).arg(place.name()).args(jail.map(ToString::to_string));
         let folder: OwnedFd = place.folder().try_clone()?.into();
-        command.stdin(OwnedFd::from(its)).stdout(folder).stderr(Stdio::null());
+        // Errors go to a pipe without a reader: a chroot may have no /dev/null.
+        command.stdin(OwnedFd::from(its)).stdout(folder).stderr(io::pipe()?.1);
         let dialer = command.spawn().inspect_err(|_| place.remove());
         let dialer = dialer.context("cannot start the process that connects to the host")?;
         let host = Host::new(listener.into(), end.try_clone()?.into())?;
         Ok(Self { host, dialer, end })
     }
+}
+
+/// This program, even if another is at its path by now. A chroot may have no /proc: then it is the path by which the
+/// process was started.
+fn this_program() -> &'static OsStr {
+    let exe = OsStr::new("/proc/self/exe");
+    if Path::new(exe).exists() { exe } else { OsStr::from_bytes(linux_execfn().to_bytes()) }
 }
 
 /// Has this process have as many files open as it may, if it needs them.

@@ -14,7 +14,7 @@ use crate::config::MachineConfig;
 use crate::memory::GuestRam;
 use crate::random;
 
-/// Makes a VM with interrupt chips.
+/// Makes a VM, without memory and interrupt chips.
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     // A ring of io_uring that was closed leaves work to this thread, which interrupts the call as a signal does.
     let vm = loop {
@@ -25,8 +25,13 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     };
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).context("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize).context("KVM_SET_TSS_ADDR")?;
-    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
     Ok(vm)
+}
+
+/// Makes the interrupt chips of `vm`, which has all of its memory slots: with Linux 6.18 one that is set later waits some
+/// milliseconds until what the chips have replaced is freed (kvm_io_bus_register_dev, virt/kvm/kvm_main.c).
+pub fn create_chips(vm: &VmFd) -> Result<()> {
+    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")
 }
 
 /// Whether `kernel` needs a PIT: without kvmclock Linux measures its TSC against it, and without ACPI it is its first
@@ -65,14 +70,15 @@ pub fn write_tables(config: &MachineConfig, ram: &GuestRam, virtio_devices: usiz
     let hardware = Hardware { cpus: config.cpus, virtio_devices, rtc, uart: config.uart };
     acpi::write(ram, hardware)?;
     mptable::write(ram, config.cpus)?;
-    write_generation(ram)?;
-    let random = uuid::Builder::from_random_bytes(random::bytes()?).into_uuid();
-    let uuid = config.uuid.unwrap_or(random);
-    smbios::write(ram, config.cpus, config.mem.bytes(), uuid)
+    write_identity(config, ram)
 }
 
-/// Gives this copy of the machine an identity of its own, by which a guest finds out that it is a copy.
-pub fn write_generation(ram: &GuestRam) -> Result<()> {
-    let identity: [u8; 16] = random::bytes()?;
-    Ok(ram.write_slice(&identity, GuestAddress(layout::GENERATION.start))?)
+/// Gives the machine, or this copy of one, an identity: a UUID, random unless `config` says one, and the generation by
+/// which a guest finds out that it is a copy.
+pub fn write_identity(config: &MachineConfig, ram: &GuestRam) -> Result<()> {
+    let random = uuid::Builder::from_random_bytes(random::bytes()?).into_uuid();
+    let uuid = config.uuid.unwrap_or(random);
+    smbios::write(ram, config.cpus, config.mem.bytes(), uuid)?;
+    let generation: [u8; 16] = random::bytes()?;
+    Ok(ram.write_slice(&generation, GuestAddress(layout::GENERATION.start))?)
 }

@@ -4,14 +4,16 @@
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::{ioctl_fionbio, read};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, accept_with,
     recvmsg, send,
 };
+
+use crate::sync::lock;
 
 /// Bytes of a call of the dialer and of its answer. A call is a port and a tag; an answer that tag and an error number, or
 /// 0 with a connected, non-blocking socket (SCM_RIGHTS). All are 32 bits, little-endian.
@@ -22,6 +24,8 @@ pub const CALL: usize = 8;
 pub struct Host {
     pub(super) listener: Option<Arc<OwnedFd>>,
     pub(super) dialer: Option<Arc<OwnedFd>>,
+    /// A port, and the stream that the guest's first connection to it leads to.
+    first: Arc<Mutex<Option<(u32, OwnedFd)>>>,
     /// The next call's: answers to a device that is gone must not be taken for others.
     tag: Arc<AtomicU32>,
 }
@@ -32,7 +36,19 @@ impl Host {
         ioctl_fionbio(&listener, true)?;
         ioctl_fionbio(&dialer, true)?;
         let [listener, dialer] = [listener, dialer].map(|end| Some(Arc::new(end)));
-        Ok(Self { listener, dialer, tag: Arc::default() })
+        Ok(Self { listener, dialer, ..Self::default() })
+    }
+
+    /// Has the guest's first connection to `port` lead to `stream`; later ones are the dialer's.
+    pub fn serve_first(&self, port: u32, stream: OwnedFd) -> io::Result<()> {
+        ioctl_fionbio(&stream, true)?;
+        *lock(&self.first) = Some((port, stream));
+        Ok(())
+    }
+
+    /// The stream for a connection to `port` that is the first.
+    pub(super) fn first(&self, port: u32) -> Option<OwnedFd> {
+        lock(&self.first).take_if(|(own, _)| *own == port).map(|(_, stream)| stream)
     }
 
     /// The next program that connects.

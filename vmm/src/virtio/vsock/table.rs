@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::PollFlags;
+use vmm_sys_util::metric::Metric;
 
 use super::connection::{Connection, Phase, Ports, Then};
 use super::host::{Greeting, Host};
 use super::packet::*;
 use crate::memory::buffers::Buffers;
 use crate::virtio::queue::{Chain, Served};
+use crate::virtio::vsock_counts::VsockCounts;
 
 /// Most connections; one more is refused.
 pub(super) const MAX_CONNECTIONS: usize = 1023;
@@ -43,12 +46,13 @@ pub(super) struct Table {
     greetings: Vec<Greeting>,
     /// The next of the host's ports, from the first one on.
     next_port: u32,
+    pub counts: Arc<VsockCounts>,
 }
 
 impl Table {
     /// That of a guest with the address `cid`.
-    pub fn new(cid: u32) -> Self {
-        Self { cid: cid.into(), ..Self::default() }
+    pub fn new(cid: u32, counts: Arc<VsockCounts>) -> Self {
+        Self { cid: cid.into(), counts, ..Self::default() }
     }
 
     fn is_full(&self) -> bool {
@@ -88,7 +92,7 @@ impl Table {
             Ok(Some(guest)) => {
                 let stream = self.greetings.swap_remove(index).stream;
                 let ports = self.free_ports(guest);
-                self.connections.insert(ports, Connection::requested(ports, stream));
+                self.add(ports, Connection::requested(ports, stream));
             }
             Err(_) => drop(self.greetings.swap_remove(index)),
         }
@@ -127,6 +131,8 @@ impl Table {
         if packet.src_cid != self.cid {
             return;
         }
+        self.counts.tx_packets.inc();
+        self.counts.tx_bytes.add(data.len() as u64);
         let ports = Ports { host: packet.dst_port, guest: packet.src_port };
         let is_ours = packet.kind == STREAM && packet.dst_cid == HOST_CID;
         let may_request = is_ours && packet.op == REQUEST && !self.is_full();
@@ -136,11 +142,20 @@ impl Table {
                 then = Then::Reset;
             }
             self.conclude(ports, then);
+        } else if may_request && let Some(stream) = host.first(ports.host) {
+            let mut connection = Connection::called(ports, 0, packet);
+            connection.accept(stream);
+            self.add(ports, connection);
         } else if may_request && let Ok(tag) = host.call(ports.host) {
-            self.connections.insert(ports, Connection::called(ports, tag, packet));
+            self.add(ports, Connection::called(ports, tag, packet));
         } else if packet.op != RST {
             self.refusals.push_back(packet.refusal());
         }
+    }
+
+    fn add(&mut self, ports: Ports, connection: Connection) {
+        self.counts.added.inc();
+        self.connections.insert(ports, connection);
     }
 
     fn held(&self) -> usize {
@@ -161,6 +176,7 @@ impl Table {
             return;
         }
         let Some(connection) = self.connections.remove(&ports) else { return };
+        self.counts.removed.inc();
         // The guest need not know of one that it was never asked for.
         let is_known = connection.phase != Phase::Requested || !connection.owes();
         if then == Then::Reset && is_known {
@@ -189,6 +205,7 @@ impl Table {
         }
         loop {
             if let Some(packet) = self.next_packet() {
+                self.counts.rx_packets.inc();
                 return Served::Done(room.copy_from(&packet.bytes()) as u32);
             }
             let Some((ports, left)) = ready.take().filter(|(_, left)| *left > 0) else {
@@ -198,6 +215,8 @@ impl Table {
             let (then, read) = connection.read(self.cid, room, left);
             self.conclude(ports, then);
             if let Some(len) = read {
+                self.counts.rx_packets.inc();
+                self.counts.rx_bytes.add(len as u64);
                 *ready = Some((ports, left - len));
                 return Served::Done((HEADER + len) as u32);
             }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::shown::limit;
 use tinyvmm::config::{NetConfig, NetEnd, RateLimit};
 
 /// PUT /network-interfaces/{iface_id}
@@ -13,20 +14,17 @@ pub struct NetworkInterface {
     pub iface_id: String,
     /// A tap of the host.
     pub host_dev_name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
     guest_mac: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     mtu: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "limit")]
     rx_rate_limiter: Option<RateLimit>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "limit")]
     tx_rate_limiter: Option<RateLimit>,
 }
 
 impl NetworkInterface {
     /// What describes `card`.
     pub fn of(iface_id: String, card: &NetConfig) -> Self {
-        let limit = |limit: RateLimit| limit.is_limit().then_some(limit);
         Self {
             iface_id,
             host_dev_name: match &card.end {
@@ -37,8 +35,8 @@ impl NetworkInterface {
             },
             guest_mac: card.mac.map(|mac| mac.to_string()),
             mtu: card.mtu,
-            rx_rate_limiter: limit(card.rx_limit),
-            tx_rate_limiter: limit(card.tx_limit),
+            rx_rate_limiter: Some(card.rx_limit),
+            tx_rate_limiter: Some(card.tx_limit),
         }
     }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
+use super::or_default;
+
 /// PUT /snapshot/create
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,19 +39,19 @@ pub struct SnapshotLoad {
     /// That with guest RAM.
     pub mem_backend: Option<MemoryBackend>,
     /// Run at once.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub resume_vm: bool,
     /// The guest's clocks go on with the host's.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub clock_realtime: bool,
     /// Other taps for the machine's cards.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub network_overrides: Vec<NetworkOverride>,
     /// What huge pages memory has.
     huge_pages: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     track_dirty_pages: bool,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     enable_diff_snapshots: bool,
     /// Another socket for the vsock device.
     pub vsock_override: Option<VsockOverride>,
@@ -93,6 +95,13 @@ pub struct NetworkOverride {
 }
 
 impl SnapshotLoad {
+    /// What in it clients should stop to use, in Firecracker's words.
+    pub fn deprecated(&self) -> Option<&'static str> {
+        let words =
+            "PUT /snapshot/load: mem_file_path and enable_diff_snapshots fields are deprecated.";
+        (self.mem_file_path.is_some() || self.enable_diff_snapshots).then_some(words)
+    }
+
     /// The file with guest RAM. An error names what is not supported.
     pub fn memory(&self) -> Result<PathBuf> {
         if self.track_dirty_pages || self.enable_diff_snapshots {
@@ -109,7 +118,12 @@ impl SnapshotLoad {
             }
             (Some(_), None) => bail!("mem_backend: Uffd is not supported, say File"),
             (None, Some(path)) => Ok(path.clone()),
-            _ => bail!("mem_backend: say where the memory is, once"),
+            (Some(_), Some(_)) => bail!(
+                "too many fields: either `mem_backend` or `mem_file_path` exclusively is required."
+            ),
+            (None, None) => {
+                bail!("missing field: either `mem_backend` or `mem_file_path` is required.")
+            }
         }
     }
 }

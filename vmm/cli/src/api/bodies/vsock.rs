@@ -17,15 +17,14 @@ pub struct VsockBody {
     pub uds_path: PathBuf,
     /// A name that has no meaning any more.
     #[serde(skip_serializing)]
-    #[serde(rename = "vsock_id")]
-    _id: Option<String>,
+    pub vsock_id: Option<String>,
 }
 
 impl VsockBody {
     /// What describes `vsock`, which is at `place` unless it says so itself.
     pub fn of(vsock: &VsockConfig, place: Option<PathBuf>) -> Self {
         let path = vsock.path.clone().or(place);
-        Self { guest_cid: vsock.cid, uds_path: path.unwrap_or_default(), _id: None }
+        Self { guest_cid: vsock.cid, uds_path: path.unwrap_or_default(), vsock_id: None }
     }
 
     /// The device that it describes.

@@ -20,6 +20,10 @@ impl Api {
         let id = &drive.drive_id;
         let index = self.setup.drive_ids().iter().position(|known| known == id);
         let index = index.context("there is no such drive")?;
+        ensure!(
+            drive.path_on_host.is_some() || drive.rate_limiter.is_some(),
+            "Running method expected different backend. Name a path_on_host or a rate_limiter"
+        );
         let mut setup = self.setup.clone();
         if let Some(path) = &drive.path_on_host {
             let known = setup.drive_mut(id).context(

@@ -14,6 +14,7 @@ use crate::api::FIRECRACKER_VERSION;
 use crate::api::bodies::{self, Logger};
 use crate::api::metrics::{Counters, Latencies, Metrics};
 use crate::config::FirecrackerConfig;
+use crate::inbox::End;
 use crate::logger;
 use tinyvmm::machine::{Handles, LiveMachine, Machine};
 
@@ -22,10 +23,9 @@ impl Api {
     pub(super) fn adopt(&mut self, flags: &FirecrackerConfig) -> Result<()> {
         if let Some(path) = &flags.log_path {
             logger::also_to(Some(create(path).context("--log-path")?), None, None, &self.id);
-            self.logger = Some(Logger::to_file(path.clone()));
         }
-        let own = env!("CARGO_PKG_VERSION");
-        log::info!("Running tinyvmm {own} as Firecracker v{FIRECRACKER_VERSION}");
+        log::info!("Running Firecracker v{FIRECRACKER_VERSION}");
+        log::info!("This is tinyvmm {}", env!("CARGO_PKG_VERSION"));
         if let Some(path) = &flags.metrics_path {
             let metrics = bodies::MetricsBody { metrics_path: path.clone() };
             self.set_metrics(metrics).context("--metrics-path")?;
@@ -41,20 +41,19 @@ impl Api {
         let file = body.log_path.as_deref().map(create).transpose()?;
         logger::also_to(file, body.show_level, body.show_log_origin, &self.id);
         // With a file the level is Firecracker's default, not stderr's; an earlier choice stays.
-        let chosen = self.logger.is_some() || self.config().process.firecracker.is_some();
-        let default = (body.log_path.is_some() && !chosen).then_some(LevelFilter::Info);
+        let default = (body.log_path.is_some() && !self.has_log).then_some(LevelFilter::Info);
         if let Some(level) = level.or(default) {
             log::set_max_level(level);
         }
-        self.logger = Some(body);
+        self.has_log = true;
         Ok(())
     }
 
     /// PUT /metrics.
     pub(super) fn set_metrics(&mut self, body: bodies::MetricsBody) -> Result<()> {
-        ensure!(self.metrics.is_none(), "metrics have a file already");
+        ensure!(self.metrics.is_none(), "Reinitialization of metrics not allowed.");
         let file = create(&body.metrics_path)?;
-        self.metrics = Some(Metrics::new(body, file));
+        self.metrics = Some(Metrics::new(file, self.requests.clone()));
         Ok(())
     }
 
@@ -63,6 +62,13 @@ impl Api {
         let counters = named(&self.setup, machine.handles());
         let metrics = self.metrics.as_mut().context("metrics have no file: PUT /metrics first")?;
         metrics.write(&counters, &self.measured)
+    }
+
+    /// Writes a line of metrics that no client has asked for.
+    pub(super) fn write_metrics(&mut self, machine: &LiveMachine) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.write_unasked(&named(&self.setup, machine.handles()), &self.measured);
+        }
     }
 
     /// When the running machine's next metrics are due, if they have a destination.
@@ -75,14 +81,15 @@ impl Api {
         let Some(metrics) = &mut self.metrics else { return false };
         let is_due = metrics.take_due(Instant::now());
         if is_due {
-            metrics.write_unasked(&named(&self.setup, machine.handles()), &self.measured);
+            self.write_metrics(machine);
         }
         is_due
     }
 
     /// Writes the last metrics of a machine that has ended or resets.
-    pub fn write_last_metrics(&mut self, machine: &Machine) {
+    pub fn write_last_metrics(&mut self, machine: &Machine, end: &End) {
         if let Some(metrics) = &mut self.metrics {
+            metrics.end = Some(end.clone());
             let counters = named(&self.setup, Some(machine.handles()));
             metrics.write_unasked(&counters, &self.measured);
             metrics.forget();
@@ -95,6 +102,7 @@ fn named<'a>(setup: &Setup, handles: Option<&'a Handles>) -> Counters<'a> {
     let (disks, cards) = handles.map_or((&[][..], &[][..]), |all| (&all.disks, &all.cards));
     Counters {
         disks: setup.drive_ids().into_iter().zip(disks.iter().map(|disk| &**disk)).collect(),
+        vsock: handles.and_then(|all| all.vsock.as_deref()),
         cards: setup.interface_ids().zip(cards.iter().map(|card| &**card)).collect(),
     }
 }

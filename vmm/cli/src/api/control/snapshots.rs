@@ -73,7 +73,10 @@ impl Api {
         of: &Subject,
         files: &[File],
     ) -> Result<Value> {
-        let usage = self.usage.as_ref().context("there is no API")?;
+        let usage = self
+            .usage
+            .as_ref()
+            .context("/proc is not mounted: mount it in this chroot to save machines")?;
         let config = self.config_of_machine(of.config);
         let cards = self.setup.interface_ids().collect();
         let Subject { kvm, ram, folder, .. } = *of;

@@ -18,10 +18,10 @@ impl Setup {
         for (_, other) in cards.iter().enumerate().filter(|(at, _)| Some(*at) != known) {
             ensure!(
                 card.end != other.end,
-                "host_dev_name {name}: another interface has it, name another tap"
+                "Could not create the network device: host_dev_name {name}: another interface has it, name another tap"
             );
             if let Some(mac) = card.mac.filter(|_| card.mac == other.mac) {
-                bail!("guest_mac {mac}: another interface has it, change it or leave it out");
+                bail!("The MAC address is already in use: {mac}. Change guest_mac or leave it out");
             }
         }
         // Opened and closed, so that an error is reported now.

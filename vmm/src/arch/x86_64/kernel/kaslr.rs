@@ -139,7 +139,7 @@ mod tests {
 
     /// The kernel's memory, after this table was used to move it by `delta`.
     fn moved(words: &[u32], delta: u64) -> Result<GuestRam> {
-        let ram = memory::allocate(32 * layout::MIB, false)?;
+        let ram = memory::allocate(32 * layout::MIB, memory::Backing::default())?;
         ram.write_obj(0xffff_ffff_8100_1234u64, GuestAddress(START))?;
         ram.write_obj(0x8100_5678u32, GuestAddress(START + 0x2000))?;
         ram.write_obj(0x10u32, GuestAddress(START + 0x2ffc))?;
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_left_alone_where_it_cannot_be_moved() {
-        let ram = memory::allocate(32 * layout::MIB, false).unwrap();
+        let ram = memory::allocate(32 * layout::MIB, memory::Backing::default()).unwrap();
         let table = bytes(&[0, BASE, 0, BASE]);
         assert_eq!(randomize(&ram, &kernel(), &table).unwrap(), KASLR_FLAG);
         assert_eq!(randomize(&ram, &kernel(), b"").unwrap(), 0);
@@ -211,7 +211,7 @@ mod tests {
             words.insert(0, 0);
             let words = self::words(&words);
             let Ok(table) = Table::parse(&words, &kernel()) else { return Ok(()) };
-            let ram = memory::allocate(32 * layout::MIB, false).unwrap();
+            let ram = memory::allocate(32 * layout::MIB, memory::Backing::default()).unwrap();
             table.apply(&ram, &kernel(), delta).unwrap();
             for range in [START - 64..START, START + 0x3000..START + 0x3040] {
                 for at in range.step_by(8) {

@@ -51,7 +51,7 @@ fn what_is_zero_is_not_touched_and_all_else_is_loaded() {
     let mut wrong = sums.clone();
     wrong[4] ^= 1;
     for (image, is_good) in [(&plain, true), (&checked(sums), true), (&checked(wrong), false)] {
-        let ram = memory::allocate(64 << 20, false).unwrap();
+        let ram = memory::allocate(64 << 20, memory::Backing::default()).unwrap();
         let loaded = load(image, &ram, &options);
         assert_eq!(loaded.is_ok(), is_good, "{:?}", loaded.err());
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
