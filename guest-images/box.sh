@@ -2,7 +2,7 @@
 
 packages() { echo busybox-static; }
 base_recipes() { echo kernel-amd64; }
-source_files() { echo box-init box-main; }
+source_files() { echo box-init box-main box-system; }
 tools() { printf '%s\n' cpio:cpio depmod:kmod; }
 
 make() {
@@ -13,7 +13,7 @@ make() {
     ln -s bin "$root/sbin"
     add_modules "$kernel" "$root" virtio_pci virtio_console 9p 9pnet_virtio overlay kvm_amd irqbypass
     cp "$here/box-init" "$root/init"
-    cp "$here/box-main" "$root/bin/busybox" "$root/box/"
+    cp "$here"/box-{main,system} "$root/bin/busybox" "$root/box/"
     pack_initramfs "$root" "$out/initrd"
     # QEMU enters an ELF directly, which saves unpacking it in the emulated machine.
     cp -l "$kernel/vmlinux" "$out/kernel"
