@@ -28,6 +28,7 @@ use core::ffi::CStr;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Access, access};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, accept_with, listen, recv, socket_with,
@@ -45,8 +46,10 @@ const BACKLOG: i32 = 128;
 /// Pauses between tries to listen: a guest may load the driver late. In milliseconds.
 const FIRST_PAUSE: u32 = 10;
 const LONGEST_PAUSE: u32 = 1000;
-/// How often the host is looked for again.
+/// How often the host is looked for again, and what an init mounts.
 const TRIES: u32 = 100;
+/// What is there once a guest's init has mounted what programs expect.
+const MOUNTED: [&CStr; 3] = [c"/proc/self", c"/sys/kernel", c"/dev/null"];
 
 /// What may be a guest's init, in the order of kernel_init (init/main.c).
 const INITS: [&CStr; 5] = [c"/init", c"/sbin/init", c"/etc/init", c"/bin/init", c"/bin/sh"];
@@ -70,11 +73,7 @@ fn main(args: Words, env: Words) -> i32 {
             Ok(own) => own,
             Err((what, error)) => {
                 let number = error.raw_os_error();
-                say(format!(
-                    "tinyvmm-agent: cannot {what}: error {number}
-"
-                )
-                .as_bytes());
+                say(format!("tinyvmm-agent: cannot {what}: error {number}\n").as_bytes());
                 return 1;
             }
         };
@@ -97,6 +96,7 @@ fn main(args: Words, env: Words) -> i32 {
     let _ = setsid();
     // Children need not be waited for.
     sys::set_signal(Signal::CHILD.as_raw(), true);
+    await_init();
     match open() {
         Ok(listener) => accept_all(&listener),
         // Another one listens already.
@@ -141,6 +141,16 @@ fn connect() -> Result<OwnedFd, Errno> {
 
 fn say(text: &[u8]) {
     let _ = rustix::io::write(sys::standard(2), text);
+}
+
+/// Waits until the guest's init has mounted what programs expect; a second at most, for an init may mount nothing.
+fn await_init() {
+    for _ in 0..TRIES {
+        if MOUNTED.iter().all(|path| access(*path, Access::EXISTS).is_ok()) {
+            return;
+        }
+        wait(FIRST_PAUSE);
+    }
 }
 
 /// Listens, as soon as the guest can.
