@@ -10,6 +10,7 @@ mod boot_test;
 mod bzimage;
 mod cache;
 mod cli;
+mod cloud;
 mod command;
 mod config;
 mod console;

@@ -17,6 +17,10 @@ impl MemoryFile {
         Self(file)
     }
 
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+
     /// The path of the file, for this process.
     pub fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()

@@ -6,6 +6,7 @@
 
 mod agent;
 mod backend;
+mod disks;
 mod files;
 mod input;
 mod kernels;
@@ -52,6 +53,7 @@ fn targets() -> Vec<Target> {
         Target::new("agent", agent::frames, agent::conversations),
         Target::new("archive", agent::archive, agent::archives),
         Target::new("vhost-user", backend::messages, backend::conversations),
+        Target::new("disk-kernel", disks::kernel, disks::changes),
         Target::new("snapshot", saved::snapshot, saved::snapshots),
         Target::new("saved-device", saved::device, saved::devices),
         Target::new("serial", ports::serial, ports::seeds),

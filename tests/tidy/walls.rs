@@ -7,11 +7,11 @@ use super::{code, has_word, production_lines, read, test_lines};
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 7] = [
     ("vmm/src/", 11110),
-    ("vmm/cli/src/", 13410),
+    ("vmm/cli/src/", 13570),
     ("vmm/agent-wire/src/", 300),
     ("vmm/archive/src/", 280),
     ("vmm/boot-test/src/", 1800),
-    ("vmm/image/src/", 1160),
+    ("vmm/image/src/", 1460),
     ("vmm/unpack/src/", 300),
 ];
 

@@ -1,15 +1,18 @@
 //! Images of containers, as other programs have fetched them, and disks that are made of them. What an image has is
 //! somebody else's: each part is checked by its sum, all that it names is bounded, and its files are never files of this
-//! host, only bytes of a disk.
+//! host, only bytes of a disk. So is what an image of a whole disk has, where its kernel is looked for.
 
+mod bootable;
 mod disk;
 mod folder;
 mod json;
 mod layer;
 mod layout;
 mod meta;
+mod partitions;
 mod reference;
 mod saved;
+mod seed;
 mod sum;
 mod tree;
 
@@ -20,10 +23,12 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 use unpack::Unpacker;
 
+pub use bootable::Bootable;
 pub use disk::is_whole;
 pub use folder::write_folder;
 pub use json::Run;
 pub use reference::{Kind, Reference};
+pub use seed::write_seed;
 
 use disk::Disk;
 use json::Configuration;
@@ -141,6 +146,11 @@ impl Read for Piece<'_> {
         (self.at, self.left) = (self.at + len as u64, self.left - len as u64);
         Ok(len)
     }
+}
+
+/// The SHA-256 sum of `bytes`, as 64 hexadecimal digits.
+pub fn sum(bytes: &[u8]) -> String {
+    Sum::of(bytes).hex().to_owned()
 }
 
 /// A text of the image's, fit to be printed.

@@ -61,7 +61,13 @@ fn cpus_and_memory() -> Vec<Arg> {
 
 fn kernel() -> Vec<Arg> {
     vec![
-        about(path("kernel"), "Linux kernel: bzImage (vmlinuz) or ELF (vmlinux)", ""),
+        about(
+            path("kernel"),
+            "Linux kernel: bzImage (vmlinuz) or ELF (vmlinux); `auto`: that of the first disk",
+            "With `auto` the newest /boot/vmlinuz-VERSION of the first --disk is booted, with its initrd and with that \
+                disk's root: an image of a whole system needs no more. It is read from ext4, with or without partitions, \
+                and not from a layer of `overlay=FILE`. A file of that name is `./auto`.",
+        ),
         about(
             flag("kernel-entry", "direct|decompress")
                 .default_value("direct")

@@ -1,5 +1,7 @@
 //! How the process runs, which the machine never sees. Flags, a file or a test fill it in.
 
+#[cfg(feature = "image")]
+mod cloud;
 mod console;
 mod firecracker;
 mod id;
@@ -20,6 +22,8 @@ use tinyvmm::config::Size;
 use tinyvmm::config::{DiskConfig, MachineConfig, VsockConfig};
 use tinyvmm::layout;
 
+#[cfg(feature = "image")]
+pub use cloud::{CloudFlags, CloudInit};
 pub use console::ConsoleConfig;
 pub use firecracker::{FirecrackerConfig, StartTimes};
 pub use id::{DEFAULT_ID, instance_id, machine_name};
@@ -191,6 +195,12 @@ pub struct ProcessConfig {
     /// Modules for --root-dir and --image: a folder of /lib/modules, one that has such, or a kernel's build folder
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
     pub modules: Option<PathBuf>,
+
+    /// What the guest's cloud-init is told.
+    #[cfg(feature = "image")]
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub cloud: CloudFlags,
 
     /// Of what snapshot the machine is made.
     #[command(flatten)]

@@ -1,8 +1,11 @@
-//! `--image`: a guest whose root is a container's image, which is made a disk once; and folders that become disks.
+//! `--image`: a guest whose root is a container's image, which is made a disk once; folders that become disks; and images of
+//! whole systems.
 
+mod cloud;
 mod shares;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use agent_wire::Exec;
 use anyhow::{Context, Result, ensure};
@@ -18,8 +21,24 @@ const ID: &str = "image";
 
 /// Makes the disks that `config` needs.
 pub fn settle(config: &mut Config) -> Result<()> {
+    cloud::settle(config)?;
     settle_image(config)?;
     shares::settle(config)
+}
+
+/// The path of a file that `write` fills, in the cache of disks. Its name is what it has, so that the same contents are there
+/// once. `from` is what it was made of.
+fn keep(
+    from: &Path,
+    is_whole: impl Fn(&File) -> bool,
+    write: impl FnOnce(&File) -> Result<()>,
+) -> Result<PathBuf> {
+    let cache = Cache::open_disks().context("no place for its disk: set XDG_CACHE_HOME")?;
+    let unfinished = cache.begin()?;
+    write(unfinished.file())?;
+    let key = cache.insert_by_contents(unfinished)?;
+    cache.note_path(&key, from);
+    cache.find_disk(&key, is_whole).context("its disk is gone again")
 }
 
 /// Checks what goes with `--image`, makes its disk the machine's first, and its command the machine's.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tinyvmm::config::{DiskConfig, ShareConfig};
 
+use super::keep;
 use crate::config::Config;
-use crate::kernel_cache::Cache;
 use crate::{process, share};
 
 /// Makes disks of read-only shares, if nothing can serve them, and says so.
@@ -35,11 +35,9 @@ pub fn settle(config: &mut Config) -> Result<()> {
 
 /// The path of a disk with what is in `folder`. Its name is what it has, so that a folder that has not changed has one.
 fn disk(folder: &Path, limit: u64) -> Result<PathBuf> {
-    let cache = Cache::open_disks().context("no place for its disk: set XDG_CACHE_HOME")?;
-    let unfinished = cache.begin()?;
-    image::write_folder(folder, unfinished.file(), limit)?;
-    process::trim_heap();
-    let key = cache.insert_by_contents(unfinished)?;
-    cache.note_path(&key, folder);
-    cache.find_disk(&key, image::is_whole).context("its disk is gone again")
+    keep(folder, image::is_whole, |disk| {
+        image::write_folder(folder, disk, limit)?;
+        process::trim_heap();
+        Ok(())
+    })
 }
