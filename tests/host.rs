@@ -43,7 +43,8 @@ fn vmm(script: &str) -> Option<Vmm> {
 fn without_dev_kvm_the_error_says_what_to_do() {
     let Some(vmm) = vmm(WITHOUT_KVM) else { return };
     let vmm = vmm.guest(guests::hello).args(["--console", "console.txt"]);
-    vmm.run().refuses(3, &["no /dev/kvm", "enable virtualization", "kvm_intel or kvm_amd"]);
+    vmm.run()
+        .refuses(3, &["no /dev/kvm", "Intel VT-x or AMD SVM", "kvm_intel or kvm_amd", "doctor"]);
 }
 
 #[test]

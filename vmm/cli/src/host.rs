@@ -123,7 +123,8 @@ fn explain_open(error: errno::Error) -> anyhow::Error {
     match error.errno() {
         libc::ENOENT => {
             anyhow!(
-                "no /dev/kvm: enable virtualization in the firmware and load kvm_intel or kvm_amd"
+                "no /dev/kvm: turn on Intel VT-x or AMD SVM in the firmware's setup (for a guest, nested \
+                 virtualization under it), load kvm_intel or kvm_amd; `tinyvmm doctor` knows which"
             )
         }
         libc::EACCES => anyhow!(

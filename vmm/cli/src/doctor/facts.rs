@@ -25,6 +25,10 @@ pub(super) struct Facts {
     pub(super) kvm: Result<KvmFacts, errno::Error>,
     /// The flags of the first CPU, as `/proc/cpuinfo` has them.
     pub(super) flags: Option<String>,
+    /// Who made it, in the same words.
+    pub(super) vendor: Option<String>,
+    /// What was chosen for the KVM module that is loaded: `Y` or `N`.
+    pub(super) options: ModuleOptions,
     pub(super) cpus: usize,
     /// The contents of [`THP`], the setting in brackets.
     pub(super) thp: Option<String>,
@@ -48,6 +52,27 @@ pub(super) struct Facts {
     pub(super) landlock: Option<i32>,
 }
 
+/// The contents of files in /sys/module/kvm_intel/parameters and /sys/module/kvm_amd/parameters.
+#[derive(Debug, Default)]
+pub(super) struct ModuleOptions {
+    pub(super) ept: Option<String>,
+    pub(super) unrestricted_guest: Option<String>,
+    pub(super) npt: Option<String>,
+}
+
+impl ModuleOptions {
+    fn read() -> Self {
+        let read = |module: &str, name: &str| {
+            fs::read_to_string(format!("/sys/module/{module}/parameters/{name}")).ok()
+        };
+        Self {
+            ept: read("kvm_intel", "ept"),
+            unrestricted_guest: read("kvm_intel", "unrestricted_guest"),
+            npt: read("kvm_amd", "npt"),
+        }
+    }
+}
+
 /// The facts that an open `/dev/kvm` reports.
 #[derive(Debug)]
 pub(super) struct KvmFacts {
@@ -66,6 +91,8 @@ impl Facts {
                 .map(|node| (group(node.gid()), node.mode() & 0o777)),
             kvm: Kvm::new().map(|kvm| KvmFacts::ask(&kvm)),
             flags: field("/proc/cpuinfo", "flags"),
+            vendor: field("/proc/cpuinfo", "vendor_id"),
+            options: ModuleOptions::read(),
             cpus: thread::available_parallelism().map_or(1, Into::into),
             thp: fs::read_to_string(THP).ok(),
             pool: pool(),

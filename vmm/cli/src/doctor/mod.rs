@@ -4,6 +4,7 @@
 
 mod facts;
 mod kvm;
+mod processor;
 mod surroundings;
 
 use std::fmt;
@@ -65,6 +66,7 @@ impl Diagnosis {
         }
         let (kvm_kind, kind) = kvm::kind(facts.kind);
         findings.push(kind);
+        findings.extend(processor::options(facts));
         findings.extend(surroundings::several(facts));
         findings.push(surroundings::io_uring(facts));
         findings.push(surroundings::passt(facts));
@@ -114,7 +116,7 @@ pub fn main(json: bool) -> ExitCode {
 mod tests {
     use vmm_sys_util::errno;
 
-    use super::facts::KvmFacts;
+    use super::facts::{KvmFacts, ModuleOptions};
     use super::*;
     use crate::host::{KvmKind, why_boots_fail};
 
@@ -125,6 +127,8 @@ mod tests {
             node: Some(("kvm".into(), 0o660)),
             kvm: Ok(kvm),
             flags: Some("\t: fpu vmx".into()),
+            vendor: Some("\t: GenuineIntel".into()),
+            options: ModuleOptions::default(),
             cpus: 8,
             thp: None,
             pool: None,
