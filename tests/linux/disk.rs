@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{CLOUD_BZIMAGE, CLOUD_ELF, Console, console_of, disk, image};
+use super::{CLOUD_BZIMAGE, CLOUD_ELF, Console, SMALL_ELF, console_of, disk, image};
 use crate::fixture::Dir;
 
 const MIB: usize = 1 << 20;
@@ -154,12 +154,12 @@ fn what_was_flushed_survives_a_killed_tinyvmm() {
     let script = "mount /dev/vda /mnt; head -c 4000000 /dev/urandom > /mnt/kept; \
         echo sum=$(md5sum < /mnt/kept); sync; echo flushed=1; \
         while true; do dd if=/dev/zero of=/mnt/lost bs=1M count=8 2>/dev/null; done";
-    let running = CLOUD_ELF.runs(script).args(disk(&path, "")).start().prints("flushed=1");
+    let running = SMALL_ELF.runs(script).args(disk(&path, "")).start().prints("flushed=1");
     running.signal(libc::SIGKILL);
     let before = Console::of(&running.wait());
     // The lock ended with the process.
     let script = "mount /dev/vda /mnt; echo sum=$(md5sum < /mnt/kept)";
-    let after = console_of(CLOUD_ELF.runs(script).args(disk(&path, "")));
+    let after = console_of(SMALL_ELF.runs(script).args(disk(&path, "")));
     after.has("sum", before.value("sum"));
 }
 

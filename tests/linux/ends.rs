@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use super::{CLOUD_ELF, Console, INIT, console_of, disk};
+use super::{CLOUD_ELF, Console, INIT, SMALL_ELF, console_of, disk};
 use crate::fixture::Dir;
 
 #[test]
@@ -22,7 +22,7 @@ fn a_reboot_starts_the_machine_again_with_its_disk() {
     let path = dir.path("memory.img");
     std::fs::write(&path, [0; 4096]).unwrap();
     let script = "grep -q again /dev/vda && poweroff -f; echo again > /dev/vda; sync; reboot -f";
-    let console = console_of(CLOUD_ELF.runs(script).args(disk(&path, "")).args(["--cpus", "2"]));
+    let console = console_of(SMALL_ELF.runs(script).args(disk(&path, "")).args(["--cpus", "2"]));
     assert_eq!(console.count(INIT), 2, "boots:\n{}", console.0);
 }
 
