@@ -68,3 +68,20 @@ fn pipes_are_the_command_s() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "here\n");
     assert!(output.stdout == bytes, "{} bytes of {}", output.stdout.len(), bytes.len());
 }
+
+/// A box that is frozen has a status of its own: a command that does not end is something else.
+#[test]
+#[ignore = "starts the KVM box, so scripts/check runs it outside of that"]
+fn a_frozen_box_is_told_from_a_command_that_does_not_end() {
+    let run = |script: &str| {
+        let mut command = Command::new(SCRIPT);
+        command.args(["--box", "--silence", "10", "--timeout", "60", "--", "sh", "-c", script]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // After some signs of life: stops all processes but the first one and this shell.
+    let (status, said) = run("sleep 5; kill -s STOP -- -1; sleep 1000");
+    assert!(status == Some(125) && said.contains("frozen for 10 s"), "{status:?}: {said}");
+    let (status, said) = run("while :; do :; done");
+    assert!(status == Some(124) && said.contains("see --timeout"), "{status:?}: {said}");
+}
