@@ -41,10 +41,10 @@ fn what_is_damaged_is_named() {
     refused(
         |dir| {
             let text = fs::read_to_string(dir.path("snap/state")).unwrap();
-            fs::write(dir.path("snap/state"), text.replacen("snapshot 2", "snapshot 3", 1))
+            fs::write(dir.path("snap/state"), text.replacen("snapshot 2", "snapshot 4", 1))
                 .unwrap();
         },
-        &["state", "version 3", "knows 2"],
+        &["state", "version 4", "knows 3"],
     );
     refused(
         |dir| {

@@ -13,6 +13,7 @@ use tinyvmm::config::MachineConfig;
 use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Halt};
 use tinyvmm::machine::{Files, LiveMachine, Machine, Owner, Start};
+use tinyvmm::memory::saved::Marker;
 use tinyvmm::memory::{self, GuestRam};
 use tinyvmm::timeline::{Mark, Observer, Timeline};
 
@@ -145,6 +146,8 @@ struct Parts {
     machine: MachineConfig,
     files: Files,
     ram: GuestRam,
+    /// For a Diff of it.
+    base: RefCell<Vec<Marker>>,
     /// When `--timeout` is over.
     deadline: Option<Instant>,
     ends_at_reset: bool,
@@ -240,14 +243,13 @@ impl Host<'_> {
             log::warn!("--mem {}: nobody can ask for more without --api-sock, add it", machine.mem);
         }
         let ram = host::allocate_ram(&machine)?;
-        if let Some(memory) = memory {
-            memory.fill(&ram, machine.hugepages)?;
-        }
+        let base = memory.map(|memory| memory.fill(&ram, machine.hugepages)).transpose()?;
+        let base = RefCell::new(base.unwrap_or_default());
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ends_at_reset = process.ends_at_reset();
         let _outside = (vsock, shares);
         let mut parts =
-            Parts { machine, files, ram, deadline, ends_at_reset, misfit, command, _outside };
+            Parts { machine, files, ram, base, deadline, ends_at_reset, misfit, command, _outside };
         let mut machine = self.build(&parts, console)?;
         network.ready()?;
         if process.jail.is_none() {
@@ -318,8 +320,8 @@ impl Host<'_> {
 
     /// What a snapshot of a machine of `parts` takes.
     fn subject<'b>(&'b self, parts: &'b Parts) -> Subject<'b> {
-        let Parts { machine: config, ram, .. } = parts;
-        Subject { kvm: &self.kvm, config, ram, folder: &self.folder, cards: Vec::new() }
+        let Parts { machine: config, ram, base, .. } = parts;
+        Subject { kvm: &self.kvm, config, ram, folder: &self.folder, cards: Vec::new(), base }
     }
 
     /// Waits for the machine's end, or ends the machine; serves the API meanwhile.

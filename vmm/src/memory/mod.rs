@@ -3,6 +3,7 @@
 pub mod buffers;
 pub mod hotplug;
 pub mod loadable;
+mod pages;
 mod region;
 pub mod saved;
 mod slots;

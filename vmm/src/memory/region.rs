@@ -13,7 +13,8 @@ use vm_memory::{
     GuestRegionCollection, GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
-use super::{Reserved, saved};
+use super::pages::PageSet;
+use super::{PAGE, Reserved, saved};
 
 /// All RAM of a guest. Clones share it. Only volatile accessors touch it.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
@@ -25,6 +26,9 @@ pub struct RamRegion {
     blocks: Option<Arc<Blocks>>,
     /// Pages that are given up would be a file's again, and not zero.
     of_file: AtomicBool,
+    /// Pages that were other than zero once, in a snapshot or in the file that the region was made of, and may be zero now
+    /// without the host's showing that they were written.
+    once_filled: PageSet,
     /// The file by which other processes have the pages, too.
     shared: Option<OwnedFd>,
     /// Dropped with the region.
@@ -37,7 +41,9 @@ impl RamRegion {
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(start))
             .context("RAM does not fit the guest's address space")?;
         let blocks = block.map(|size| Arc::new(Blocks::new(start, mapping.len(), size)));
-        Ok(Self { mapping, blocks, of_file: AtomicBool::new(false), shared: None, _reserved: None })
+        let once_filled = PageSet::new(usize::try_from(mapping.len())? / PAGE);
+        let of_file = AtomicBool::new(false);
+        Ok(Self { mapping, blocks, of_file, once_filled, shared: None, _reserved: None })
     }
 
     /// Adds the owner of the mapping.
@@ -58,7 +64,9 @@ impl RamRegion {
     /// Gives `len` bytes at `pages` of the region, whole pages, back to the host: they read as zero from then on.
     pub(super) fn discard(&self, pages: *mut u8, len: usize) -> Result<()> {
         if self.is_of_file() {
-            return saved::renew(pages, len);
+            saved::renew(pages, len)?;
+            self.was_filled((pages.addr() - self.host().addr()) as u64, len);
+            return Ok(());
         }
         if let Some(file) = &self.shared {
             let (offset, len) = (pages.addr() - self.host().addr(), len as u64);
@@ -76,6 +84,17 @@ impl RamRegion {
     /// From now on they are.
     pub(super) fn set_of_file(&self) {
         self.of_file.store(true, Ordering::SeqCst);
+    }
+
+    /// The `len` bytes at `offset`, whole pages, are or were other than zero.
+    pub(super) fn was_filled(&self, offset: u64, len: usize) {
+        let first = (offset / PAGE as u64) as usize;
+        self.once_filled.insert(first..first + len / PAGE);
+    }
+
+    /// Whether the page at `offset` was other than zero once, as far as that cannot be seen otherwise.
+    pub(super) fn was_once_filled(&self, offset: u64) -> bool {
+        self.once_filled.contains((offset / PAGE as u64) as usize)
     }
 
     /// The host address.

@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
-pub use self::snapshot::{SnapshotCreate, SnapshotLoad, SnapshotType};
+pub use self::snapshot::{SnapshotCreate, SnapshotLoad};
 pub use self::vsock::VsockBody;
 use tinyvmm::config::{Aio, DiskConfig, RateLimit};
 
@@ -88,7 +88,7 @@ pub struct MachineConfiguration {
     /// Two threads in each core.
     #[serde(default, deserialize_with = "or_default")]
     pub smt: bool,
-    /// Refused unless false.
+    /// Only shown: what a Diff snapshot has to have is known in any case.
     #[serde(default, deserialize_with = "or_default")]
     pub track_dirty_pages: bool,
     /// The pages of guest memory.

@@ -28,6 +28,7 @@ use tinyvmm::event::Halt;
 use tinyvmm::layout;
 use tinyvmm::machine::{Handles, LiveMachine, Machine};
 use tinyvmm::memory::GuestRam;
+use tinyvmm::memory::saved::Extent;
 use tinyvmm::virtio::balloon_handle::BalloonHandle;
 use tinyvmm::virtio::rate::Limiter;
 
@@ -189,13 +190,16 @@ impl Api {
     ) -> Option<End> {
         let answer = match &call.request {
             ApiRequest::Control(ControlCommand::Snapshot) => {
-                self.save(machine, subject, &call.files).into()
+                self.save(machine, subject, Extent::Full, &call.files).into()
             }
             ApiRequest::Control(ControlCommand::CreateSnapshot(create)) => {
                 let start = Instant::now();
                 let done = self.create_snapshot(create, machine, subject);
-                if done.is_ok() {
-                    self.measured.save_us = micros(start.elapsed());
+                let took = micros(start.elapsed());
+                match create.extent() {
+                    Extent::Full if done.is_ok() => self.measured.save_us = took,
+                    Extent::Diff if done.is_ok() => self.measured.save_diff_us = took,
+                    _ => {}
                 }
                 done.into()
             }

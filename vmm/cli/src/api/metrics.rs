@@ -86,6 +86,7 @@ pub(super) struct Latencies {
     pub pause_us: u64,
     pub resume_us: u64,
     pub save_us: u64,
+    pub save_diff_us: u64,
     /// From the start of the process, as its parent has given it, until the API is served.
     pub startup_us: u64,
     pub startup_cpu_us: u64,
@@ -165,6 +166,8 @@ impl Metrics {
             ("api_server", "process_startup_time_cpu_us", measured.startup_cpu_us),
             ("latencies_us", "full_create_snapshot", measured.save_us),
             ("latencies_us", "vmm_full_create_snapshot", measured.save_us),
+            ("latencies_us", "diff_create_snapshot", measured.save_diff_us),
+            ("latencies_us", "vmm_diff_create_snapshot", measured.save_diff_us),
             ("latencies_us", "pause_vm", measured.pause_us),
             ("latencies_us", "vmm_pause_vm", measured.pause_us),
             ("latencies_us", "resume_vm", measured.resume_us),

@@ -43,6 +43,8 @@ pub(super) struct Setup {
     entropy: Option<Entropy>,
     /// The size of slots that a client has named, in MiB.
     slot: Option<u64>,
+    /// What a client has said of it, which changes nothing.
+    track_dirty_pages: bool,
 }
 
 impl Setup {
@@ -54,8 +56,18 @@ impl Setup {
         let limit = config.machine.0.entropy_limit;
         let entropy = limit.is_limit().then_some(Entropy { rate_limiter: Some(limit) });
         let (boot_source, drives, interfaces) = Default::default();
-        let (interval, has_balloon, slot) = (0, false, None);
-        Self { config, boot_source, drives, interfaces, interval, has_balloon, entropy, slot }
+        let (interval, has_balloon, slot, track_dirty_pages) = Default::default();
+        Self {
+            config,
+            boot_source,
+            drives,
+            interfaces,
+            interval,
+            has_balloon,
+            entropy,
+            slot,
+            track_dirty_pages,
+        }
     }
 
     /// The configuration so far.
@@ -149,7 +161,6 @@ impl Setup {
             "The number of vCPUs must be greater than 0, less than {MAX_CPUS} and must be 1 or an even number if SMT is \
              enabled. vcpu_count {count}: {MAX_CPUS} are allowed, too"
         );
-        ensure!(!machine.track_dirty_pages, "track_dirty_pages: not supported yet, leave it out");
         if let Some(template) = machine.cpu_template.as_deref().filter(|name| *name != "None") {
             bail!("cpu_template {template}: not supported yet, leave it out or say None");
         }
@@ -165,6 +176,7 @@ impl Setup {
         self.config.machine.0.cpus = Cpus { sockets: 1, cores: count / threads, threads };
         self.config.machine.0.mem.boot = Size::new(bytes);
         self.config.machine.0.hugepages = is_huge;
+        self.track_dirty_pages = machine.track_dirty_pages;
         Ok(())
     }
 

@@ -8,8 +8,11 @@ use super::Snapshot;
 pub const MOST_BYTES: u64 = 64 << 20;
 const MAGIC: &str = "tinyvmm snapshot ";
 /// Changes when an older tinyvmm could not read the file, or would take it for something else. Since version 2, `memory`
-/// ends with a marker.
-const VERSION: u32 = 2;
+/// ends with a marker; version 3 is of Diff snapshots, whose `memory` goes with others.
+pub const VERSION: u32 = 3;
+/// The version of a snapshot that needs no other.
+#[cfg(feature = "api")]
+const VERSION_OF_FULL: u32 = 2;
 
 impl Snapshot {
     /// The bytes of the file.
@@ -17,7 +20,8 @@ impl Snapshot {
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
         let json = serde_json::to_vec(self)?;
         let hash = blake3::hash(&json).to_hex();
-        let mut bytes = format!("{MAGIC}{VERSION}\n{hash}\n").into_bytes();
+        let version = if self.bases.is_empty() { VERSION_OF_FULL } else { VERSION };
+        let mut bytes = format!("{MAGIC}{version}\n{hash}\n").into_bytes();
         bytes.extend(json);
         Ok(bytes)
     }

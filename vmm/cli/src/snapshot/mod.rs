@@ -9,6 +9,7 @@ mod restore;
 #[cfg(feature = "api")]
 mod take;
 
+use std::cell::RefCell;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ pub struct Subject<'a> {
     pub folder: &'a Path,
     /// The names of its network cards.
     pub cards: Vec<String>,
+    /// What is at the end of the file of memory that a Diff has to be copied over, if it is not whole by itself: that of
+    /// the last Full snapshot, or of the one that the machine was made of.
+    pub base: &'a RefCell<Vec<Marker>>,
 }
 
 /// What the file `state` has.
@@ -60,6 +64,9 @@ pub struct Snapshot {
     /// What the file `memory` ends with; none in version 1.
     #[serde(default)]
     marker: Option<Marker>,
+    /// Of a Diff, what is before that: the markers of the files that its `memory` is to be copied over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    bases: Vec<Marker>,
     state: SavedMachine,
 }
 

@@ -24,7 +24,7 @@ pub struct Restored {
     state: SavedMachine,
     renewal: Renewal,
     memory: PathBuf,
-    marker: Option<Marker>,
+    markers: Vec<Marker>,
     /// The layer of each disk, to be copied.
     layers: Vec<Option<PathBuf>>,
     /// The addresses that the guest's cards have.
@@ -81,7 +81,8 @@ impl Restored {
         renewal: Renewal,
         machine: &mut MachineConfig,
     ) -> Result<Self> {
-        let Snapshot { machine: saved, disks, marker, state, .. } = snapshot;
+        let Snapshot { machine: saved, disks, marker, bases: mut markers, state, .. } = snapshot;
+        markers.extend(marker);
         let mut next = saved;
         ensure_only_places(machine)?;
         let layers = match machine.disk.is_empty() {
@@ -109,7 +110,7 @@ impl Restored {
             next.uuid = None;
         }
         *machine = next;
-        Ok(Self { state, renewal, memory, marker, layers, macs })
+        Ok(Self { state, renewal, memory, markers, layers, macs })
     }
 
     /// Whether the machine becomes another one than that of the snapshot.
@@ -141,7 +142,7 @@ impl Restored {
 
     /// What the machine starts with, and its memory.
     pub fn start(self) -> Result<(Start, SavedMemory)> {
-        let memory = SavedMemory { file: open(&self.memory)?, marker: self.marker };
+        let memory = SavedMemory { file: open(&self.memory)?, markers: self.markers };
         Ok((Start::Saved(Box::new(self.state), self.renewal), memory))
     }
 }
@@ -149,14 +150,15 @@ impl Restored {
 /// The memory of a machine that was saved.
 pub struct SavedMemory {
     file: File,
-    marker: Option<Marker>,
+    markers: Vec<Marker>,
 }
 
 impl SavedMemory {
-    /// Has `ram`, which is new, have its contents.
-    pub fn fill(&self, ram: &GuestRam, hugepages: bool) -> Result<()> {
-        let filled = memory::saved::restore(ram, &self.file, self.marker.as_ref(), hugepages);
-        filled.context("--restore: memory")
+    /// Has `ram`, which is new, have its contents. Returns what the file ends with.
+    pub fn fill(self, ram: &GuestRam, hugepages: bool) -> Result<Vec<Marker>> {
+        let filled = memory::saved::restore(ram, &self.file, &self.markers, hugepages);
+        filled.context("--restore: memory")?;
+        Ok(self.markers)
     }
 }
 

@@ -8,14 +8,21 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tinyvmm::config::MachineConfig;
 use tinyvmm::machine::Machine;
-use tinyvmm::{memory, random};
+use tinyvmm::memory::saved::{self, Extent};
+use tinyvmm::random;
 
 use super::{FileIdentity, Snapshot, Subject, names};
 use crate::disks;
 
 /// Writes the state of `machine` into `files`, which are empty and in the order of [`names`], and returns its
-/// description. `pagemap` is this process's /proc/self/pagemap.
-pub fn take(machine: &mut Machine, of: &Subject, pagemap: &File, files: &[File]) -> Result<Value> {
+/// description. `pagemap` is this process's /proc/self/pagemap. Of memory, `extent` is written.
+pub fn take(
+    machine: &mut Machine,
+    of: &Subject,
+    pagemap: &File,
+    extent: Extent,
+    files: &[File],
+) -> Result<Value> {
     ensure!(
         !of.config.is_served_by_others(),
         "a machine with --share or --vhost-user cannot be saved: what serves them has a state of its own"
@@ -34,16 +41,27 @@ pub fn take(machine: &mut Machine, of: &Subject, pagemap: &File, files: &[File])
     let mut config = of.config.clone();
     make_absolute(&mut config, of.folder);
     let disks = save_disks(machine, &mut config, layers)?;
+    let is_partial = extent == Extent::Diff && saved::needs_base(of.ram);
+    let bases = if is_partial { of.base.borrow().clone() } else { Vec::new() };
+    ensure!(
+        !is_partial || !bases.is_empty(),
+        "Diff: the snapshot that the machine was made of has no marker, make a Full one first"
+    );
     let marker = random::bytes()?;
-    memory::saved::save(of.ram, pagemap, &marker, memory).context("memory")?;
+    let markers = [&bases[..], &[marker]].concat();
+    saved::save(of.ram, pagemap, extent, &markers, memory).context("memory")?;
     let described = serde_json::to_value(&config)?;
     let tinyvmm = env!("CARGO_PKG_VERSION").to_owned();
-    let (cards, saved) = (of.cards.clone(), machine.save(of.kvm)?);
+    let (cards, state_now) = (of.cards.clone(), machine.save(of.kvm)?);
     let marker = Some(marker);
-    let snapshot = Snapshot { tinyvmm, machine: config, cards, disks, marker, state: saved };
+    let snapshot =
+        Snapshot { tinyvmm, machine: config, cards, disks, marker, bases, state: state_now };
     state.write_all_at(&snapshot.to_bytes()?, 0).context("state")?;
     for file in files {
         file.sync_data().context("cannot make the snapshot durable")?;
+    }
+    if extent == Extent::Full {
+        of.base.replace(markers);
     }
     Ok(described)
 }

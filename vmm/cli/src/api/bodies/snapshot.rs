@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::Deserialize;
+use tinyvmm::memory::saved::Extent;
 
 use super::or_default;
 
@@ -16,16 +17,24 @@ pub struct SnapshotCreate {
     /// A new file for all else.
     pub snapshot_path: PathBuf,
     /// All, unless given.
-    pub snapshot_type: Option<SnapshotType>,
+    snapshot_type: Option<SnapshotType>,
 }
 
 /// What a snapshot has of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum SnapshotType {
-    /// All of it.
+enum SnapshotType {
     Full,
-    /// What has changed: not supported.
     Diff,
+}
+
+impl SnapshotCreate {
+    /// How much of the memory is to be written.
+    pub fn extent(&self) -> Extent {
+        match self.snapshot_type {
+            Some(SnapshotType::Diff) => Extent::Diff,
+            Some(SnapshotType::Full) | None => Extent::Full,
+        }
+    }
 }
 
 /// PUT /snapshot/load
@@ -102,11 +111,13 @@ impl SnapshotLoad {
         (self.mem_file_path.is_some() || self.enable_diff_snapshots).then_some(words)
     }
 
+    /// Whether changes are to be tracked. They are known in any case; GET /machine-config shows it.
+    pub fn tracks_changes(&self) -> bool {
+        self.track_dirty_pages || self.enable_diff_snapshots
+    }
+
     /// The file with guest RAM. An error names what is not supported.
     pub fn memory(&self) -> Result<PathBuf> {
-        if self.track_dirty_pages || self.enable_diff_snapshots {
-            bail!("track_dirty_pages: not supported, snapshots have all of the memory");
-        }
         if let Some(pages) =
             self.huge_pages.as_ref().filter(|pages| !["None", "Snapshot"].contains(&pages.as_str()))
         {

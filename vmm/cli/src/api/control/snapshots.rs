@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tinyvmm::config::MachineConfig;
 use tinyvmm::machine::LiveMachine;
+use tinyvmm::memory::saved::Extent;
 
 use super::Api;
-use crate::api::bodies::{SnapshotCreate, SnapshotLoad, SnapshotType};
+use crate::api::bodies::{SnapshotCreate, SnapshotLoad};
 use crate::snapshot::{self, Restored, Subject};
 
 impl Api {
@@ -46,10 +47,6 @@ impl Api {
     ) -> Result<()> {
         ensure!(machine.is_paused(), "the machine runs: pause it first, PATCH /vm");
         ensure!(
-            create.snapshot_type != Some(SnapshotType::Diff),
-            "snapshot_type: Diff is not supported, say Full"
-        );
-        ensure!(
             self.may_open,
             "no file can be made any more: say --snapshots DIR at the start and name files in that folder, or use \
              tinyvmm ctl"
@@ -63,7 +60,7 @@ impl Api {
             })
         };
         let files = [new(&create.snapshot_path)?, new(&create.mem_file_path)?];
-        self.save(machine, of, &files).map(drop)
+        self.save(machine, of, create.extent(), &files).map(drop)
     }
 
     /// Writes a snapshot of the machine into `files`.
@@ -71,6 +68,7 @@ impl Api {
         &mut self,
         machine: &mut LiveMachine,
         of: &Subject,
+        extent: Extent,
         files: &[File],
     ) -> Result<Value> {
         let usage = self
@@ -79,11 +77,11 @@ impl Api {
             .context("/proc is not mounted: mount it in this chroot to save machines")?;
         let config = self.config_of_machine(of.config);
         let cards = self.setup.interface_ids().collect();
-        let Subject { kvm, ram, folder, .. } = *of;
-        let of = Subject { kvm, ram, folder, config: &config, cards };
+        let Subject { kvm, ram, folder, base, .. } = *of;
+        let of = Subject { kvm, ram, folder, base, config: &config, cards };
         let mut described = Value::Null;
         machine.while_stopped(|machine| {
-            described = snapshot::take(machine, &of, &usage.pagemap, files)?;
+            described = snapshot::take(machine, &of, &usage.pagemap, extent, files)?;
             Ok(())
         })?;
         Ok(described)

@@ -37,6 +37,7 @@ impl Setup {
         let renewal = Renewal { identity: true, clocks };
         let restored = Restored::new(snapshot, &load.snapshot_path, memory, renewal, machine)?;
         (self.config, self.interfaces) = (config, cards);
+        self.track_dirty_pages = load.tracks_changes();
         Ok(restored)
     }
 }

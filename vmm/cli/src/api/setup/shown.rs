@@ -18,7 +18,7 @@ impl Setup {
             vcpu_count: self.config.machine.0.cpus.count(),
             mem_size_mib: self.config.machine.0.mem.bytes() / layout::MIB,
             smt: self.config.machine.0.cpus.threads > 1,
-            track_dirty_pages: false,
+            track_dirty_pages: self.track_dirty_pages,
             huge_pages: if self.config.machine.0.hugepages {
                 HugePages::TwoMib
             } else {
