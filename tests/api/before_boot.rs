@@ -184,11 +184,6 @@ fn what_is_not_there_or_not_yet_is_refused() {
         ("/snapshot/load", r#"{"snapshot_path":"no","mem_file_path":"no"}"#, "no: No such file"),
         (
             "/snapshot/load",
-            r#"{"snapshot_path":"disk","mem_backend":{"backend_type":"Uffd","backend_path":"x"}}"#,
-            "Uffd is not supported",
-        ),
-        (
-            "/snapshot/load",
             r#"{"snapshot_path":"disk","mem_file_path":"disk"}"#,
             "it is no snapshot",
         ),

@@ -18,12 +18,12 @@ fn path(dir: &Dir, name: &str) -> String {
 }
 
 /// Pauses the machine.
-fn pause(client: &Client) {
+pub fn pause(client: &Client) {
     client.does("PATCH", "/vm", r#"{"state":"Paused"}"#);
 }
 
 /// Makes a snapshot of this type, `NAME.state` and `NAME.memory` in `dir`, of a machine that is paused.
-fn create(client: &Client, dir: &Dir, name: &str, kind: &str) {
+pub fn create(client: &Client, dir: &Dir, name: &str, kind: &str) {
     let [state, memory] = ["state", "memory"].map(|of| path(dir, &format!("{name}.{of}")));
     let body = format!(
         r#"{{"snapshot_path":"{state}","mem_file_path":"{memory}","snapshot_type":"{kind}"}}"#
@@ -42,7 +42,7 @@ fn load(dir: &Dir, state: &str, memory: &str) -> String {
 }
 
 /// A machine that is made of them.
-fn loaded(dir: &Dir, state: &str, memory: &str) -> (Running, Client) {
+pub fn loaded(dir: &Dir, state: &str, memory: &str) -> (Running, Client) {
     let waiting = vmm().args(["--snapshots".into(), dir.path(".")]).stdin(Stdio::piped());
     let (running, client) = listening(waiting.start());
     client.does("PUT", "/snapshot/load", &load(dir, state, memory));
@@ -51,7 +51,7 @@ fn loaded(dir: &Dir, state: &str, memory: &str) -> (Running, Client) {
 }
 
 /// Copies the data of `diff` over `base`, both files of memory in `dir`, as `snapshot-editor edit-memory rebase` does.
-fn copy_over(dir: &Dir, base: &str, diff: &str) {
+pub fn copy_over(dir: &Dir, base: &str, diff: &str) {
     let base = File::options().write(true).open(dir.path(format!("{base}.memory"))).unwrap();
     let diff = File::open(dir.path(format!("{diff}.memory"))).unwrap();
     let mut at = 0;
@@ -63,12 +63,12 @@ fn copy_over(dir: &Dir, base: &str, diff: &str) {
     }
 }
 
-/// Whether two files of memory in `dir` have the same RAM.
-fn ensure_same_ram(dir: &Dir, one: &str, other: &str) {
+/// Checks that two files of memory in `dir` have the same `ram` bytes first.
+pub fn ensure_same_ram(dir: &Dir, one: &str, other: &str, ram: usize) {
     let read = |name: &str| {
         let mut bytes = fs::read(dir.path(format!("{name}.memory"))).unwrap();
-        assert!(bytes.len() > RAM);
-        bytes.truncate(RAM);
+        assert!(bytes.len() > ram);
+        bytes.truncate(ram);
         bytes
     };
     assert!(read(one) == read(other), "{one} and {other} have other bytes");
@@ -99,7 +99,7 @@ fn diffs_copied_over_their_base_are_the_machine() {
     drop(waiting);
 
     copy_over(&dir, "base", "first");
-    ensure_same_ram(&dir, "base", "whole");
+    ensure_same_ram(&dir, "base", "whole", RAM);
     let (running, client) = loaded(&dir, "first", "base");
     let running = running.types("x").prints("Cc");
     pause(&client);

@@ -5,6 +5,7 @@ mod diff;
 mod disks;
 mod firecracker;
 mod identity;
+mod page_server;
 mod seam;
 mod versions;
 

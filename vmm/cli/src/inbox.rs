@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::logger;
 use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
 use tinyvmm::event::{Event, EventSender, Events, Halt};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::register_signal_handler;
@@ -132,12 +133,32 @@ static WAKE: OnceLock<Arc<EventFd>> = OnceLock::new();
 /// A signal that ends the process; 0: none.
 static KILLED: AtomicI32 = AtomicI32::new(0);
 
+/// Time for a guest to power off once its power button was pressed.
+pub const GRACE: Duration = Duration::from_secs(5);
+/// When the machine is to end, in seconds of the monotonic clock.
+static ENDS: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// The machine is to end within `time` from now. A handler may call it.
+pub fn expect_end_within(time: Duration) {
+    ENDS.fetch_min(seconds() + time.as_secs(), Ordering::SeqCst);
+}
+
+/// Whether it was to end more than `patience` ago.
+pub fn is_end_overdue(patience: Duration) -> bool {
+    seconds() >= ENDS.load(Ordering::SeqCst).saturating_add(patience.as_secs())
+}
+
+fn seconds() -> u64 {
+    clock_gettime(ClockId::Monotonic).tv_sec.cast_unsigned()
+}
+
 extern "C" fn on_stop_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     request_stop();
 }
 
 /// Does what a signal does that asks the process to stop.
 pub fn request_stop() {
+    expect_end_within(GRACE);
     PENDING.fetch_add(1, Ordering::SeqCst);
     if let Some(wake) = WAKE.get() {
         let _ = wake.write(1); // write(2), which a handler may call
@@ -146,6 +167,7 @@ pub fn request_stop() {
 
 /// Ends the process for `signal`. A handler may call it.
 pub fn end_by(signal: i32) {
+    expect_end_within(Duration::ZERO);
     KILLED.store(signal, Ordering::SeqCst);
     if let Some(wake) = WAKE.get() {
         let _ = wake.write(1);

@@ -25,6 +25,7 @@ pub mod exec;
 pub mod files;
 #[cfg(feature = "api")]
 pub mod firecracker;
+pub mod guard;
 pub mod host;
 #[cfg(feature = "agent")]
 mod identity;

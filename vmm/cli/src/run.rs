@@ -13,7 +13,6 @@ use tinyvmm::config::MachineConfig;
 use tinyvmm::devices::console::Console;
 use tinyvmm::event::{Event, Halt};
 use tinyvmm::machine::{Files, LiveMachine, Machine, Owner, Start};
-use tinyvmm::memory::saved::Marker;
 use tinyvmm::memory::{self, GuestRam};
 use tinyvmm::timeline::{Mark, Observer, Timeline};
 
@@ -22,7 +21,7 @@ use crate::config::Config;
 use crate::exec::GuestCommand;
 use crate::host::Misfit;
 use crate::identity::Renewal;
-use crate::inbox::{End, Inbox, Message};
+use crate::inbox::{self, End, GRACE, Inbox, Message};
 use crate::jail::Jail;
 use crate::last_words::LastWords;
 use crate::measure::Record;
@@ -30,14 +29,12 @@ use crate::names::{self, Named};
 use crate::outside::Outside;
 use crate::report::ReportFile;
 use crate::share::Shares;
-use crate::snapshot::{Restored, Subject};
+use crate::snapshot::{FilledMemory, Restored, SavedMemory, Subject};
 use crate::vsock::Vsock;
 use crate::{console, files, host, logger, net, process};
 
 /// A second signal this soon repeats the first: timeout(1) signals a child and then its group.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
-/// Time for a guest to power off once its power button was pressed.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// The end of a machine, and the property of this host that explains the end, if there is one.
 pub struct RunOutcome {
@@ -146,15 +143,15 @@ struct Parts {
     machine: MachineConfig,
     files: Files,
     ram: GuestRam,
-    /// For a Diff of it.
-    base: RefCell<Vec<Marker>>,
+    /// What its memory was made of.
+    memory: Option<FilledMemory>,
     /// When `--timeout` is over.
     deadline: Option<Instant>,
     ends_at_reset: bool,
     misfit: Option<Misfit>,
     command: Option<GuestCommand>,
     /// Its socket is there for as long as this, and what serves its shares.
-    _outside: (Option<Vsock>, Shares),
+    _doors: (Option<Vsock>, Shares),
 }
 
 /// A machine that can start, and the API's call that requested the start.
@@ -243,13 +240,13 @@ impl Host<'_> {
             log::warn!("--mem {}: nobody can ask for more without --api-sock, add it", machine.mem);
         }
         let ram = host::allocate_ram(&machine)?;
-        let base = memory.map(|memory| memory.fill(&ram, machine.hugepages)).transpose()?;
-        let base = RefCell::new(base.unwrap_or_default());
         let deadline = process.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let fill = |memory: SavedMemory| memory.fill(&ram, machine.hugepages, deadline);
+        let memory = memory.map(fill).transpose()?;
         let ends_at_reset = process.ends_at_reset();
-        let _outside = (vsock, shares);
+        let _doors = (vsock, shares);
         let mut parts =
-            Parts { machine, files, ram, base, deadline, ends_at_reset, misfit, command, _outside };
+            Parts { machine, files, ram, memory, deadline, ends_at_reset, misfit, command, _doors };
         let mut machine = self.build(&parts, console)?;
         network.ready()?;
         if process.jail.is_none() {
@@ -296,6 +293,7 @@ impl Host<'_> {
     ) -> Result<End> {
         loop {
             let end = self.wait_for_end(parts, &mut machine, api)?;
+            inbox::expect_end_within(Duration::ZERO);
             let ended = machine.end()?;
             stopped();
             if let Some(api) = api {
@@ -320,7 +318,8 @@ impl Host<'_> {
 
     /// What a snapshot of a machine of `parts` takes.
     fn subject<'b>(&'b self, parts: &'b Parts) -> Subject<'b> {
-        let Parts { machine: config, ram, base, .. } = parts;
+        let Parts { machine: config, ram, memory, .. } = parts;
+        let base = memory.as_ref().map(|memory| &memory.base);
         Subject { kvm: &self.kvm, config, ram, folder: &self.folder, cards: Vec::new(), base }
     }
 

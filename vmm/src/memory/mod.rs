@@ -6,6 +6,7 @@ pub mod loadable;
 mod pages;
 mod region;
 pub mod saved;
+pub mod served;
 mod slots;
 
 use std::ffi::c_void;

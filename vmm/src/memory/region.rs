@@ -26,6 +26,8 @@ pub struct RamRegion {
     blocks: Option<Arc<Blocks>>,
     /// Pages that are given up would be a file's again, and not zero.
     of_file: AtomicBool,
+    /// Another process provides its pages when they are touched.
+    served: AtomicBool,
     /// Pages that were other than zero once, in a snapshot or in the file that the region was made of, and may be zero now
     /// without the host's showing that they were written.
     once_filled: PageSet,
@@ -42,8 +44,8 @@ impl RamRegion {
             .context("RAM does not fit the guest's address space")?;
         let blocks = block.map(|size| Arc::new(Blocks::new(start, mapping.len(), size)));
         let once_filled = PageSet::new(usize::try_from(mapping.len())? / PAGE);
-        let of_file = AtomicBool::new(false);
-        Ok(Self { mapping, blocks, of_file, once_filled, shared: None, _reserved: None })
+        let (of_file, served) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { mapping, blocks, of_file, served, once_filled, shared: None, _reserved: None })
     }
 
     /// Adds the owner of the mapping.
@@ -73,7 +75,21 @@ impl RamRegion {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             return Ok(fallocate(file, flags, offset as u64, len)?);
         }
+        if self.is_served() {
+            // Who provides the pages learns that they are zero now.
+            self.was_filled((pages.addr() - self.host().addr()) as u64, len);
+        }
         super::forget(pages, len)
+    }
+
+    /// Whether another process provides its pages.
+    pub(super) fn is_served(&self) -> bool {
+        self.served.load(Ordering::SeqCst)
+    }
+
+    /// From now on one does.
+    pub(super) fn set_served(&self) {
+        self.served.store(true, Ordering::SeqCst);
     }
 
     /// Whether its pages are those of a file until they are written.

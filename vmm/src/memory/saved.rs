@@ -56,7 +56,7 @@ fn marker_at(ram: &GuestRam, index: usize) -> u64 {
 
 /// Whether a file of what has changed in `ram` is less than all of it.
 pub fn needs_base(ram: &GuestRam) -> bool {
-    ram.iter().any(RamRegion::is_of_file)
+    ram.iter().any(|region| region.is_of_file() || region.is_served())
 }
 
 /// Writes `extent` of `ram`, which no guest uses at present, to `file`, which is empty, and the last of `markers`: those
@@ -127,8 +127,9 @@ fn choose(
     extent: Extent,
 ) -> Result<()> {
     let (of_file, is_diff) = (region.is_of_file(), extent == Extent::Diff);
-    if of_file && !is_diff {
-        // A page of a file that was not read yet is in no table, and it is not zero.
+    let served = region.is_served();
+    if (of_file || served) && !is_diff {
+        // A page that was not touched yet is in no table, and it is not zero.
         kept.fill(Kept::UnlessZero);
         return Ok(());
     }
@@ -142,6 +143,8 @@ fn choose(
         *kept = match () {
             () if is_diff && region.was_once_filled(offset + (index * PAGE) as u64) => Kept::Always,
             () if of_file && is_there && entry & OF_FILE == 0 => Kept::Always,
+            // Which of them were written, the host does not say.
+            () if served && is_there => Kept::Always,
             () if !of_file && is_there => Kept::UnlessZero,
             () => Kept::Hole,
         };
@@ -168,7 +171,7 @@ fn write_pages(
             let offset = at + done as u64;
             file.write_all_at(&bytes[done..done + len], start + offset)?;
             written += len as u64;
-            if !region.is_of_file() {
+            if !region.is_of_file() && !region.is_served() {
                 // When it is zero again, or given back, the next file has to say so.
                 region.was_filled(offset, len);
             }

@@ -40,7 +40,7 @@ enum FilterRole {
 
 #[cfg(test)]
 impl FilterRole {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Main,
         Self::Worker(ThreadKind::Starter),
         Self::Worker(ThreadKind::Vcpu),
@@ -53,6 +53,7 @@ impl FilterRole {
         Self::Worker(API),
         Self::Worker(ATTACH),
         Self::Worker(COMMAND),
+        Self::Worker(GUARD),
         Self::Dialer,
     ];
 }
@@ -63,6 +64,9 @@ pub const API: ThreadKind = ThreadKind::Program("Api");
 pub const ATTACH: ThreadKind = ThreadKind::Program("Attach");
 /// The thread that connects a command in the guest with the standard streams.
 pub const COMMAND: ThreadKind = ThreadKind::Program("Command");
+
+/// The thread that ends a process whose guest's memory does not come.
+pub const GUARD: ThreadKind = ThreadKind::Program("Guard");
 
 /// Set once new threads get a filter.
 static FILTERS: AtomicBool = AtomicBool::new(false);
@@ -196,7 +200,7 @@ impl<'a> Jail<'a> {
 fn enter_thread(kind: ThreadKind) {
     // The starter's filter applies to all threads that it starts.
     let is_alone = match kind {
-        API | ATTACH => true,
+        API | ATTACH | GUARD => true,
         ThreadKind::Starter => MAIN_OPENS.load(Ordering::SeqCst),
         _ => false,
     };

@@ -8,7 +8,7 @@ use kvm_bindings::KVMIO;
 use libc::*;
 
 use super::landlock::Kept;
-use super::{API, ATTACH, COMMAND, FilterRole};
+use super::{API, ATTACH, COMMAND, FilterRole, GUARD};
 use tinyvmm::wire::TUNSETOFFLOAD;
 use tinyvmm::worker::ThreadKind;
 
@@ -71,6 +71,7 @@ pub(super) fn of(role: FilterRole) -> Result<Vec<&'static [SyscallRule]>> {
         API => vec![ANY, CLIENTS],
         ATTACH => vec![ANY, CLIENTS, LOG],
         COMMAND => vec![ANY, STREAMS],
+        GUARD => vec![ANY],
         ThreadKind::Program(name) => bail!("there are no rules for it: {name}"),
     })
 }

@@ -5,6 +5,7 @@
 //! what the guest wrote, `state.image0` and so on copies of the disks, if there are any. `machine.json` is the description for people.
 
 mod format;
+mod page_server;
 mod restore;
 #[cfg(feature = "api")]
 mod take;
@@ -23,7 +24,8 @@ use tinyvmm::memory::GuestRam;
 use tinyvmm::memory::saved::Marker;
 
 pub use self::format::MOST_BYTES;
-pub use self::restore::{Restored, read};
+pub use self::page_server::PageServer;
+pub use self::restore::{FilledMemory, MemoryPlace, Restored, SavedMemory, read};
 #[cfg(feature = "api")]
 pub use self::take::take;
 
@@ -46,10 +48,13 @@ pub struct Subject<'a> {
     pub folder: &'a Path,
     /// The names of its network cards.
     pub cards: Vec<String>,
-    /// What is at the end of the file of memory that a Diff has to be copied over, if it is not whole by itself: that of
-    /// the last Full snapshot, or of the one that the machine was made of.
-    pub base: &'a RefCell<Vec<Marker>>,
+    /// Of a machine that was made of a snapshot.
+    pub base: Option<&'a Base>,
 }
+
+/// What is at the end of the file of memory that a Diff has to be copied over: that of the last Full snapshot of a machine,
+/// or of the one that it was made of.
+pub type Base = RefCell<Vec<Marker>>;
 
 /// What the file `state` has.
 #[derive(Serialize, Deserialize)]

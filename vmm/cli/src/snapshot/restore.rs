@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use tinyvmm::arch::saved::Clocks;
@@ -11,9 +12,13 @@ use tinyvmm::disk_image::DiskImage;
 use tinyvmm::machine::{Renewal, SavedMachine, Start};
 use tinyvmm::memory::saved::Marker;
 use tinyvmm::memory::{self, GuestRam};
+use tinyvmm::worker::Worker;
 
-use super::{DESCRIPTION, FileIdentity, MEMORY, MOST_BYTES, STATE, Snapshot, image, layer};
+use super::{
+    Base, DESCRIPTION, FileIdentity, MEMORY, MOST_BYTES, PageServer, STATE, Snapshot, image, layer,
+};
 use crate::config::{Clock, Config, Identity, TemplateRole};
+use crate::guard::Guard;
 use crate::{disks, net};
 
 /// The number of virtio-vsock (virtio 1.2, 5).
@@ -23,12 +28,20 @@ const VIRTIO_ID_VSOCK: u32 = 19;
 pub struct Restored {
     state: SavedMachine,
     renewal: Renewal,
-    memory: PathBuf,
+    memory: MemoryPlace,
     markers: Vec<Marker>,
     /// The layer of each disk, to be copied.
     layers: Vec<Option<PathBuf>>,
     /// The addresses that the guest's cards have.
     macs: Vec<Option<Mac>>,
+}
+
+/// Where the memory of a snapshot is.
+pub enum MemoryPlace {
+    /// In this file.
+    File(PathBuf),
+    /// With the process that listens at this socket.
+    Server(PathBuf),
 }
 
 impl Restored {
@@ -58,7 +71,7 @@ impl Restored {
             renewal.identity || flags.hostname.is_none(),
             "--hostname: the guest keeps its name with --identity keep, leave one out"
         );
-        let memory = folder.join(MEMORY);
+        let memory = MemoryPlace::File(folder.join(MEMORY));
         let named_cards = config.machine.0.net.iter().map(|card| card.mac).collect::<Vec<_>>();
         let restored =
             Self::new(snapshot, &folder.join(STATE), memory, renewal, &mut config.machine.0)
@@ -77,7 +90,7 @@ impl Restored {
     pub fn new(
         snapshot: Snapshot,
         state_path: &Path,
-        memory: PathBuf,
+        memory: MemoryPlace,
         renewal: Renewal,
         machine: &mut MachineConfig,
     ) -> Result<Self> {
@@ -142,23 +155,56 @@ impl Restored {
 
     /// What the machine starts with, and its memory.
     pub fn start(self) -> Result<(Start, SavedMemory)> {
-        let memory = SavedMemory { file: open(&self.memory)?, markers: self.markers };
+        let source = match &self.memory {
+            MemoryPlace::File(path) => MemorySource::File(open(path)?),
+            MemoryPlace::Server(path) => MemorySource::Server(PageServer::connect(path)?),
+        };
+        let memory = SavedMemory { source, markers: self.markers };
         Ok((Start::Saved(Box::new(self.state), self.renewal), memory))
     }
 }
 
 /// The memory of a machine that was saved.
 pub struct SavedMemory {
-    file: File,
+    source: MemorySource,
     markers: Vec<Marker>,
 }
 
+/// Guest RAM with what was saved.
+pub struct FilledMemory {
+    /// What its file ends with.
+    pub base: Base,
+    /// Who provides its pages.
+    _server: Option<(PageServer, Worker<Guard>)>,
+}
+
+enum MemorySource {
+    File(File),
+    Server(PageServer),
+}
+
 impl SavedMemory {
-    /// Has `ram`, which is new, have its contents. Returns what the file ends with.
-    pub fn fill(self, ram: &GuestRam, hugepages: bool) -> Result<Vec<Marker>> {
-        let filled = memory::saved::restore(ram, &self.file, &self.markers, hugepages);
-        filled.context("--restore: memory")?;
-        Ok(self.markers)
+    /// Has `ram`, which is new, have its contents, for as long as there is what is returned. `deadline` is when the machine
+    /// is to end.
+    pub fn fill(
+        self,
+        ram: &GuestRam,
+        hugepages: bool,
+        deadline: Option<Instant>,
+    ) -> Result<FilledMemory> {
+        let _server = match self.source {
+            MemorySource::File(file) => {
+                let filled = memory::saved::restore(ram, &file, &self.markers, hugepages);
+                filled.context("--restore: memory")?;
+                None
+            }
+            MemorySource::Server(server) => {
+                let guard = Guard::start(deadline)?;
+                server.serve(ram, hugepages)?;
+                Some((server, guard))
+            }
+        };
+        Ok(FilledMemory { base: Base::new(self.markers), _server })
     }
 }
 

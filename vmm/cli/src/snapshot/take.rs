@@ -42,7 +42,8 @@ pub fn take(
     make_absolute(&mut config, of.folder);
     let disks = save_disks(machine, &mut config, layers)?;
     let is_partial = extent == Extent::Diff && saved::needs_base(of.ram);
-    let bases = if is_partial { of.base.borrow().clone() } else { Vec::new() };
+    let base = of.base.filter(|_| is_partial);
+    let bases = base.map(|base| base.borrow().clone()).unwrap_or_default();
     ensure!(
         !is_partial || !bases.is_empty(),
         "Diff: the snapshot that the machine was made of has no marker, make a Full one first"
@@ -60,8 +61,8 @@ pub fn take(
     for file in files {
         file.sync_data().context("cannot make the snapshot durable")?;
     }
-    if extent == Extent::Full {
-        of.base.replace(markers);
+    if let Some(base) = of.base.filter(|_| extent == Extent::Full) {
+        base.replace(markers);
     }
     Ok(described)
 }

@@ -1,7 +1,15 @@
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::memory::served::testing::{Fault, next, provide};
+use crate::memory::served::{self, ServedRegion};
 use crate::memory::{give_back, of_ranges};
 
 const LEN: u64 = 1 << 20;
@@ -157,4 +165,63 @@ fn a_file_with_more_data_than_was_written_is_refused() {
     ensure_holes(&file, PAGE as u64).unwrap();
     let error = ensure_holes(&file, 0).unwrap_err().to_string();
     assert!(error.contains("4096 bytes of data where 0 were written"), "{error}");
+}
+
+/// Serves `regions` of what is in `file` until `ends`. Returns how many pages it served.
+fn serve(faults: &OwnedFd, regions: &[ServedRegion], file: &File, ends: &AtomicBool) -> usize {
+    let (mut removed, mut count) = (Vec::<Range<u64>>::new(), 0);
+    while !ends.load(Ordering::SeqCst) {
+        match next(faults) {
+            None => thread::sleep(Duration::from_micros(100)),
+            Some(Fault::Removed(start, end)) => removed.push(start..end),
+            Some(Fault::Missing(address)) => {
+                let mut page = [0; PAGE];
+                let region = regions.iter().find(|region| {
+                    region.address + region.len > address && region.address <= address
+                });
+                let offset = region.map(|region| address - region.address + region.offset).unwrap();
+                if !removed.iter().any(|range| range.contains(&address)) {
+                    file.read_exact_at(&mut page, offset).unwrap();
+                }
+                provide(faults, address, &page);
+                count += 1;
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn what_another_process_provides_is_saved_as_it_is() {
+    let Ok(faults) = served::new(None) else {
+        return eprintln!("SKIPPED: this user has no userfaultfd for the kernel's faults");
+    };
+    let first = ram();
+    PAGES.iter().for_each(|page| write(&first, *page, 7));
+    let base = saved(&first, Extent::Full, &[1]);
+    let second = ram();
+    let regions = served::register(&second, &faults, false).unwrap();
+    assert_eq!((regions[1].offset, regions[1].len, regions[1].page), (LEN, LEN, PAGE as u64));
+    let ends = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| served.store(serve(&faults, &regions, &base, &ends), Ordering::SeqCst));
+        write(&second, PAGES[0], 0);
+        discard(&second, PAGES[1]);
+        write(&second, HIGH + 6 * PAGE as u64, 9);
+        discard(&second, HIGH + 6 * PAGE as u64);
+        write(&second, HIGH + 6 * PAGE as u64, 5);
+        let diff = saved(&second, Extent::Diff, &[1, 2]);
+        let full = saved(&second, Extent::Full, &[2]);
+        let merged = file();
+        copy_over(&merged, &base);
+        assert_eq!(copy_over(&merged, &diff), 3 * PAGE as u64 + 16);
+        let now = bytes(&second);
+        assert!(bytes(&restored(&merged, &[1, 2]).unwrap()) == now);
+        assert!(bytes(&restored(&full, &[2]).unwrap()) == now);
+        assert!(now[..PAGE] == [0; PAGE] && now[LEN as usize - PAGE..LEN as usize] == [0; PAGE]);
+        ends.store(true, Ordering::SeqCst);
+    });
+    let served = served.into_inner();
+    assert!(served > 500, "{served} pages were served");
 }

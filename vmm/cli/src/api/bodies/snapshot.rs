@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tinyvmm::memory::saved::Extent;
 
 use super::or_default;
+use crate::snapshot::MemoryPlace;
 
 /// PUT /snapshot/create
 #[derive(Clone, Debug, Deserialize)]
@@ -81,7 +82,7 @@ pub struct MemoryBackend {
 pub enum BackendType {
     /// From a file.
     File,
-    /// By another process: not supported.
+    /// By another process.
     Uffd,
 }
 
@@ -116,19 +117,21 @@ impl SnapshotLoad {
         self.track_dirty_pages || self.enable_diff_snapshots
     }
 
-    /// The file with guest RAM. An error names what is not supported.
-    pub fn memory(&self) -> Result<PathBuf> {
+    /// Where guest RAM is. An error names what is not supported.
+    pub fn memory(&self) -> Result<MemoryPlace> {
         if let Some(pages) =
             self.huge_pages.as_ref().filter(|pages| !["None", "Snapshot"].contains(&pages.as_str()))
         {
             bail!("huge_pages: {pages} is not supported, memory is that of the snapshot's file");
         }
         match (&self.mem_backend, &self.mem_file_path) {
-            (Some(MemoryBackend { backend_type: BackendType::File, backend_path }), None) => {
-                Ok(backend_path.clone())
+            (Some(MemoryBackend { backend_type, backend_path: path }), None) => {
+                Ok(match backend_type {
+                    BackendType::File => MemoryPlace::File(path.clone()),
+                    BackendType::Uffd => MemoryPlace::Server(path.clone()),
+                })
             }
-            (Some(_), None) => bail!("mem_backend: Uffd is not supported, say File"),
-            (None, Some(path)) => Ok(path.clone()),
+            (None, Some(path)) => Ok(MemoryPlace::File(path.clone())),
             (Some(_), Some(_)) => bail!(
                 "too many fields: either `mem_backend` or `mem_file_path` exclusively is required."
             ),
