@@ -51,16 +51,31 @@ fn it_reports_its_version_as_clients_look_for_it() {
 }
 
 #[test]
+fn it_reports_the_versions_of_snapshots() {
+    let firecracker = || Vmm::named("firecracker");
+    let latest = firecracker().args(["--snapshot-version"]).run().exits(0).silently();
+    assert_eq!(String::from_utf8_lossy(&latest.stdout), "v3.0.0\n");
+    let described = |state: &str| {
+        firecracker().file("state", state).args(["--describe-snapshot", "state"]).run()
+    };
+    let outcome = described("tinyvmm snapshot 4\nof a later tinyvmm").exits(0).silently();
+    assert_eq!(String::from_utf8_lossy(&outcome.stdout), "v4.0.0\n");
+    for (state, words) in [("", "it is no snapshot"), ("tinyvmm snapshot x\n", "it is damaged")] {
+        described(state).refuses(1, &["--describe-snapshot", "state", words]);
+    }
+    let nowhere = firecracker().args(["--describe-snapshot", "nowhere"]);
+    nowhere.run().refuses(1, &["nowhere", "No such file"]);
+}
+
+#[test]
 fn flags_that_cannot_be_honoured_are_refused_by_name() {
     let refused = |args: &[&str], code: i32, words: &[&str]| {
         Vmm::named("firecracker").args(args).run().refuses(code, words);
     };
-    for flag in ["module", "metadata", "mmds-size-limit", "seccomp-filter", "describe-snapshot"] {
+    for flag in ["module", "metadata", "mmds-size-limit", "seccomp-filter"] {
         refused(&[&format!("--{flag}"), "1"], 153, &[flag, "not supported", "leave it out"]);
     }
-    for flag in ["--snapshot-version", "--enable-pci"] {
-        refused(&[flag], 153, &[flag, "not supported", "leave it out"]);
-    }
+    refused(&["--enable-pci"], 153, &["--enable-pci", "not supported", "leave it out"]);
     refused(&["--legs", "2"], 153, &["--legs", "--help"]);
     refused(&["--kernel", "vmlinux"], 153, &["--kernel"]);
     refused(&["--no-api"], 153, &["--config-file"]);

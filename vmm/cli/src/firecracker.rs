@@ -21,6 +21,7 @@ use crate::inbox::End;
 use crate::logger;
 use crate::run::{self, RunOutcome};
 use crate::signals;
+use crate::snapshot;
 use tinyvmm::event::Halt;
 
 /// Exit code of a failure (Firecracker's src/vmm/src/lib.rs, FcExitCode, has them all).
@@ -83,6 +84,12 @@ struct FirecrackerFlags {
     /// Print the version
     #[arg(long)]
     version: bool,
+    /// Print the latest version of the format of snapshots
+    #[arg(long)]
+    snapshot_version: bool,
+    /// Print the version of the format of a snapshot's state
+    #[arg(long, value_name = "FILE")]
+    describe_snapshot: Option<PathBuf>,
     #[command(flatten)]
     refused: RefusedFlags,
 }
@@ -99,10 +106,6 @@ struct RefusedFlags {
     #[arg(long, hide = true)]
     seccomp_filter: Option<OsString>,
     #[arg(long, hide = true)]
-    describe_snapshot: Option<OsString>,
-    #[arg(long, hide = true)]
-    snapshot_version: bool,
-    #[arg(long, hide = true)]
     enable_pci: bool,
 }
 
@@ -113,8 +116,6 @@ impl RefusedFlags {
             ("metadata", self.metadata.is_some(), "there is no metadata service"),
             ("mmds-size-limit", self.mmds_size_limit.is_some(), "there is no metadata service"),
             ("seccomp-filter", self.seccomp_filter.is_some(), "the filters are tinyvmm's own"),
-            ("describe-snapshot", self.describe_snapshot.is_some(), "there are no snapshots"),
-            ("snapshot-version", self.snapshot_version, "there are no snapshots"),
             ("enable-pci", self.enable_pci, "devices are on virtio-mmio"),
         ] {
             if is_there {
@@ -123,13 +124,6 @@ impl RefusedFlags {
         }
         Ok(())
     }
-}
-
-/// The parsed command line.
-#[derive(Debug)]
-enum ParsedFlags {
-    Run(Box<Config>),
-    Shown(String),
 }
 
 /// Whether a process that was started as `program` takes Firecracker's flags: the file name is `firecracker`, or begins
@@ -149,13 +143,17 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
             return fail(format_args!("{why} (see --help)"), EXIT_BAD_FLAGS);
         }
     };
+    match shown(&flags).transpose() {
+        Ok(None) => {}
+        Ok(Some(text)) => return show(&text),
+        Err(error) => return fail(format_args!("{error:#}"), EXIT_GENERIC),
+    }
     let level = match logger::level(&flags.level) {
         Ok(level) => level,
         Err(error) => return fail(format_args!("--{error:#}"), EXIT_BAD_CONFIGURATION),
     };
     let config = match read(flags, level) {
-        Ok(ParsedFlags::Run(config)) => config,
-        Ok(ParsedFlags::Shown(text)) => return show(&text),
+        Ok(config) => config,
         Err(error) => return fail(format_args!("{error:#}"), EXIT_BAD_FLAGS),
     };
     match run::run(&config, None, start) {
@@ -164,16 +162,26 @@ pub fn main(argv: Vec<OsString>, start: Instant) -> ExitCode {
     }
 }
 
-/// Makes a configuration of `flags`, and has messages written as Firecracker's are.
-fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<ParsedFlags> {
+/// What is printed instead of running a machine, if `flags` ask for that.
+fn shown(flags: &FirecrackerFlags) -> Option<Result<String>> {
+    // Clients expect three numbers, and the format has one.
+    let of_format = |version: u32| format!("v{version}.0.0\n");
     if flags.version {
         let own = env!("CARGO_PKG_VERSION");
         // Clients look for the version in the first line.
-        let text = format!(
+        return Some(Ok(format!(
             "Firecracker v{FIRECRACKER_VERSION}\n\nThis is tinyvmm {own}, which speaks Firecracker's API of that version.\n"
-        );
-        return Ok(ParsedFlags::Shown(text));
+        )));
     }
+    if flags.snapshot_version {
+        return Some(Ok(of_format(snapshot::VERSION)));
+    }
+    let state = flags.describe_snapshot.as_deref();
+    state.map(|state| snapshot::version_of(state).map(of_format).context("--describe-snapshot"))
+}
+
+/// Makes a configuration of `flags`, and has messages written as Firecracker's are.
+fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<Config> {
     flags.refused.check()?;
     signals::intercept()?;
     logger::init(level);
@@ -199,7 +207,7 @@ fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<ParsedFlags> {
         },
     });
     config.validate().context("flags")?;
-    Ok(ParsedFlags::Run(Box::new(config)))
+    Ok(config)
 }
 
 /// A guest that has ended by itself is a success, whatever its end was.

@@ -28,11 +28,7 @@ impl Snapshot {
 
     /// Reads what [`Self::to_bytes`] made. Any other byte is an error.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let (version, rest) = line(bytes).context("it is no snapshot")?;
-        let version = version.strip_prefix(MAGIC).context("it is no snapshot")?;
-        let Ok(version) = version.parse::<u32>() else {
-            bail!("it is damaged: its version is {version:?}")
-        };
+        let (version, rest) = version(bytes)?;
         ensure!(
             (1..=VERSION).contains(&version),
             "its format is version {version}, and this tinyvmm knows {VERSION}: update it, or make the snapshot anew"
@@ -43,6 +39,16 @@ impl Snapshot {
             "it is damaged: its checksum is wrong"
         );
         serde_json::from_slice(json).context("it is of another version of tinyvmm")
+    }
+}
+
+/// The version of the file with these `bytes`, and what follows the line with it.
+pub(super) fn version(bytes: &[u8]) -> Result<(u32, &[u8])> {
+    let (version, rest) = line(bytes).context("it is no snapshot")?;
+    let version = version.strip_prefix(MAGIC).context("it is no snapshot")?;
+    match version.parse() {
+        Ok(version) => Ok((version, rest)),
+        Err(_) => bail!("it is damaged: its version is {version:?}"),
     }
 }
 

@@ -23,8 +23,10 @@ use tinyvmm::machine::SavedMachine;
 use tinyvmm::memory::GuestRam;
 use tinyvmm::memory::saved::Marker;
 
-pub use self::format::MOST_BYTES;
+pub use self::format::{MOST_BYTES, VERSION};
 pub use self::page_server::PageServer;
+#[cfg(feature = "api")]
+pub use self::restore::version_of;
 pub use self::restore::{FilledMemory, MemoryPlace, Restored, SavedMemory, read};
 #[cfg(feature = "api")]
 pub use self::take::take;

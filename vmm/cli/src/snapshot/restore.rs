@@ -220,6 +220,13 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The version of the format of a snapshot's state, also of one that this tinyvmm cannot read.
+#[cfg(feature = "api")]
+pub fn version_of(state: &Path) -> Result<u32> {
+    let bytes = bytes_of(state)?;
+    Ok(super::format::version(&bytes).with_context(|| state.display().to_string())?.0)
+}
+
 /// Reads the file of a snapshot's state; a description beside it has to be the same.
 pub fn read(state: &Path, description: Option<&Path>) -> Result<Snapshot> {
     let named = |path: &Path| path.display().to_string();
