@@ -7,12 +7,13 @@ mod texts;
 pub mod usage;
 
 use std::ffi::OsString;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
 use tinyvmm::config::DiskConfig;
 
@@ -49,6 +50,18 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
+    /// The flags without one.
+    #[command(flatten)]
+    pub flags: Flags,
+
+    /// The flags that the file of --config has set.
+    #[arg(skip)]
+    pub keys: Option<FileKeys>,
+}
+
+/// The flags of a machine that is booted.
+#[derive(Args, Debug)]
+pub struct Flags {
     /// The machine and its process.
     #[command(flatten)]
     pub config: Config,
@@ -73,10 +86,20 @@ pub struct Cli {
     #[arg(value_parser = PossibleValuesParser::new(LEVELS).map(|level| log_level(&level)))]
     #[arg(ignore_case = true, hide_possible_values = true)]
     pub log_level: LevelFilter,
+}
 
-    /// The flags that the file of --config has set.
-    #[arg(skip)]
-    pub keys: Option<FileKeys>,
+impl Deref for Cli {
+    type Target = Flags;
+
+    fn deref(&self) -> &Flags {
+        &self.flags
+    }
+}
+
+impl DerefMut for Cli {
+    fn deref_mut(&mut self) -> &mut Flags {
+        &mut self.flags
+    }
 }
 
 impl Cli {
@@ -199,7 +222,8 @@ pub enum Invocation {
 /// Parses `argv`, the program's name first, and the configuration file that it names.
 /// Errors are one line.
 pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
-    let matches = match Cli::command().try_get_matches_from(&argv) {
+    let whole = || Cli::command().try_get_matches_from(&argv);
+    let matches = match machine_of(&argv).map_or_else(whole, Ok) {
         Ok(matches) => matches,
         Err(e) if is_shown(&e) => {
             // clap takes -hda for -h.
@@ -222,6 +246,14 @@ pub fn parse(argv: Vec<OsString>) -> Result<Invocation> {
     let matches = Cli::command().try_get_matches_from(merged).map_err(|e| wrong(&argv, &e))?;
     let cli = cli(&matches).map_err(|error| keys.place(error))?;
     Ok(Invocation::Run(Box::new(Cli { keys: Some(keys), ..cli })))
+}
+
+/// What `argv` has if it is of a machine, and right: without the sub-commands, which take longer to describe than the rest.
+/// All else is for the whole command to parse, or to explain.
+fn machine_of(argv: &[OsString]) -> Option<ArgMatches> {
+    let has_flags = argv.get(1).is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));
+    let flags = || Flags::augment_args(clap::Command::new("tinyvmm"));
+    has_flags.then(|| flags().try_get_matches_from(argv).ok()).flatten()
 }
 
 fn cli(matches: &ArgMatches) -> Result<Cli> {

@@ -189,7 +189,7 @@ fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<Config> {
     let Invocation::Run(cli) = cli::parse(vec!["tinyvmm".into()])? else {
         bail!("tinyvmm without flags is no machine");
     };
-    let mut config = cli.config;
+    let mut config = cli.flags.config;
     config.machine.0.boot_timer = flags.boot_timer;
     let process = &mut config.process;
     process.api_sock = (!flags.no_api).then_some(flags.api_sock);
