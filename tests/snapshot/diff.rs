@@ -32,7 +32,7 @@ pub fn create(client: &Client, dir: &Dir, name: &str, kind: &str) {
 }
 
 /// The body that loads that state with that memory.
-fn load(dir: &Dir, state: &str, memory: &str) -> String {
+pub fn load(dir: &Dir, state: &str, memory: &str) -> String {
     format!(
         r#"{{"snapshot_path":"{}","mem_backend":{{"backend_type":"File","backend_path":"{}"}},
             "resume_vm":true,"track_dirty_pages":true}}"#,

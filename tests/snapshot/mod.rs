@@ -1,7 +1,7 @@
 //! Snapshots, and the machines that are made of them, with hand-made guests. `linux::snapshot` has stock kernels.
 
 mod damage;
-mod diff;
+pub mod diff;
 mod disks;
 mod firecracker;
 mod identity;

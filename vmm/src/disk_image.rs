@@ -194,9 +194,11 @@ impl DiskImage {
         &self.file
     }
 
-    /// The file of the layer that takes the writes, if there is one.
-    pub fn layer(&self) -> Option<&File> {
-        self.layer.as_ref().map(|layer| &**layer.file())
+    /// The file of the layer that takes the writes, if there is one, with all that was written.
+    pub fn layer(&mut self) -> io::Result<Option<&File>> {
+        let Some(layer) = &mut self.layer else { return Ok(None) };
+        layer.write_out()?;
+        Ok(Some(layer.file()))
     }
 
     /// Whether it is locked as well as its owner wants it: some file systems have no locks.

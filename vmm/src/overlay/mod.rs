@@ -160,6 +160,14 @@ impl Layer {
         result
     }
 
+    /// Writes all that the layer has to its file: a copy of that is the same layer then.
+    pub fn write_out(&mut self) -> io::Result<()> {
+        match self.kept {
+            true => self.sync(),
+            false => self.bitmap.write(&self.file, BITMAP),
+        }
+    }
+
     /// Writes bits to the file, once their blocks are there.
     fn commit(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
@@ -221,11 +229,7 @@ impl Layer {
 impl Drop for Layer {
     /// Flushes, as a disk does when its machine is turned off or reset in good order.
     fn drop(&mut self) {
-        let result = match self.kept {
-            true => self.sync(),
-            false => self.bitmap.write(&self.file, BITMAP),
-        };
-        if let Err(error) = result
+        if let Err(error) = self.write_out()
             && !self.loss_logged.swap(true, Ordering::SeqCst)
         {
             log::error!("overlay: what was written last is lost: {error}");

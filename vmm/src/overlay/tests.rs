@@ -164,3 +164,23 @@ fn what_cannot_be_discarded_stays_as_it_is() {
     layer.file = own;
     assert_eq!(files.read(&layer, 0, LEN), pattern(LEN, 0));
 }
+
+#[test]
+fn a_copy_of_the_file_of_a_layer_that_is_written_out_is_the_same_layer() {
+    for kept in [false, true] {
+        let base = TempFile::new().unwrap().into_file();
+        base.set_len(1 << 20).unwrap();
+        let file = TempFile::new().unwrap();
+        let open = || file.as_file().try_clone().unwrap();
+        let mut layer = match kept {
+            true => Layer::kept(open(), &base, 1 << 20, true).unwrap(),
+            false => Layer::temporary(open(), &base, 1 << 20).unwrap(),
+        };
+        layer.has_taken(&(0..layer.block()));
+        layer.write_out().unwrap();
+        let copy = TempFile::new().unwrap();
+        std::fs::copy(file.as_path(), copy.as_path()).unwrap();
+        let copy = Layer::temporary(copy.into_file(), &base, 1 << 20).unwrap();
+        assert_eq!(copy.run(0..1 << 20), (true, copy.block()));
+    }
+}

@@ -92,7 +92,7 @@ fn save_disks(
                 if !image.readonly() {
                     image.flush()?;
                 }
-                if let (Some(layer), Some(to)) = (image.layer(), to) {
+                if let (Some(layer), Some(to)) = (image.layer()?, to) {
                     disks::copy(layer, to).context("cannot copy its layer")?;
                 }
                 files.push(FileIdentity::of(path, &image.file().metadata()?));
