@@ -199,6 +199,12 @@ impl Virtqueue {
         }
     }
 
+    /// How many chains the driver has made available that are not served yet.
+    pub fn waiting(&self) -> Result<u16> {
+        let available = self.queue.avail_idx(&*self.ram, Ordering::Acquire)?.0;
+        Ok(available.wrapping_sub(self.queue.next_avail()))
+    }
+
     /// Serves what is in the queue, without kicks and without an interrupt; returns why it has stopped.
     pub fn serve_available(
         &mut self,

@@ -33,6 +33,10 @@ const EVENTS: usize = 2;
 const STREAMS: u64 = 1 << 0;
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
+/// How long a driver that was told so may take to end its connections.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(2);
 /// How long nobody is accepted after the host had no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,6 +52,9 @@ pub struct Vsock {
     sends_wait: bool,
     /// The driver does not know yet that all connections have ended.
     owes_event: bool,
+    /// It is told. For so long, or until more buffers for events are there than these, it may end new connections, too:
+    /// Linux gives one back when it has acted on its event (virtio_transport_event_work, net/vmw_vsock).
+    ends_until: Option<(Instant, u16)>,
     /// When programs are accepted again.
     accepts_at: Option<Instant>,
     has_dialer: bool,
@@ -63,6 +70,7 @@ impl Vsock {
             lacks_room: false,
             sends_wait: false,
             owes_event: false,
+            ends_until: None,
             accepts_at: None,
             has_dialer: true,
         }
@@ -94,7 +102,12 @@ impl Vsock {
     fn deliver(&mut self, queues: &mut [Virtqueue], mut ready: Option<Ready>) -> Result<()> {
         // What comes before the event would be for connections that the driver believes in.
         self.owes_event &= queues[EVENTS].is_ready();
-        if self.lacks_room || self.owes_event {
+        if let Some((until, buffers)) = self.ends_until
+            && (until <= Instant::now() || queues[EVENTS].waiting()? > buffers)
+        {
+            self.ends_until = None;
+        }
+        if !self.has_buffers() {
             return Ok(());
         }
         let (turn, queue, table) = (Turn::begin(), &mut queues[RECEIVES], &mut self.table);
@@ -114,14 +127,24 @@ impl Vsock {
         }
     }
 
+    /// Whether the driver takes packets.
+    fn has_buffers(&self) -> bool {
+        !self.lacks_room && !self.owes_event && self.ends_until.is_none()
+    }
+
     fn send_event(&mut self, queue: &mut Virtqueue) -> Result<()> {
+        let owed = self.owes_event;
         let owes = &mut self.owes_event;
         queue.serve_some(|chain| {
             Ok(match std::mem::take(owes) {
                 true => Served::Done(chain.writable.copy_from(&TRANSPORT_RESET) as u32),
                 false => Served::Stays,
             })
-        })
+        })?;
+        if owed && !self.owes_event {
+            self.ends_until = Some((Instant::now() + PATIENCE, queue.waiting()?));
+        }
+        Ok(())
     }
 
     fn accept(&mut self) {
@@ -157,8 +180,7 @@ impl Vsock {
         let dialer = dialer.map(|end| (Source::Dialer, (end.as_fd(), PollFlags::IN)));
         let listener = self.host.listener.as_ref().filter(|_| self.accepts_at.is_none());
         let listener = listener.map(|end| (Source::Listener, (end.as_fd(), PollFlags::IN)));
-        let has_buffers = !self.lacks_room && !self.owes_event;
-        dialer.into_iter().chain(listener).chain(self.table.sources(has_buffers))
+        dialer.into_iter().chain(listener).chain(self.table.sources(self.has_buffers()))
     }
 }
 
@@ -196,6 +218,7 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         self.table = Table::new(self.cid, self.table.counts.clone());
         (self.lacks_room, self.sends_wait, self.owes_event) = (false, false, false);
+        self.ends_until = None;
     }
 
     fn handle(&mut self, index: usize, queues: &mut [Virtqueue]) -> Result<()> {
@@ -226,6 +249,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn resume_at(&mut self) -> Option<Instant> {
-        self.accepts_at
+        let look = self.ends_until.map(|_| Instant::now() + LOOK);
+        self.accepts_at.into_iter().chain(look).min()
     }
 }

@@ -426,6 +426,9 @@ fn a_driver_learns_that_its_connections_have_ended() {
     world.driver.kick(EVENTS);
     assert_eq!(world.driver.wait_used(EVENTS).1, 4);
     assert_eq!(world.driver.read(DATA + 0x3_0000, 4), [0; 4]);
+    // A driver that still ends its connections would end this one, too: once it gives the buffer back it has.
+    world.is_quiet();
+    world.driver.add(EVENTS, &[(DATA + 0x3_0000, 4, true)]);
     world.receives_op(REQUEST, 1, 1 << 30);
     world.sends(RW, 1, port + 7);
     world.receives_op(RST, 1, port + 7);
