@@ -7,13 +7,14 @@ use tinyvmm::config::MachineConfig;
 use tinyvmm::machine::Renewal;
 use tinyvmm::virtio::contract::DEVICE_CASES;
 use tinyvmm::virtio::saved::VirtioState;
-use tinyvmm_cli::snapshot::{Restored, Snapshot};
+use tinyvmm_cli::snapshot::{MemoryPlace, Restored, Snapshot};
 
 /// What the file `state` has after its checksum.
 pub fn snapshot(data: &[u8]) {
     let Ok(snapshot) = serde_json::from_slice::<Snapshot>(data) else { return };
     let mut machine = MachineConfig::default();
-    let (state, memory) = (Path::new("/no/such/state"), "/no/such/memory".into());
+    let (state, memory) =
+        (Path::new("/no/such/state"), MemoryPlace::File("/no/such/memory".into()));
     let _ = Restored::new(snapshot, state, memory, Renewal::default(), &mut machine);
 }
 

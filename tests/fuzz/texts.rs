@@ -11,6 +11,7 @@ use tinyvmm_cli::cli::{self, Invocation};
 use tinyvmm_cli::config::Config;
 use tinyvmm_cli::measure::Record;
 use tinyvmm_cli::print_config;
+use tinyvmm_cli::snapshot::MemoryPlace;
 
 use crate::files::MemoryFile;
 
@@ -69,7 +70,7 @@ fn read(text: &[u8]) -> Option<Config> {
     let file = MemoryFile::new(text);
     let config = format!("--config={}", file.path().display());
     match cli::parse(vec!["tinyvmm".into(), config.into()]) {
-        Ok(Invocation::Run(cli)) => Some(cli.config),
+        Ok(Invocation::Run(cli)) => Some(cli.config.clone()),
         Ok(Invocation::Shown(text)) => panic!("a file is no cry for help: {text}"),
         Err(error) => {
             let line = format!("{error:#}");
@@ -116,7 +117,11 @@ pub fn api(data: &[u8]) {
 fn is_harmless(request: &ApiRequest) -> bool {
     let is_near = |path: &Path| !path.as_os_str().as_encoded_bytes().contains(&b'/');
     if let ApiRequest::Load(load) = request {
-        return is_near(&load.snapshot_path) && load.memory().is_ok_and(|path| is_near(&path));
+        return is_near(&load.snapshot_path)
+            && load.memory().is_ok_and(|place| {
+                // No socket is connected to.
+                matches!(place, MemoryPlace::File(path) if is_near(&path))
+            });
     }
     let ApiRequest::Configure(what) = request else { return true };
     match &**what {
