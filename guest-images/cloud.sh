@@ -2,7 +2,7 @@
 # Root is not needed where users may have namespaces (mmdebstrap(1), --mode).
 
 packages() {
-    printf '%s\n' systemd-sysv systemd-resolved dbus udev linux-image-cloud-amd64 initramfs-tools cloud-init netplan.io \
+    printf '%s\n' systemd-sysv systemd-resolved dbus udev linux-image-cloud-amd64 initramfs-tools cloud-init locales netplan.io \
         openssh-server sudo iproute2 python3 ca-certificates
 }
 tools() { printf '%s\n' mmdebstrap:mmdebstrap mke2fs:e2fsprogs sfdisk:fdisk; }

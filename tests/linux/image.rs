@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::cloud::{ext4, partitioned};
 use crate::fixture::Dir;
 use crate::host::elsewhere;
 use crate::oci::{Part, layer, layout, link, part};
@@ -113,4 +114,28 @@ fn an_image_need_not_have_a_shell_and_is_never_written() {
     let script = "/busybox test -d /proc/1 && /busybox test -c /dev/null && echo x | /busybox cat /dev/stdin && \
                   /busybox ping -c 1 localhost | /busybox grep -c '1 packets received'";
     assert_eq!(run(&["sh", "-c", script]).exits(0).stdout, b"x\n1\n");
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_whole_disk_boots_its_own_kernel_and_finds_what_cloud_init_is_told() {
+    let place = Dir::new();
+    let (kernel, initrd) = (fs::read(SMALL_BZIMAGE.path()), fs::read(SMALL_BZIMAGE.initrd()));
+    let files: [(&str, &[u8]); 3] = [
+        ("boot/vmlinuz-6.12.1", &kernel.unwrap()),
+        ("boot/initrd.img-6.12.1", &initrd.unwrap()),
+        ("etc/os-release", b"ID=whole\n"),
+    ];
+    ext4(&place.path("part"), 40, &files);
+    fs::write(place.path("disk"), partitioned(&fs::read(place.path("part")).unwrap(), 3)).unwrap();
+    let vmm = Vmm::new().patiently(IN_A_BOX).env("XDG_CACHE_HOME", place.path("cache"));
+    let vmm = vmm.file("key.pub", "ssh-ed25519 AAAA me\n").file("user", "#cloud-config\n");
+    let vmm = vmm.args(["--kernel", "auto", "--mem", "128M", "--cloud-init", "user-data=user"]);
+    let vmm = vmm.args(["--ssh-key", "key.pub"]).args(disk(&place.path("disk"), ",readonly"));
+    let script = "grep -o root=.* /proc/cmdline; mount -o ro /dev/vda3 /mnt && cat /mnt/etc/os-release && umount /mnt; \
+        mount -t iso9660 -o ro /dev/vdb /mnt && ls /mnt && cat /mnt/user-data && grep -o ssh-ed25519.*me /mnt/meta-data";
+    let outcome = vmm.args(["--", "sh", "-c", script]).run().exits(0);
+    let said =
+        "root=/dev/vda3\nID=whole\nmeta-data\nuser-data\n#cloud-config\nssh-ed25519 AAAA me\n";
+    assert_eq!(Console::of(&outcome).0, said, "{}", outcome.stderr);
 }
