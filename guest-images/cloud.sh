@@ -1,5 +1,4 @@
 # An image as distributions make them for clouds: Debian with systemd, its own kernel, cloud-init and sshd, on ext4 in a GPT.
-# Root is not needed where users may have namespaces (mmdebstrap(1), --mode).
 
 packages() {
     printf '%s\n' systemd-sysv systemd-resolved dbus udev linux-image-cloud-amd64 initramfs-tools cloud-init locales netplan.io \
