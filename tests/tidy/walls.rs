@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{code, has_word, production_lines, read, test_lines};
 
 /// Most lines of code in each crate, without blanks, comments and tests.
-const BUDGETS: [(&str, usize); 7] = [
+const BUDGETS: [(&str, usize); 8] = [
     ("vmm/src/", 11400),
-    ("vmm/cli/src/", 13960),
+    ("vmm/cli/src/", 13990),
     ("vmm/agent-wire/src/", 300),
     ("vmm/archive/src/", 280),
     ("vmm/boot-test/src/", 1800),
     ("vmm/image/src/", 1460),
+    ("vmm/oci/src/", 1500),
     ("vmm/unpack/src/", 300),
 ];
 

@@ -22,7 +22,7 @@ use rustix::termios::{
 use crate::program::Program;
 use crate::root::make_folder;
 use crate::sys::{self, Texts};
-use crate::{NO_STATUS, say, serve_command};
+use crate::{NO_STATUS, make_folders, say, serve_command};
 
 /// What is run: the payload of a request.
 const EXEC: &CStr = c"/tinyvmm/exec";
@@ -121,14 +121,6 @@ fn contents(path: &CStr) -> Vec<u8> {
         bytes.extend(&piece[..len]);
     }
     bytes
-}
-
-/// Makes a folder and those that it is in, as engines make the folder that the program starts in.
-fn make_folders(path: &[u8]) {
-    for (at, _) in path.iter().enumerate().filter(|(at, byte)| *at > 0 && **byte == b'/') {
-        let _ = rustix::fs::mkdir(&path[..at], Mode::from_raw_mode(0o755));
-    }
-    let _ = rustix::fs::mkdir(path, Mode::from_raw_mode(0o755));
 }
 
 /// Writes `byte` to one of tinyvmm's ports: a mark, or the status that ends the machine.

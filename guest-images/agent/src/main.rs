@@ -5,6 +5,7 @@
 //! disturbs another. `--connection` serves the one that is its standard input. `--command` connects to the host, serves that
 //! connection, and prints the exit code of the command that the host has sent; exit status 1: nobody can be connected to. A
 //! connection that is lost without a request is made again.
+//! `--contained` becomes a container's program (container.rs).
 //! As a guest's first process, the file that `rdinit=` names, it enters what is to be the guest's root, if that is a folder
 //! of the host or an image, starts itself in the background and becomes /init; of an image it runs the program.
 //!
@@ -15,8 +16,10 @@
 
 extern crate alloc;
 
+mod container;
 mod identity;
 mod image;
+mod network;
 mod program;
 mod root;
 mod session;
@@ -28,7 +31,7 @@ use core::ffi::CStr;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, Mode, access, mkdir};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, accept_with, listen, recv, socket_with,
@@ -67,6 +70,9 @@ fn main(args: Words, env: Words) -> i32 {
         let Some(code) = serve_command() else { return 1 };
         let _ = rustix::io::write(sys::standard(1), format!("{code}\n").as_bytes());
         return 0;
+    }
+    if args.get(0).is_some() && args.get(1).is_some_and(|arg| arg == c"--contained") {
+        return container::become_program(args, 2);
     }
     if getpid() == Pid::INIT {
         let own = match root::enter() {
@@ -137,6 +143,14 @@ fn serve_command() -> Option<u8> {
 fn connect() -> Result<OwnedFd, Errno> {
     let socket = socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sys::connect_host(&socket).map(|()| socket)
+}
+
+/// Makes a folder and those that it is in.
+fn make_folders(path: &[u8]) {
+    for (at, _) in path.iter().enumerate().filter(|(at, byte)| *at > 0 && **byte == b'/') {
+        let _ = mkdir(&path[..at], Mode::from_raw_mode(0o755));
+    }
+    let _ = mkdir(path, Mode::from_raw_mode(0o755));
 }
 
 fn say(text: &[u8]) {

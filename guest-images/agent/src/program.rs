@@ -25,7 +25,7 @@ use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use crate::sys::{self, Texts};
 use crate::user::User;
 
-const PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a program does not run: an exit code as docker's, and a text.
 pub type Failure = (u8, String);
@@ -115,7 +115,7 @@ fn no_streams(error: Errno) -> Failure {
     (126, format!("cannot make pipes or a terminal: {}", said(error)))
 }
 
-fn said(error: Errno) -> String {
+pub fn said(error: Errno) -> String {
     match error {
         Errno::NOENT => "it is not there".to_owned(),
         Errno::ACCESS => "permission denied".to_owned(),
@@ -209,17 +209,24 @@ fn run(request: &Exec, user: &User) -> Errno {
     let shell = [user.shell.clone()];
     let words = if request.args.is_empty() { &shell[..] } else { &request.args };
     let args = Texts::new(words.iter().map(Vec::as_slice));
-    let Some(program) = words.first().filter(|word| !word.is_empty()) else { return Errno::NOENT };
+    let path = all.iter().rev().find_map(|text| text.strip_prefix(b"PATH="));
+    find_and_execute(words.first().map_or(b"", Vec::as_slice), path.unwrap_or(PATH), &args, &env)
+}
+
+/// Looks for `program` in the folders of `path`, unless it says where it is, and becomes it; returns why not.
+pub fn find_and_execute(program: &[u8], path: &[u8], args: &Texts, env: &Texts) -> Errno {
+    if program.is_empty() {
+        return Errno::NOENT;
+    }
     let execute = |path: &[u8]| match CString::new(path) {
-        Ok(path) => sys::execute(&path, &args, &env),
+        Ok(path) => sys::execute(&path, args, env),
         Err(_) => Errno::INVAL,
     };
     if program.contains(&b'/') {
         return execute(program);
     }
-    let path = all.iter().rev().find_map(|text| text.strip_prefix(b"PATH="));
     let mut why = Errno::NOENT;
-    for folder in path.unwrap_or(PATH).split(|byte| *byte == b':') {
+    for folder in path.split(|byte| *byte == b':') {
         let error = execute(&[folder, b"/", program].concat());
         if ![Errno::NOENT, Errno::NOTDIR].contains(&error) {
             why = error;

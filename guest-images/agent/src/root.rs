@@ -2,7 +2,9 @@
 //! `--image`, its first disk.
 //!
 //! /tinyvmm/root in the initramfs says how: `overlay` puts memory above it, which takes what the guest writes, `write`
-//! lets the guest write in its folders, and `disk` is an overlay above the disk. Drivers that the kernel has in modules are /tinyvmm/modules/0 and so on.
+//! lets the guest write in its folders, `disk` is an overlay above the disk, and
+//! `container` and a path make a folder within the share the root; all of the share is in /tinyvmm/shared then.
+//! Drivers that the kernel has in modules are /tinyvmm/modules/0 and so on.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -21,6 +23,8 @@ const LOWER: &CStr = c"/lower";
 const UPPER: &CStr = c"/upper";
 const DISK: &CStr = c"/dev/vda";
 const ROOT: &CStr = c"/new";
+/// All of a container's share.
+const SHARED: &CStr = c"/tinyvmm/shared";
 /// How often a share or a disk is looked for, every 10 ms: its driver may be starting.
 const TRIES: u32 = 200;
 
@@ -34,19 +38,26 @@ pub const OWN_INIT: &CStr = c"/tinyvmm/init";
 ///
 /// What cannot be done, and why.
 pub fn enter() -> Result<Option<&'static CStr>, (&'static str, Errno)> {
-    let mut how = [0; 16];
+    let mut how = [0; 80];
     let Ok(file) = open(c"/tinyvmm/root", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
         return Ok(None);
     };
     let init = wanted_init().unwrap_or(OWN_INIT);
     let len = rustix::io::read(&file, &mut how).map_err(|error| ("read /tinyvmm/root", error))?;
-    let (writes, is_disk) = (how[..len].starts_with(b"write"), how[..len].starts_with(b"disk"));
+    let is = |word: &[u8]| how[..len].starts_with(word);
+    let (writes, is_disk) = (is(b"write"), is(b"disk"));
+    let container = how[..len].strip_prefix(b"container");
     load_modules();
     for folder in [LOWER, UPPER, ROOT] {
         make_folder(folder);
     }
     let flags = if writes { MountFlags::empty() } else { MountFlags::RDONLY };
-    if is_disk {
+    if let Some(folder) = container {
+        make_folder(SHARED);
+        mount_share(c"root", SHARED, MountFlags::empty())
+            .and_then(|()| mount_bind_recursive(&*[SHARED.to_bytes(), folder].concat(), ROOT))
+            .map_err(|error| ("mount the host's folder", error))?;
+    } else if is_disk {
         mount_disk().map_err(|error| {
             ("mount the image's disk: has the kernel virtio-blk and EROFS, or --modules", error)
         })?;
@@ -55,7 +66,7 @@ pub fn enter() -> Result<Option<&'static CStr>, (&'static str, Errno)> {
     } else {
         mount_share(c"root", LOWER, flags).map_err(|error| ("mount the host's folder", error))?;
     }
-    if !is_disk && (writes || mount_overlay().is_err()) {
+    if !is_disk && container.is_none() && (writes || mount_overlay().is_err()) {
         gather().map_err(|error| ("gather the host's folders", error))?;
     }
     for folder in
@@ -63,8 +74,10 @@ pub fn enter() -> Result<Option<&'static CStr>, (&'static str, Errno)> {
     {
         make_folder(folder);
     }
-    mount_bind(c"/tinyvmm", c"/new/tinyvmm").map_err(|error| ("keep /tinyvmm", error))?;
-    mount_modules();
+    mount_bind_recursive(c"/tinyvmm", c"/new/tinyvmm").map_err(|error| ("keep /tinyvmm", error))?;
+    if container.is_none() {
+        mount_modules();
+    }
     change_root().map_err(|error| ("change the root", error))?;
     Ok(Some(init))
 }

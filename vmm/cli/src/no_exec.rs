@@ -15,6 +15,9 @@ impl GuestCommand {
     pub fn open(_: Option<&[u8]>) -> Result<Self> {
         bail!("this tinyvmm was built without the agent")
     }
+    pub fn in_container(_: &[String]) -> Option<Vec<u8>> {
+        None
+    }
     pub fn of_template(_: &[String], _: &[u8], _: bool) -> Result<Self> {
         Self::open(None)
     }

@@ -43,8 +43,8 @@ impl Outside {
                 Some(GuestCommand::of_template(&process.command, &identity, process.by_agent)?)
             }
             _ => {
-                let of_image = process.disk_root.as_deref();
-                process.by_agent.then(|| GuestCommand::open(of_image)).transpose()?
+                let of_container = process.root_program.as_deref();
+                process.by_agent.then(|| GuestCommand::open(of_container)).transpose()?
             }
         };
         Ok(Self { network, shares, vsock, command })

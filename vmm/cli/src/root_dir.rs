@@ -10,7 +10,8 @@ use tinyvmm::arch::boot::Initrd;
 use tinyvmm::memory::loadable::Loadable;
 
 use crate::command;
-use crate::config::{Config, ProcessConfig, modules};
+use crate::config::{Config, ProcessConfig, RootDir, modules};
+use crate::exec::GuestCommand;
 
 /// What the guest needs before it has its root, each after what it needs itself. What is not there is in the kernel.
 const DRIVERS: [&str; 7] = [
@@ -23,16 +24,15 @@ const DRIVERS: [&str; 7] = [
     "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 ];
 const FOR_FOLDERS: [&str; 2] = ["fs/fuse/fuse.ko", "fs/fuse/virtiofs.ko"];
-/// EROFS is built with a checksum that it takes from another module. No image has drivers for its network.
-const FOR_DISKS: [&str; 7] = [
+/// EROFS is built with a checksum that it takes from another module.
+const FOR_DISKS: [&str; 4] = [
     "drivers/block/virtio_blk.ko",
     "crypto/crc32c_generic.ko",
     "lib/libcrc32c.ko",
     "fs/erofs/erofs.ko",
-    "net/core/failover.ko",
-    "drivers/net/net_failover.ko",
-    "drivers/net/virtio_net.ko",
 ];
+const FOR_NETWORKS: [&str; 3] =
+    ["net/core/failover.ko", "drivers/net/net_failover.ko", "drivers/net/virtio_net.ko"];
 /// Most bytes of a driver.
 const MOST: u64 = 64 << 20;
 
@@ -49,6 +49,15 @@ pub fn settle(config: &mut Config) -> Result<()> {
     ensure!(!machine.cmdline_only, "--cmdline-only leaves no room for --root-dir: leave one out");
     let given = machine.cmdline.as_deref().unwrap_or_default();
     let has_init = given.split_ascii_whitespace().any(|word| word.starts_with("init="));
+    if root.container.is_some() {
+        ensure!(
+            !process.command.is_empty() && !has_init,
+            "--root-dir: say what a container is to run: -- COMMAND"
+        );
+        let long = "-- COMMAND: it is longer than 128 KiB";
+        process.root_program = Some(GuestCommand::in_container(&process.command).context(long)?);
+        return Ok(());
+    }
     if process.command.is_empty() && !has_init {
         ensure!(
             !process.detach,
@@ -75,18 +84,23 @@ fn working_folder(root: &Path) -> Option<String> {
 
 /// The initrd of a guest with such a root.
 pub fn initrd(process: &ProcessConfig) -> Result<Option<Initrd>> {
-    let (how, own, source): (&[u8], &[&str], _) = match &process.root_dir {
-        Some(root) if root.is_written => (b"write", &FOR_FOLDERS, "--root-dir"),
-        Some(_) => (b"overlay", &FOR_FOLDERS, "--root-dir"),
-        None if process.disk_root.is_some() => (b"disk", &FOR_DISKS, "--image"),
+    let (how, own, source): (_, &[&str], _) = match &process.root_dir {
+        Some(RootDir { container: Some(name), .. }) => {
+            (format!("container/{name}"), &FOR_FOLDERS, "--root-dir")
+        }
+        Some(root) if root.is_written => ("write".into(), &FOR_FOLDERS, "--root-dir"),
+        Some(_) => ("overlay".into(), &FOR_FOLDERS, "--root-dir"),
+        None if process.root_program.is_some() => ("disk".into(), &FOR_DISKS, "--image"),
         None => return Ok(None),
     };
-    let mut files = vec![("root".to_owned(), how.to_vec())];
-    if let Some(exec) = process.disk_root.as_ref().filter(|_| !process.command.is_empty()) {
+    let mut files = vec![("root".to_owned(), how.into_bytes())];
+    if let Some(exec) = process.root_program.as_ref().filter(|_| !process.command.is_empty()) {
         files.push(("exec".to_owned(), exec.clone()));
     }
     if let Some(given) = &process.modules {
-        let drivers = drivers(&modules(given), own)
+        // No container has drivers for its network.
+        let network = &FOR_NETWORKS[..if process.root_program.is_some() { 3 } else { 0 }];
+        let drivers = drivers(&modules(given), &[own, network].concat())
             .with_context(|| format!("--modules {}", given.display()))?;
         let named = drivers.into_iter().enumerate();
         files.extend(named.map(|(index, driver)| (format!("modules/{index}"), driver)));

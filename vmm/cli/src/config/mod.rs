@@ -164,8 +164,9 @@ pub struct ProcessConfig {
     /// The guest only reads the folder, and what it writes is lost at its end; with `rw` it writes in the folder's
     /// folders. virtiofsd serves it: install its package. The kernel needs virtio-fs and, without `rw`, overlayfs, built
     /// in or in --modules. COMMAND starts in this process's working folder if the guest has it. `--cmdline init=PROGRAM`
-    /// starts that instead.
-    #[arg(long, value_name = "DIR[,rw]", value_hint = ValueHint::DirPath, help_heading = "Machine")]
+    /// starts that instead. With `rw,container` the folder is a container's root file system: COMMAND is all that
+    /// runs there. With `rw,container=NAME` it is the folder NAME in DIR, and the guest has all of DIR in /tinyvmm/shared.
+    #[arg(long, value_name = "DIR[,rw][,container[=NAME]]", value_hint = ValueHint::DirPath, help_heading = "Machine")]
     #[serde(serialize_with = "opt_as_text")]
     pub root_dir: Option<RootDir>,
 
@@ -187,10 +188,10 @@ pub struct ProcessConfig {
     #[serde(serialize_with = "as_text")]
     pub image_limit: Size,
 
-    /// The guest's root is the first disk, where the agent runs this: the payload of a request (agent-wire).
+    /// What the agent runs at a root that is a container's: the payload of a request (agent-wire).
     #[arg(skip)]
     #[serde(skip)]
-    pub disk_root: Option<Vec<u8>>,
+    pub root_program: Option<Vec<u8>>,
 
     /// Modules for --root-dir and --image: a folder of /lib/modules, one that has such, or a kernel's build folder
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Machine")]
@@ -321,7 +322,7 @@ impl ProcessConfig {
 
     /// Whether the agent enters the guest's root.
     pub fn has_root(&self) -> bool {
-        self.root_dir.is_some() || self.disk_root.is_some()
+        self.root_dir.is_some() || self.root_program.is_some()
     }
 
     /// Whether the guest has init run a command, which is there already or comes later.

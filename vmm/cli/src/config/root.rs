@@ -12,6 +12,8 @@ use super::ProcessConfig;
 /// Tags of the shares, as the agent knows them (guest-images/agent/src/root.rs).
 const ROOT: &str = "root";
 const MODULES: &str = "modules";
+const FORM: &str = "say DIR, DIR,rw or DIR,rw,container[=NAME]";
+
 /// The folder that is a guest's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootDir {
@@ -19,6 +21,9 @@ pub struct RootDir {
     pub folder: PathBuf,
     /// What the guest writes is in the folder; if not, it is lost at the guest's end.
     pub is_written: bool,
+    /// A container's root is this folder within it, or the folder itself if the name is empty: the agent runs the command,
+    /// and there is nothing of a system but that.
+    pub container: Option<String>,
 }
 
 impl FromStr for RootDir {
@@ -26,20 +31,37 @@ impl FromStr for RootDir {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = parts(text);
-        let (folder, is_written) = match &parts[..] {
-            [folder] if !folder.is_empty() => (folder, false),
-            [folder, rw] if !folder.is_empty() && rw == "rw" => (folder, true),
-            _ => return Err("say DIR or DIR,rw".into()),
-        };
-        Ok(Self { folder: folder.into(), is_written })
+        let [folder, words @ ..] = &parts[..] else { return Err(FORM.into()) };
+        let mut this = Self { folder: folder.into(), is_written: false, container: None };
+        for word in words {
+            let within = word.strip_prefix("container=").filter(|name| is_name(name));
+            match (word.as_str(), within) {
+                ("rw", _) if !this.is_written => this.is_written = true,
+                ("container", _) if this.container.is_none() => this.container = Some("".into()),
+                (_, Some(name)) if this.container.is_none() => this.container = Some(name.into()),
+                _ => return Err(FORM.into()),
+            }
+        }
+        let is_whole = !folder.is_empty() && (this.is_written || this.container.is_none());
+        if is_whole { Ok(this) } else { Err(FORM.into()) }
     }
 }
 
 impl fmt::Display for RootDir {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let rw = if self.is_written { ",rw" } else { "" };
-        write!(f, "{}{rw}", part(self.folder.display()))
+        write!(f, "{}{rw}", part(self.folder.display()))?;
+        match self.container.as_deref() {
+            None => Ok(()),
+            Some("") => write!(f, ",container"),
+            Some(name) => write!(f, ",container={name}"),
+        }
     }
+}
+
+fn is_name(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(fits)
 }
 
 /// Adds the shares, in a machine that is built.
@@ -51,7 +73,8 @@ pub fn add_shares(machine: &mut MachineConfig, process: &ProcessConfig) {
         readonly,
     };
     machine.share.push(share(&root.folder, ROOT, !root.is_written));
-    let modules = process.modules.as_deref().map(modules);
+    // A container's folder gets no folders of ours.
+    let modules = process.modules.as_deref().filter(|_| root.container.is_none()).map(modules);
     if let Some(folder) = modules.filter(|folder| folder.join("modules.dep").exists()) {
         machine.share.push(share(&folder, MODULES, true));
     }
@@ -73,10 +96,12 @@ mod tests {
 
     #[test]
     fn a_root_is_a_folder_that_may_be_written() {
-        for text in ["/", "a,,b", "/srv,rw"] {
+        for text in ["/", "a,,b", "/srv,rw", "/a,rw,container", "/a,rw,container=b-1"] {
             assert_eq!(text.parse::<RootDir>().unwrap().to_string(), text);
         }
-        for text in ["", ",rw", "/,ro", "/,rw,rw"] {
+        for text in
+            ["", ",rw", "/,ro", "/,rw,rw", "/,container", "/,rw,container=a/b", "/,rw,container="]
+        {
             assert!(text.parse::<RootDir>().unwrap_err().contains("DIR,rw"), "{text}");
         }
     }

@@ -59,6 +59,11 @@ impl GuestCommand {
         Self::of(HELLO.to_vec(), exec, Manner::default())
     }
 
+    /// The request for `words` in a guest whose root is a container's; `None` if it is too long for one.
+    pub fn in_container(words: &[String]) -> Option<Vec<u8>> {
+        Exec { folder: Some(b"/".into()), ..exec_of(&[], words) }.encode()
+    }
+
     /// The command `words` of a template's guest, which first takes its `identity`. Its streams are this process's if they
     /// `are_ours`; else it has the guest's console.
     pub fn of_template(words: &[String], identity: &[u8], are_ours: bool) -> Result<Self> {

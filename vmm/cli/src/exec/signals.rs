@@ -15,6 +15,9 @@ use crate::inbox::stop_signals;
 static PENDING: AtomicU64 = AtomicU64::new(0);
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 
+/// What programs have a meaning of their own for. They end neither this process nor, unasked, the command.
+const OTHERS: [i32; 3] = [libc::SIGALRM, libc::SIGUSR1, libc::SIGUSR2];
+
 extern "C" fn on_signal(number: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     PENDING.fetch_or(1 << number, Ordering::SeqCst);
     if let Some(wake) = WAKE.get() {
@@ -30,8 +33,8 @@ impl Signals {
     pub fn new(with_terminal: bool) -> Result<Self> {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let wake = WAKE.get_or_init(|| event);
-        let users = [libc::SIGUSR1, libc::SIGUSR2].into_iter();
-        for signal in stop_signals().chain(users).chain(with_terminal.then_some(libc::SIGWINCH)) {
+        let others = OTHERS.into_iter().chain(with_terminal.then_some(libc::SIGWINCH));
+        for signal in stop_signals().chain(others) {
             register_signal_handler(signal, on_signal).context("cannot handle signals")?;
         }
         Ok(Self(wake))

@@ -70,7 +70,7 @@ fn settle_image(config: &mut Config) -> Result<()> {
     }
     let payload = exec.encode();
     let long = "its command and environment are longer than 128 KiB";
-    process.disk_root = Some(payload.context(long).with_context(named)?);
+    process.root_program = Some(payload.context(long).with_context(named)?);
     let path = disk(&image, &reference, process).with_context(named)?;
     let disk = DiskConfig { readonly: true, id: Some(ID.into()), ..DiskConfig::new(path) };
     machine.disk.insert(0, disk);
