@@ -14,9 +14,9 @@ use std::process::Command;
 const MAX_FILE_LINES: usize = 400;
 const MAX_FUNCTION_LINES: usize = 70;
 const MAX_ARCHITECTURE_LINES: usize = 150;
-const MAX_THREAT_MODEL_LINES: usize = 232;
+const MAX_THREAT_MODEL_LINES: usize = 245;
 /// The crates, from below.
-const CRATES: [&str; 7] = [
+const CRATES: [&str; 8] = [
     "vmm/unpack/src",
     "vmm/archive/src",
     "vmm/image/src",
@@ -24,6 +24,7 @@ const CRATES: [&str; 7] = [
     "vmm/agent-wire/src",
     "vmm/boot-test/src",
     "vmm/cli/src",
+    "vmm/oci/src",
 ];
 /// The attributes of items that are not part of a build for users.
 const TEST_ONLY: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];

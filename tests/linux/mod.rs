@@ -16,6 +16,7 @@ mod image;
 mod load;
 mod memory;
 mod net;
+mod oci;
 mod share;
 mod small;
 mod snapshot;

@@ -18,6 +18,7 @@ fn dependencies_are_from_the_registry_and_locked() {
                 "tinyvmm",
                 "tinyvmm-cli",
                 "tinyvmm-fuzz",
+                "tinyvmm-oci",
                 "unpack",
             ],
         ),
