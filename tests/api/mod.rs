@@ -4,6 +4,7 @@ mod abuse;
 mod after_boot;
 mod before_boot;
 mod clients;
+mod cpu;
 mod ctl;
 mod exchange;
 mod firecracker;

@@ -192,7 +192,10 @@ pub fn requests() -> Vec<Vec<u8>> {
             r#"{"amount_mib": 1, "deflate_on_oom": true, "free_page_reporting": true}"#,
         ),
         seed("PUT /logger", r#"{"log_path": "l", "level": "Info", "show_level": true}"#),
-        seed("PUT /cpu-config", r#"{"cpuid_modifiers": [], "msr_modifiers": [{}]}"#),
+        seed(
+            "PUT /cpu-config",
+            r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0b0", "flags": 0, "modifiers": [{"register": "eax", "bitmap": "0b1x_0"}]}], "msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1x"}]}"#,
+        ),
         seed("PUT /actions", r#"{"action_type": "InstanceStart"}"#),
         seed("PATCH /vm", r#"{"state": "Paused"}"#),
         seed("GET /vm/config", ""),

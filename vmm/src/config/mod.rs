@@ -1,6 +1,7 @@
 //! The description of a machine. Serialized, it is the machine's part of a configuration file.
 
 mod balloon;
+mod cpu_template;
 mod cpus;
 mod disk;
 mod mem;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use balloon::{BalloonConfig, BalloonFeatures};
+pub use cpu_template::{CpuTemplate, CpuidRegister, LeafModifier, MsrModifier};
 pub use cpus::Cpus;
 pub use disk::{Aio, DiskConfig, Overlay};
 pub use mem::Mem;
@@ -36,6 +38,9 @@ pub struct MachineConfig {
     /// Virtual CPUs and their topology. 1 unless given.
     #[serde(with = "text")]
     pub cpus: Cpus,
+    /// What is changed of what the CPUs are.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_template: CpuTemplate,
     /// Memory, from 16 MiB, and how much more can be plugged. 256 MiB unless given.
     #[serde(with = "text")]
     pub mem: Mem,
@@ -91,6 +96,7 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             cpus: Cpus { sockets: 1, cores: 1, threads: 1 },
+            cpu_template: CpuTemplate::default(),
             mem: Mem::fixed(Size::new(256 * layout::MIB)),
             hugepages: false,
             balloon: BalloonConfig::Target(Size::new(0)),

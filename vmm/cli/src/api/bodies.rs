@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
 pub use self::snapshot::{SnapshotCreate, SnapshotLoad};
 pub use self::vsock::VsockBody;
-use tinyvmm::config::{Aio, DiskConfig, RateLimit};
+use tinyvmm::config::{Aio, CpuTemplate, DiskConfig, LeafModifier, MsrModifier, RateLimit};
 
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -344,9 +344,9 @@ pub struct CpuConfig {
     #[serde(default, deserialize_with = "or_default")]
     kvm_capabilities: Vec<IgnoredAny>,
     #[serde(default, deserialize_with = "or_default")]
-    cpuid_modifiers: Vec<IgnoredAny>,
+    cpuid_modifiers: Vec<LeafModifier>,
     #[serde(default, deserialize_with = "or_default")]
-    msr_modifiers: Vec<IgnoredAny>,
+    msr_modifiers: Vec<MsrModifier>,
     #[serde(default, deserialize_with = "or_default")]
     reg_modifiers: Vec<IgnoredAny>,
     #[serde(default, deserialize_with = "or_default")]
@@ -354,16 +354,16 @@ pub struct CpuConfig {
 }
 
 impl CpuConfig {
-    /// Refuses every field that is not empty.
-    pub fn check(&self) -> Result<()> {
+    /// The template. Refuses other fields that are not empty.
+    pub fn template(self) -> Result<CpuTemplate> {
         let field = |list: &Vec<IgnoredAny>| list.first().copied();
         refuse(&[
             ("kvm_capabilities", &field(&self.kvm_capabilities)),
-            ("cpuid_modifiers", &field(&self.cpuid_modifiers)),
-            ("msr_modifiers", &field(&self.msr_modifiers)),
             ("reg_modifiers", &field(&self.reg_modifiers)),
             ("vcpu_features", &field(&self.vcpu_features)),
-        ])
+        ])?;
+        let Self { cpuid_modifiers, msr_modifiers, .. } = self;
+        Ok(CpuTemplate { cpuid_modifiers, msr_modifiers })
     }
 }
 

@@ -1,15 +1,16 @@
 //! `--config-file`: the bodies of Firecracker's API in one file.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use super::bodies::{
-    BalloonBody, BootSource, Drive, Entropy, Logger, MachineConfiguration, MemoryHotplug,
-    MetricsBody, NetworkInterface, Serial, VsockBody, or_default,
+    BalloonBody, BootSource, CpuConfig, Drive, Entropy, Logger, MachineConfiguration,
+    MemoryHotplug, MetricsBody, NetworkInterface, Serial, VsockBody, or_default,
 };
 use super::routes::Configure;
 use crate::cli;
@@ -46,7 +47,7 @@ struct File {
     serial: Option<Serial>,
     logger: Option<Logger>,
     metrics: Option<MetricsBody>,
-    cpu_config: Option<IgnoredAny>,
+    cpu_config: Option<CpuSource>,
     #[serde(default, deserialize_with = "or_default")]
     network_interfaces: Vec<NetworkInterface>,
     #[serde(default, deserialize_with = "or_default")]
@@ -56,15 +57,34 @@ struct File {
     memory_hotplug: Option<MemoryHotplug>,
 }
 
+/// A CPU template, or the file that has it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CpuSource {
+    Path(PathBuf),
+    Here(Value),
+}
+
+impl CpuSource {
+    fn read(self) -> Result<CpuConfig> {
+        match self {
+            Self::Here(value) => serde_json::from_value(value).context("cpu-config"),
+            Self::Path(path) => {
+                let named = || format!("cpu-config {}", path.display());
+                let text = cli::read_text(&path, MAX_BYTES).with_context(named)?;
+                serde_json::from_str(&text).with_context(named)
+            }
+        }
+    }
+}
+
 /// The configuration in the file at `path`, in the order in which it is applied.
 pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     let text = cli::read_text(path, MAX_BYTES)?;
     let file: File = serde_json::from_str(&text)?;
-    for (name, is_there) in [
-        ("cpu-config", file.cpu_config.is_some()),
-        ("pmem", !file.pmem.is_empty()),
-        ("mmds-config", file.mmds_config.is_some()),
-    ] {
+    for (name, is_there) in
+        [("pmem", !file.pmem.is_empty()), ("mmds-config", file.mmds_config.is_some())]
+    {
         ensure!(!is_there, "{name}: not supported yet, leave it out");
     }
     let all: BTreeMap<String, Option<IgnoredAny>> = serde_json::from_str(&text)?;
@@ -75,6 +95,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     steps.extend(file.logger.map(Configure::Logger));
     steps.extend(file.metrics.map(Configure::Metrics));
     steps.extend(file.machine_config.map(Configure::Machine));
+    steps.extend(file.cpu_config.map(CpuSource::read).transpose()?.map(Configure::Cpu));
     steps.push(Configure::BootSource(file.boot_source));
     steps.extend(file.drives.into_iter().map(Configure::Drive));
     steps.extend(file.network_interfaces.into_iter().map(Configure::Interface));

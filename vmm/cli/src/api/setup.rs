@@ -13,7 +13,8 @@ use super::bodies::{self, BalloonBody, BootSource, Drive, Entropy, HugePages, Me
 use super::routes::Configure;
 use tinyvmm::arch::cmdline;
 use tinyvmm::config::{
-    BalloonConfig, BalloonFeatures, Cpus, DiskConfig, MachineConfig, Mem, RateLimit, Size,
+    BalloonConfig, BalloonFeatures, CpuTemplate, Cpus, DiskConfig, MachineConfig, Mem, RateLimit,
+    Size,
 };
 use tinyvmm::layout;
 
@@ -137,7 +138,7 @@ impl Setup {
                     next.config.process.console = ConsoleConfig::File(path);
                 }
             }
-            Configure::Cpu(cpu) => cpu.check()?,
+            Configure::Cpu(cpu) => next.config.machine.0.cpu_template = cpu.template()?,
             Configure::Vsock(vsock) => {
                 // Listens for a moment, so that an error is reported now.
                 let place = socket::listen(&vsock.uds_path).map(|socket| socket.place);
@@ -161,8 +162,12 @@ impl Setup {
             "The number of vCPUs must be greater than 0, less than {MAX_CPUS} and must be 1 or an even number if SMT is \
              enabled. vcpu_count {count}: {MAX_CPUS} are allowed, too"
         );
-        if let Some(template) = machine.cpu_template.as_deref().filter(|name| *name != "None") {
-            bail!("cpu_template {template}: not supported yet, leave it out or say None");
+        match machine.cpu_template.as_deref() {
+            None => {}
+            Some("None") => self.config.machine.0.cpu_template = CpuTemplate::default(),
+            Some(name) => bail!(
+                "cpu_template {name}: it is for some processors of one maker only, PUT what it changes to /cpu-config"
+            ),
         }
         let is_huge = machine.huge_pages == HugePages::TwoMib;
         ensure!(

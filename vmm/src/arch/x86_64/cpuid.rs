@@ -7,7 +7,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::apic;
-use crate::config::Cpus;
+use crate::config::{CpuTemplate, CpuidRegister, Cpus};
 
 /// Nested virtualization is not offered: it is a large part of KVM to attack.
 const LEAF1_ECX_VMX: u32 = 1 << 5;
@@ -28,8 +28,8 @@ pub struct CpuidTemplate {
 }
 
 impl CpuidTemplate {
-    /// What KVM supports here, arranged as `cpus`.
-    pub fn new(kvm: &Kvm, cpus: Cpus) -> Result<Self> {
+    /// What KVM supports here with the changes of `template`, arranged as `cpus`.
+    pub fn new(kvm: &Kvm, cpus: Cpus, template: &CpuTemplate) -> Result<Self> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let supported = supported.context("cannot read what CPUs KVM supports")?;
         let mut entries = supported.as_slice().to_vec();
@@ -57,6 +57,7 @@ impl CpuidTemplate {
                 _ => {}
             }
         }
+        change(&mut entries, template)?;
         Ok(Self { entries, cpus })
     }
 
@@ -149,6 +150,38 @@ impl CpuidTemplate {
             entry
         })
     }
+}
+
+/// Makes the changes that `template` has.
+fn change(entries: &mut [kvm_cpuid_entry2], template: &CpuTemplate) -> Result<()> {
+    for of in &template.cpuid_modifiers {
+        let found = entries.iter_mut().find(|e| (e.function, e.index) == (of.leaf.0, of.subleaf.0));
+        let entry = found.with_context(|| {
+            let place = format!("leaf {}, subleaf {}", of.leaf, of.subleaf);
+            format!("cpuid_modifiers: {place}: there is nothing that can be changed on this host")
+        })?;
+        entry.flags = of.flags;
+        for change in &of.modifiers {
+            let register = match change.register {
+                CpuidRegister::Eax => &mut entry.eax,
+                CpuidRegister::Ebx => &mut entry.ebx,
+                CpuidRegister::Ecx => &mut entry.ecx,
+                CpuidRegister::Edx => &mut entry.edx,
+            };
+            *register = change.bitmap.applied_to((*register).into()) as u32;
+        }
+        let nested = match entry.function {
+            1 => LEAF1_ECX_VMX,
+            0x8000_0001 => EXT1_ECX_SVM,
+            _ => 0,
+        };
+        ensure!(
+            entry.ecx & nested == 0,
+            "cpuid_modifiers: leaf {}, ecx: virtualization within the guest (VMX, SVM) is not offered",
+            of.leaf
+        );
+    }
+    Ok(())
 }
 
 /// Leaves of features with their sub-leaves, and the registers that have a bit for each: a guest may have found any of

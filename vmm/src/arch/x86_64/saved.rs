@@ -10,6 +10,7 @@ use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref};
 
 use super::cpuid;
 use super::hex;
+use crate::config::{CpuTemplate, MsrModifier};
 
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -244,6 +245,20 @@ fn get_msrs(fd: &VcpuFd, wanted: &[u32]) -> Result<Vec<kvm_msr_entry>> {
         rest = &rest[if read < some.len() { read + 1 } else { read }..];
     }
     Ok(found)
+}
+
+/// Makes the changes that `template` has of the MSRs of a new vCPU.
+pub(super) fn change_msrs(fd: &VcpuFd, template: &CpuTemplate) -> Result<()> {
+    let mut wanted: Vec<_> = template.msr_modifiers.iter().map(|msr| msr.addr.0).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut msrs = get_msrs(fd, &wanted)?;
+    for MsrModifier { addr, bitmap } in &template.msr_modifiers {
+        let found = msrs.iter_mut().find(|msr| msr.index == addr.0);
+        let msr = found.with_context(|| format!("msr_modifiers: KVM has no MSR {addr} here"))?;
+        msr.data = bitmap.applied_to(msr.data);
+    }
+    set_msrs(fd, &msrs).context("msr_modifiers")
 }
 
 /// Sets MSRs in this order. One that cannot be set may have the value already.

@@ -9,7 +9,7 @@ use super::acpi::{self, Hardware};
 use super::cpuid::CpuidTemplate;
 use super::kernel::Kernel;
 pub use super::regs::set_boot_state;
-use super::{apic, cmdline, layout, mptable, regs, smbios};
+use super::{apic, cmdline, layout, mptable, regs, saved, smbios};
 use crate::config::MachineConfig;
 use crate::memory::GuestRam;
 use crate::random;
@@ -49,7 +49,7 @@ pub fn create_pit(vm: &VmFd) -> Result<()> {
 
 /// Makes the vCPUs of `vm`, each with its CPUID and MSRs.
 pub fn create_vcpus(vm: &VmFd, kvm: &Kvm, config: &MachineConfig) -> Result<Vec<VcpuFd>> {
-    let cpuid = CpuidTemplate::new(kvm, config.cpus)?;
+    let cpuid = CpuidTemplate::new(kvm, config.cpus, &config.cpu_template)?;
     let create = |index| {
         let fd = vm
             .create_vcpu(apic::id(config.cpus, index).into())
@@ -59,6 +59,7 @@ pub fn create_vcpus(vm: &VmFd, kvm: &Kvm, config: &MachineConfig) -> Result<Vec<
             regs::set_xcr0(&fd, cpuid.xcr0())?;
         }
         regs::set_msrs(&fd)?;
+        saved::change_msrs(&fd, &config.cpu_template)?;
         Ok(fd)
     };
     (0..config.cpus.count()).map(create).collect()
