@@ -75,7 +75,6 @@ fn flags_that_cannot_be_honoured_are_refused_by_name() {
     for flag in ["module", "metadata", "mmds-size-limit", "seccomp-filter"] {
         refused(&[&format!("--{flag}"), "1"], 153, &[flag, "not supported", "leave it out"]);
     }
-    refused(&["--enable-pci"], 153, &["--enable-pci", "not supported", "leave it out"]);
     refused(&["--legs", "2"], 153, &["--legs", "--help"]);
     refused(&["--kernel", "vmlinux"], 153, &["--kernel"]);
     refused(&["--no-api"], 153, &["--config-file"]);
@@ -84,6 +83,14 @@ fn flags_that_cannot_be_honoured_are_refused_by_name() {
     refused(&["--http-api-max-payload-size", "0"], 153, &["payload"]);
     refused(&["--no-seccomp", "--seccomp-filter", "f"], 153, &["--seccomp-filter"]);
     refused(&["--level", "Loud"], 152, &["--level Loud", "Debug"]);
+}
+
+#[test]
+fn a_pci_bus_that_is_asked_for_costs_one_line_of_the_log() {
+    let outcome = from_file(guests::hello).args(["--no-api", "--enable-pci"]).run().exits(0);
+    let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    assert_eq!(text.matches("--enable-pci: devices stay on virtio-mmio").count(), 1, "{text}");
+    assert!(text.contains("hello"), "{text}");
 }
 
 #[test]

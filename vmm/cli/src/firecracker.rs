@@ -81,6 +81,9 @@ struct FirecrackerFlags {
     /// Run without the jail: without seccomp filters and without Landlock
     #[arg(long, conflicts_with = "seccomp_filter")]
     no_seccomp: bool,
+    /// Accepted for its users' sake: devices stay on virtio-mmio
+    #[arg(long)]
+    enable_pci: bool,
     /// Print the version
     #[arg(long)]
     version: bool,
@@ -105,8 +108,6 @@ struct RefusedFlags {
     mmds_size_limit: Option<OsString>,
     #[arg(long, hide = true)]
     seccomp_filter: Option<OsString>,
-    #[arg(long, hide = true)]
-    enable_pci: bool,
 }
 
 impl RefusedFlags {
@@ -116,7 +117,6 @@ impl RefusedFlags {
             ("metadata", self.metadata.is_some(), "there is no metadata service"),
             ("mmds-size-limit", self.mmds_size_limit.is_some(), "there is no metadata service"),
             ("seccomp-filter", self.seccomp_filter.is_some(), "the filters are tinyvmm's own"),
-            ("enable-pci", self.enable_pci, "devices are on virtio-mmio"),
         ] {
             if is_there {
                 bail!("--{flag}: not supported, leave it out ({remedy})");
@@ -200,6 +200,7 @@ fn read(flags: FirecrackerFlags, level: LevelFilter) -> Result<Config> {
     process.firecracker = Some(FirecrackerConfig {
         log_path: flags.log_path,
         metrics_path: flags.metrics_path,
+        wants_pci: flags.enable_pci,
         start: StartTimes {
             wall: flags.start_time_us,
             cpu: flags.start_time_cpu_us,

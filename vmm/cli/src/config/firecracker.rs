@@ -9,6 +9,8 @@ pub struct FirecrackerConfig {
     pub log_path: Option<PathBuf>,
     /// The file for lines of metrics.
     pub metrics_path: Option<PathBuf>,
+    /// A PCI bus is asked for, which the machine has not.
+    pub wants_pci: bool,
     /// When the parent says that it started the process.
     pub start: StartTimes,
 }

@@ -26,6 +26,11 @@ impl Api {
         }
         log::info!("Running Firecracker v{FIRECRACKER_VERSION}");
         log::info!("This is tinyvmm {}", env!("CARGO_PKG_VERSION"));
+        if flags.wants_pci {
+            log::warn!(
+                "--enable-pci: devices stay on virtio-mmio, for which the guest's kernel needs CONFIG_VIRTIO_MMIO"
+            );
+        }
         if let Some(path) = &flags.metrics_path {
             let metrics = bodies::MetricsBody { metrics_path: path.clone() };
             self.set_metrics(metrics).context("--metrics-path")?;
