@@ -10,6 +10,7 @@ mod exchange;
 mod firecracker;
 mod interfaces;
 mod jailer;
+mod outputs;
 mod words;
 
 use std::io::{Read, Write};

@@ -25,7 +25,7 @@ const LAYERS: [&[&str]; 11] = [
     &["vcpu", "disk_image", "wire", "backend"],
     &["coalesced", "engine", "overlay"],
     &["geometry", "pieces"],
-    &["memory", "timeline"],
+    &["memory", "rate", "timeline"],
     &["bus", "config", "event"],
     &["worker"],
     &["flock", "random", "sync"],

@@ -78,6 +78,7 @@ pub mod memory;
 pub mod overlay;
 pub mod pieces;
 pub mod random;
+pub mod rate;
 pub mod sync;
 pub mod timeline;
 pub mod vcpu;

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tinyvmm::devices::console::Console;
+use tinyvmm::rate::Limiter;
 
 use crate::config::{Config, ConsoleConfig};
 use crate::exec::GuestCommand;
@@ -16,6 +18,9 @@ use crate::terminal::{Mode, Terminal};
 /// Makes the console that `config` describes, not yet connected.
 pub fn new(config: &Config) -> Result<Console> {
     let mut console = Console::new(config.process.console == ConsoleConfig::Off)?;
+    if let Some(limit) = &config.process.console_limit {
+        console.output().set_limiter(Limiter::new(limit, Instant::now()));
+    }
     if !config.process.command.is_empty() {
         console.feed_command(config.process.by_agent);
     }

@@ -1,11 +1,12 @@
 //! Output of the guest that is not written yet: a bounded buffer between vCPUs and the console's thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::rate::Limiter;
 use crate::sync::lock;
 
 /// Most bytes in the buffer.
@@ -34,6 +35,10 @@ struct OutputBuffer {
     stall_logged: bool,
     /// There never is a reader.
     discard: bool,
+    /// A limit of bytes: what is beyond it is dropped.
+    limiter: Option<Limiter>,
+    /// Bytes that were.
+    beyond: u64,
 }
 
 impl Output {
@@ -56,6 +61,10 @@ impl Output {
         if buffer.discard {
             return;
         }
+        if buffer.limiter.as_mut().is_some_and(|limiter| !limiter.admit(1, Instant::now())) {
+            buffer.beyond += 1;
+            return;
+        }
         if buffer.bytes.len() >= CAPACITY && !buffer.stalled {
             let full = |b: &mut OutputBuffer| b.bytes.len() >= CAPACITY;
             let waited = self.0.drained.wait_timeout_while(buffer, PATIENCE, full);
@@ -72,6 +81,16 @@ impl Output {
                 let _ = self.0.filled.write(1);
             }
         }
+    }
+
+    /// Has `limiter` drop what comes too fast, in place of an earlier one.
+    pub fn set_limiter(&self, limiter: Option<Limiter>) {
+        lock(&self.0.buffer).limiter = limiter;
+    }
+
+    /// How many bytes the limit has dropped.
+    pub fn beyond_limit(&self) -> u64 {
+        lock(&self.0.buffer).beyond
     }
 
     /// Readable when the buffer is no longer empty; to be read before the buffer is.
@@ -108,7 +127,8 @@ impl Output {
 
     /// There is no reader any more.
     pub fn close(&self) {
-        *lock(&self.0.buffer) = OutputBuffer { discard: true, ..Default::default() };
+        let mut buffer = lock(&self.0.buffer);
+        *buffer = OutputBuffer { discard: true, beyond: buffer.beyond, ..Default::default() };
         self.0.drained.notify_all();
     }
 }
@@ -116,6 +136,7 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Bucket, RateLimit};
 
     #[test]
     fn a_flood_that_nobody_reads_is_bounded_in_memory_and_time() {
@@ -128,5 +149,18 @@ mod tests {
         output.written(1);
         output.push(b'y');
         assert_eq!(output.front(usize::MAX).last(), Some(&b'y'));
+    }
+
+    #[test]
+    fn what_is_beyond_the_limit_is_dropped_and_counted() {
+        let output = Output::new(false).unwrap();
+        let bucket = Bucket { size: 2, one_time_burst: Some(3), refill_time: 1 << 40 };
+        let limit = RateLimit { bandwidth: Some(bucket), ops: None };
+        output.set_limiter(Limiter::new(&limit, Instant::now()));
+        b"abcdefg".iter().for_each(|byte| output.push(*byte));
+        assert_eq!((&output.front(9)[..], output.beyond_limit()), (&b"abcde"[..], 2));
+        output.set_limiter(None);
+        output.push(b'h');
+        assert_eq!((&output.front(9)[..], output.beyond_limit()), (&b"abcdeh"[..], 2));
     }
 }

@@ -24,6 +24,7 @@ use crate::layout;
 use crate::memory::hotplug::Hotplug;
 use crate::memory::{self, GuestRam};
 use crate::random;
+use crate::rate::Limiter;
 use crate::sync::lock;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
@@ -31,7 +32,6 @@ use crate::virtio::block::Block;
 use crate::virtio::mem::Mem;
 use crate::virtio::mmio::{Mmio, QUEUE_NOTIFY};
 use crate::virtio::net::Net;
-use crate::virtio::rate::Limiter;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
 use crate::virtio::vhost_user::VhostUser;
@@ -105,7 +105,7 @@ impl Devices {
         let panicked = PanicFlag::default();
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let saved = files.start.saved();
-        let mut serial = new_serial(config, vm, output, &panicked, owner)?;
+        let mut serial = new_serial(config, vm, output.clone(), &panicked, owner)?;
         if let Some(saved) = saved {
             serial = serial.restored(&saved.serial)?;
         }
@@ -130,6 +130,7 @@ impl Devices {
             cards: Vec::new(),
             vsock: None,
             serial: serial.clone(),
+            output,
             panicked,
             power_button,
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::output::Output;
 use crate::devices::power::PanicFlag;
 use crate::devices::serial::SerialPort;
 use crate::virtio::balloon_handle::BalloonHandle;
@@ -27,6 +28,8 @@ pub struct Handles {
     pub vsock: Option<Arc<VsockCounts>>,
     /// The serial port, which a vCPU may hold for as long as it waits for the console's reader.
     pub serial: Arc<Mutex<SerialPort>>,
+    /// What the guest has printed, on its way.
+    pub output: Output,
     pub(super) panicked: PanicFlag,
     pub(super) power_button: EventFd,
 }

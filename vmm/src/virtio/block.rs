@@ -15,13 +15,13 @@ use vmm_sys_util::metric::Metric;
 use super::block_request::{Operation, RequestError, SEG_MAX, space};
 use super::disk_counts::DiskCounts;
 use super::queue::{Chain, Left, Served, Turn, Virtqueue};
-use super::rate::Limiter;
 use super::saved::DeviceSaved;
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::DiskConfig;
 use crate::disk_image::{DiskImage, Way};
 use crate::engine::{Engine, Job, Kind, MAX_JOBS};
 use crate::memory::buffers::{Buffers, Held};
+use crate::rate::Limiter;
 
 /// Entries of each queue: what a request of [`SEG_MAX`] data buffers takes, with header and status.
 const QUEUE_SIZE: u16 = SEG_MAX as u16 + 2;

@@ -16,7 +16,6 @@ pub mod net;
 pub mod net_counts;
 mod net_room;
 pub mod queue;
-pub mod rate;
 pub mod registers;
 pub mod rng;
 pub mod saved;

@@ -15,9 +15,9 @@ use vmm_sys_util::metric::Metric;
 use super::net_counts::NetCounts;
 use super::net_room::Room;
 use super::queue::{Chain, Interrupt, Served, Turn, Virtqueue};
-use super::rate::{Gate, Limiter};
 use super::{ConfigSpace, Driver, VirtioDevice};
 use crate::config::Mac;
+use crate::rate::{Gate, Limiter};
 use crate::wire::{CHECKSUMS, HEADER, MIN_FRAME, SEGMENTS4, SEGMENTS6, Wire};
 use crate::worker::ThreadKind;
 

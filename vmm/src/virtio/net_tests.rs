@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_net as net;
 
 use super::net::Net;
-use super::rate::Limiter;
 use super::test_driver::{CONFIG_CHANGE, DATA, Driver};
 use crate::config::{Bucket, Mac, RateLimit};
+use crate::rate::Limiter;
 use crate::wire::{HEADER, Wire};
 
 const RECEIVES: usize = 0;

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::VirtioDevice;
 use super::queue::{Served, Virtqueue};
-use super::rate::Limiter;
+use crate::rate::Limiter;
 
 /// Most bytes of a request: a driver repeats it, and no request takes long.
 const MAX_BYTES: usize = 4096;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
 pub use self::snapshot::{SnapshotCreate, SnapshotLoad};
 pub use self::vsock::VsockBody;
-use tinyvmm::config::{Aio, CpuTemplate, DiskConfig, LeafModifier, MsrModifier, RateLimit};
+use tinyvmm::config::{Aio, Bucket, CpuTemplate, DiskConfig, LeafModifier, MsrModifier, RateLimit};
 
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -297,14 +297,8 @@ pub struct Entropy {
 pub struct Serial {
     /// The file for the console's output.
     pub serial_out_path: Option<PathBuf>,
-    rate_limiter: RefusedField,
-}
-
-impl Serial {
-    /// Refuses fields that are not supported.
-    pub fn check(&self) -> Result<()> {
-        refuse(&[("rate_limiter", &self.rate_limiter)])
-    }
+    /// A limit of bytes: output beyond it is dropped.
+    pub rate_limiter: Option<Bucket>,
 }
 
 /// PUT /logger

@@ -29,8 +29,8 @@ use tinyvmm::layout;
 use tinyvmm::machine::{Handles, LiveMachine, Machine};
 use tinyvmm::memory::GuestRam;
 use tinyvmm::memory::saved::Extent;
+use tinyvmm::rate::Limiter;
 use tinyvmm::virtio::balloon_handle::BalloonHandle;
-use tinyvmm::virtio::rate::Limiter;
 
 /// The start of Firecracker's words for errors of a machine that a file describes.
 const OF_FILE: &str = "Failed to build MicroVM from Json";

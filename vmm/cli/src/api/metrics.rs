@@ -15,6 +15,7 @@ use super::requests::RequestCounts;
 use crate::config::StartTimes;
 use crate::inbox::End;
 use crate::signals;
+use tinyvmm::devices::output::Output;
 use tinyvmm::virtio::disk_counts::DiskCounts;
 use tinyvmm::virtio::net_counts::NetCounts;
 use tinyvmm::virtio::vsock_counts::VsockCounts;
@@ -47,6 +48,8 @@ const CARD: [Field<NetCounts>; 10] = [
     ("tx_rate_limiter_throttled", |card| card.tx_throttled.count()),
 ];
 
+const SERIAL: [Field<Output>; 1] =
+    [("rate_limiter_dropped_bytes", |console| console.beyond_limit())];
 const VSOCK: [Field<VsockCounts>; 6] = [
     ("rx_packets_count", |vsock| vsock.rx_packets.count()),
     ("rx_bytes_count", |vsock| vsock.rx_bytes.count()),
@@ -61,6 +64,7 @@ pub(super) struct Counters<'a> {
     pub disks: Vec<(String, &'a DiskCounts)>,
     pub cards: Vec<(String, &'a NetCounts)>,
     pub vsock: Option<&'a VsockCounts>,
+    pub console: Option<&'a Output>,
 }
 
 /// All groups and their fields: clients refuse a line that lacks one.
@@ -187,6 +191,9 @@ impl Metrics {
         let vsock: Vec<_> =
             counters.vsock.into_iter().map(|vsock| (String::new(), vsock)).collect();
         self.count(&mut line, "vsock", &VSOCK, &vsock);
+        let console: Vec<_> =
+            counters.console.into_iter().map(|console| (String::new(), console)).collect();
+        self.count(&mut line, "uart", &SERIAL, &console);
         line
     }
 
@@ -258,8 +265,10 @@ mod tests {
         let card = NetCounts::default();
         let mut line = || {
             let disks = vec![("a".into(), &a), ("b".into(), &b)];
-            metrics
-                .line(&Counters { disks, cards: vec![("a".into(), &card)], vsock: None }, &measured)
+            metrics.line(
+                &Counters { disks, cards: vec![("a".into(), &card)], vsock: None, console: None },
+                &measured,
+            )
         };
         card.tx_bytes.add(60);
         a.reads.add(2);
@@ -291,7 +300,8 @@ mod tests {
         let requests = Arc::new(RequestCounts::default());
         let mut metrics = Metrics::new(File::open("/dev/null").unwrap(), requests.clone());
         let mut line = || {
-            let counters = Counters { disks: Vec::new(), cards: Vec::new(), vsock: None };
+            let counters =
+                Counters { disks: Vec::new(), cards: Vec::new(), vsock: None, console: None };
             metrics.line(&counters, &Latencies::default())
         };
         let place = requests.arrived(Method::Put, "/drives/a");

@@ -133,7 +133,8 @@ impl Setup {
                 next.entropy = Some(entropy);
             }
             Configure::Serial(serial) => {
-                serial.check()?;
+                let limit = RateLimit { bandwidth: serial.rate_limiter, ops: None };
+                next.config.process.console_limit = Some(limit);
                 if let Some(path) = serial.serial_out_path {
                     next.config.process.console = ConsoleConfig::File(path);
                 }

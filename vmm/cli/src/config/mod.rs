@@ -19,7 +19,7 @@ use clap::{ArgAction, Args, ValueHint};
 use serde::{Serialize, Serializer};
 #[cfg(feature = "image")]
 use tinyvmm::config::Size;
-use tinyvmm::config::{DiskConfig, MachineConfig, VsockConfig};
+use tinyvmm::config::{DiskConfig, MachineConfig, RateLimit, VsockConfig};
 use tinyvmm::layout;
 
 #[cfg(feature = "image")]
@@ -62,6 +62,11 @@ pub struct ProcessConfig {
     #[arg(long, value_name = "stdio|FILE|off", default_value = "stdio")]
     #[serde(serialize_with = "as_text")]
     pub console: ConsoleConfig,
+
+    /// The console's output that is faster is dropped; the API says it.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub console_limit: Option<RateLimit>,
 
     /// Do not keep unpacked kernels in ~/.cache/tinyvmm/kernels, nor use what is there
     #[arg(long, value_name = SWITCH, num_args = 0..=1, require_equals = true)]

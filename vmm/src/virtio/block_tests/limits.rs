@@ -6,7 +6,7 @@ use vmm_sys_util::metric::Metric;
 
 use super::*;
 use crate::config::{Bucket, RateLimit};
-use crate::virtio::rate::Limiter;
+use crate::rate::Limiter;
 use crate::virtio::test_driver::CONFIG_CHANGE;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION};
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use tinyvmm::machine::LiveMachine;
-use tinyvmm::virtio::rate::Limiter;
+use tinyvmm::rate::Limiter;
 
 use super::Api;
 use crate::api::bodies::{PartialDrive, PartialNetworkInterface};

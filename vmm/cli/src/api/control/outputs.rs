@@ -108,6 +108,7 @@ fn named<'a>(setup: &Setup, handles: Option<&'a Handles>) -> Counters<'a> {
     Counters {
         disks: setup.drive_ids().into_iter().zip(disks.iter().map(|disk| &**disk)).collect(),
         vsock: handles.and_then(|all| all.vsock.as_deref()),
+        console: handles.map(|all| &all.output),
         cards: setup.interface_ids().zip(cards.iter().map(|card| &**card)).collect(),
     }
 }
