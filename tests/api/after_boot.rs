@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::{Client, listening, running, vmm};
+use serde_json::json;
+
+use super::{Client, listening, running, vmm, waiting};
 use crate::fixture::Running;
 use crate::guests;
 
@@ -166,4 +168,27 @@ fn the_thread_of_the_api_is_in_a_jail_before_and_after_the_start() {
 fn a_thread_of_the_api_that_opens_something_ends_the_process() {
     let vmm = vmm().guest(guests::idle).env("TINYVMM_BREAK_OUT", "Api");
     vmm.run().exits(10).says(&["the jail", "thread api", "openat"]);
+}
+
+#[test]
+fn hints_are_asked_for_where_they_are_on_and_a_driver_gives_them() {
+    let hinting = ["start", "stop"];
+    let (_running, client) = running(guests::idle, "idle");
+    for what in hinting {
+        client.refuses("PATCH", &format!("/balloon/hinting/{what}"), "", &["hinting is off"]);
+    }
+    client.refuses("GET", "/balloon/hinting/status", "", &["free_page_hinting of PUT /balloon"]);
+
+    let (running, client) = waiting(guests::idle);
+    client.does("PUT", "/boot-source", r#"{"kernel_image_path":"vmlinux"}"#);
+    let balloon = r#"{"amount_mib":1,"deflate_on_oom":true,"free_page_hinting":true}"#;
+    client.does("PUT", "/balloon", balloon);
+    assert_eq!(client.get("/balloon")["free_page_hinting"], true);
+    client.does("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    let _running = running.prints("idle");
+    for what in hinting {
+        client.refuses("PATCH", &format!("/balloon/hinting/{what}"), "{}", &["no driver"]);
+    }
+    let none = json!({"host_cmd": 0, "guest_cmd": null});
+    assert_eq!(client.get("/balloon/hinting/status"), none);
 }

@@ -143,8 +143,8 @@ fn files_and_devices_that_are_wrong_are_refused_and_change_nothing() {
         ("/balloon", r#"{"amount_mib":1}"#, "deflate_on_oom"),
         (
             "/balloon",
-            r#"{"amount_mib":1,"deflate_on_oom":true,"free_page_hinting":true}"#,
-            "hinting",
+            r#"{"amount_mib":1,"deflate_on_oom":true,"free_page_hinting":1}"#,
+            "expected a boolean",
         ),
         ("/entropy", r#"{"rate_limiter":{"ops":{"size":-1,"refill_time":1}}}"#, "invalid value"),
         ("/serial", r#"{"rate_limiter":{"size":1}}"#, "refill_time"),
@@ -199,7 +199,12 @@ fn what_is_not_there_or_not_yet_is_refused() {
     client.refuses("PATCH", "/drives/a", r#"{"drive_id":"a"}"#, &["before starting"]);
     client.refuses("PATCH", "/hotplug/memory", r#"{"requested_size_mib":2}"#, &["before starting"]);
     client.refuses("GET", "/hotplug/memory", "", &["before starting"]);
-    client.refuses("PATCH", "/balloon/hinting/stop", "", &["not supported yet"]);
+    client.refuses("PATCH", "/balloon/hinting/start", "", &["before starting"]);
+    client.refuses("PATCH", "/balloon/hinting/stop", "{}", &["before starting"]);
+    client.refuses("PATCH", "/balloon/hinting/dance", "", &["path: PATCH balloon/hinting/dance"]);
+    client.refuses("GET", "/balloon/hinting/status", "", &["before starting"]);
+    let start = r#"{"acknowledge_on_stop":1}"#;
+    client.refuses("PATCH", "/balloon/hinting/start", start, &["expected a boolean"]);
     client.refuses("GET", "/balloon/statistics", "", &["before starting"]);
     client.refuses("GET", "/tinyvmm/stats", "", &["before starting"]);
     client.refuses("GET", "/", "{}", &["cannot have a body"]);

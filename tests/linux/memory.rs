@@ -4,8 +4,10 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use super::{CLOUD_ELF, Console, Kernel, SMALL_ELF, console_of};
-use crate::api::{Client, listening};
+use serde_json::json;
+
+use super::{CLOUD_ELF, Console, Kernel, SMALL_ELF, console_of, then_run};
+use crate::api::{Client, listening, vmm};
 use crate::fixture::Running;
 
 const MIB: u64 = 1 << 10; // in KiB, as all sizes here
@@ -66,6 +68,38 @@ fn a_guest_out_of_memory_takes_it_from_its_balloon() {
     let console = inflated(SMALL_ELF, script);
     console.has("filled", "1");
     assert!(console.number("deflated") > 0, "{}", console.0);
+}
+
+#[test]
+#[ignore = "boots Linux: scripts/check runs it in the KVM box"]
+fn a_guest_that_is_asked_names_its_free_pages_and_has_them_back_after_that() {
+    let script = "mount -t tmpfs -o size=300m tmpfs /mnt; \
+        fill() { dd if=/dev/zero of=/mnt/big bs=1M count=256 2>/dev/null; }; \
+        fill; rm /mnt/big; echo freed=1; read go; fill; echo again=$(stat -c %s /mnt/big); read go";
+    let (running, client) = listening(vmm().stdin(Stdio::piped()).start());
+    client.does("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":512}"#);
+    let args = format!("console=ttyS0 panic=-1 cryptomgr.notests quiet {}", then_run(script));
+    let source = json!({"kernel_image_path": SMALL_ELF.path(), "initrd_path": SMALL_ELF.initrd(),
+        "boot_args": args});
+    client.does("PUT", "/boot-source", &source.to_string());
+    let balloon = r#"{"amount_mib":0,"deflate_on_oom":true,"free_page_hinting":true}"#;
+    client.does("PUT", "/balloon", balloon);
+    client.does("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    let running = running.prints("freed=1");
+    let full = running.rss_kib();
+    let named_all = |client: &Client| client.get("/balloon/hinting/status")["guest_cmd"] == 0;
+    client.does("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":false}"#);
+    let running = running.until(|_| named_all(&client));
+    assert_eq!(client.get("/balloon/hinting/status"), json!({"host_cmd": 2, "guest_cmd": 0}));
+    let left = running.rss_kib();
+    assert!(left + 200 * MIB < full, "{full} KiB became {left} KiB");
+    client.does("PATCH", "/balloon/hinting/stop", "{}");
+    let running = running.types("\n").prints("again=268435456");
+    // A second run ends itself.
+    client.does("PATCH", "/balloon/hinting/start", "");
+    let ended = json!({"host_cmd": 1, "guest_cmd": 0});
+    let running = running.until(|_| client.get("/balloon/hinting/status") == ended);
+    running.types("\n").wait().exits(0).silently();
 }
 
 /// A guest of 256 MiB that can have 2 GiB. It keeps a file, and on each key fills 640 MiB, prints how much memory it

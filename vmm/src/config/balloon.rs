@@ -17,11 +17,14 @@ pub struct BalloonFeatures {
     pub statistics: bool,
     /// VIRTIO_BALLOON_F_REPORTING: the guest reports free pages.
     pub reporting: bool,
+    /// VIRTIO_BALLOON_F_FREE_PAGE_HINT: the guest names free pages when it is asked to.
+    #[serde(default)]
+    pub hinting: bool,
 }
 
 impl Default for BalloonFeatures {
     fn default() -> Self {
-        Self { deflate_on_oom: true, statistics: true, reporting: true }
+        Self { deflate_on_oom: true, statistics: true, reporting: true, hinting: false }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::memory::{self, GuestRam};
 /// Feature bits (5.5.3).
 const STATS_VQ: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
+const FREE_PAGE_HINT: u64 = 1 << 3;
 const PAGE_POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
 /// Entries of each queue. Linux needs 32 to report free pages.
@@ -34,6 +35,7 @@ enum QueueRole {
     Inflate,
     Deflate,
     Statistics,
+    Hinting,
     Reporting,
 }
 
@@ -75,6 +77,16 @@ impl Balloon {
         }
     }
 
+    /// Gives pages back that the guest has said to be free, as it was asked to: it holds them until the end of a run.
+    fn take_hint(&self, ram: &GuestRam, chain: &mut Chain) {
+        if let Some(command) = chain.readable.read_array() {
+            self.state.follow_hints(u32::from_le_bytes(command));
+        }
+        if self.state.is_hinted() {
+            self.take_report(ram, chain);
+        }
+    }
+
     /// Gives reported free pages back, unless the guest relies on their contents (page poison).
     fn take_report(&self, ram: &GuestRam, chain: &Chain) {
         if self.state.pages_may_become_zero() {
@@ -99,16 +111,17 @@ impl VirtioDevice for Balloon {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; 4]
+        vec![QUEUE_SIZE; 4 + usize::from(self.offered.hinting)]
     }
 
     fn features(&self) -> u64 {
-        let BalloonFeatures { deflate_on_oom, statistics, reporting } = self.offered;
+        let BalloonFeatures { deflate_on_oom, statistics, reporting, hinting } = self.offered;
         let bit = |on, bit| if on { bit } else { 0 };
         PAGE_POISON
             | bit(statistics, STATS_VQ)
             | bit(deflate_on_oom, DEFLATE_ON_OOM)
             | bit(reporting, REPORTING)
+            | bit(hinting, FREE_PAGE_HINT)
     }
 
     fn config(&self) -> Arc<dyn ConfigSpace> {
@@ -133,12 +146,16 @@ impl VirtioDevice for Balloon {
             kick = driver.kicks.get(roles.len()).cloned();
             roles.push(QueueRole::Statistics);
         }
+        let hints = driver.features & FREE_PAGE_HINT != 0;
+        if hints {
+            roles.push(QueueRole::Hinting);
+        }
         if driver.features & REPORTING != 0 {
             roles.push(QueueRole::Reporting);
         }
         self.roles = roles;
         let poisons = driver.features & PAGE_POISON != 0;
-        self.state.connect(driver.interrupt, kick, poisons);
+        self.state.connect(driver.interrupt, kick, poisons, hints);
     }
 
     fn reset(&mut self) {
@@ -151,6 +168,10 @@ impl VirtioDevice for Balloon {
         match self.roles.get(index) {
             Some(QueueRole::Inflate) => queue.serve_each(|chain| {
                 Self::inflate(&ram, chain);
+                Ok(0)
+            }),
+            Some(QueueRole::Hinting) => queue.serve_each(|chain| {
+                self.take_hint(&ram, chain);
                 Ok(0)
             }),
             Some(QueueRole::Reporting) => queue.serve_each(|chain| {

@@ -42,6 +42,26 @@ pub struct BalloonSaved {
     target: u32,
     actual: u32,
     poison: u32,
+    /// What the guest was last told of hints.
+    #[serde(default)]
+    hint: u32,
+}
+
+/// The command to take named pages back, and the greatest that is no run: 0 is that the guest has named all (virtio 1.2,
+/// 5.5.6.5).
+const HINT_DONE: u32 = 1;
+
+/// A run of free page hinting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hinting {
+    /// What the guest is to do: a run's number, or to take its pages back.
+    pub host_command: u32,
+    /// What the guest does.
+    pub guest_command: Option<u32>,
+    /// The number of the last run.
+    last: u32,
+    /// The run ends when the guest has named all.
+    ends_itself: bool,
 }
 
 /// The configuration space and related state.
@@ -55,6 +75,7 @@ pub(super) struct BalloonState {
     /// The pattern that the guest fills free pages with, if it relies on that.
     poison: AtomicU32,
     poisons: AtomicBool,
+    hinting: Mutex<Hinting>,
     statistics: Mutex<Option<Statistics>>,
     /// Newer statistics are requested.
     wanted: AtomicBool,
@@ -69,6 +90,8 @@ struct ConnectedDriver {
     interrupt: Weak<Interrupt>,
     /// The kick of the statistics queue.
     kick: Option<Arc<EventFd>>,
+    /// It names free pages when it is asked to.
+    hints: bool,
 }
 
 impl BalloonState {
@@ -79,13 +102,16 @@ impl BalloonState {
     pub(super) fn save(&self) -> BalloonSaved {
         let [target, actual, poison] =
             [&self.target, &self.actual, &self.poison].map(|value| value.load(Ordering::SeqCst));
-        BalloonSaved { target, actual, poison }
+        BalloonSaved { target, actual, poison, hint: lock(&self.hinting).host_command }
     }
 
     pub(super) fn restore(&self, saved: &BalloonSaved) {
         self.target.store(saved.target.min(self.ram), Ordering::SeqCst);
         self.actual.store(saved.actual, Ordering::SeqCst);
         self.poison.store(saved.poison, Ordering::SeqCst);
+        // A run is not continued: the guest takes its pages back.
+        let host_command = saved.hint.min(HINT_DONE);
+        *lock(&self.hinting) = Hinting { host_command, last: saved.hint, ..Hinting::default() };
     }
 
     pub(super) fn connect(
@@ -93,15 +119,58 @@ impl BalloonState {
         interrupt: &Arc<Interrupt>,
         kick: Option<Arc<EventFd>>,
         poisons: bool,
+        hints: bool,
     ) {
         self.poisons.store(poisons, Ordering::SeqCst);
-        *lock(&self.driver) = Some(ConnectedDriver { interrupt: Arc::downgrade(interrupt), kick });
+        let driver = ConnectedDriver { interrupt: Arc::downgrade(interrupt), kick, hints };
+        *lock(&self.driver) = Some(driver);
+        // Of a machine that was saved; to one that knows it, it is no news.
+        if lock(&self.hinting).host_command == HINT_DONE {
+            self.show();
+        }
+    }
+
+    /// Interrupts the driver, if there is one, for what has changed in the configuration space.
+    fn show(&self) {
+        let driver = lock(&self.driver);
+        if let Some(interrupt) = driver.as_ref().and_then(|driver| driver.interrupt.upgrade()) {
+            interrupt.config_changed();
+        }
+    }
+
+    /// The guest says that it follows `command`. A run that ends itself is over when it says that of none.
+    pub(super) fn follow_hints(&self, command: u32) {
+        let mut hinting = lock(&self.hinting);
+        let was = hinting.guest_command.replace(command);
+        let is_over =
+            hinting.ends_itself && command <= HINT_DONE && was == Some(hinting.host_command);
+        if is_over && hinting.host_command > HINT_DONE {
+            hinting.host_command = HINT_DONE;
+            drop(hinting);
+            self.show();
+        }
+    }
+
+    /// Whether pages that the guest names now are of the present run.
+    pub(super) fn is_hinted(&self) -> bool {
+        let Hinting { host_command, guest_command, .. } = *lock(&self.hinting);
+        host_command > HINT_DONE && guest_command == Some(host_command)
+    }
+
+    /// Changes what the guest is told of hints.
+    fn command_hints(&self, change: impl FnOnce(&mut Hinting)) -> Result<()> {
+        let hints = lock(&self.driver).as_ref().is_some_and(|driver| driver.hints);
+        ensure!(hints, "hinting: the guest has no driver that does it, or not yet");
+        change(&mut lock(&self.hinting));
+        self.show();
+        Ok(())
     }
 
     /// The driver is gone, and with it its statistics.
     pub(super) fn disconnect(&self) {
         *lock(&self.driver) = None;
         *lock(&self.statistics) = None;
+        *lock(&self.hinting) = Hinting::default();
         self.actual.store(0, Ordering::SeqCst);
         self.poison.store(0, Ordering::SeqCst);
         self.wanted.store(false, Ordering::SeqCst);
@@ -133,9 +202,10 @@ impl BalloonState {
 
 impl ConfigSpace for BalloonState {
     fn read(&self) -> Vec<u8> {
-        // The third field is for free page hinting, which is not offered.
-        let fields = [&self.target, &self.actual, &AtomicU32::new(0), &self.poison];
-        fields.into_iter().flat_map(|field| field.load(Ordering::SeqCst).to_le_bytes()).collect()
+        let [target, actual, poison] =
+            [&self.target, &self.actual, &self.poison].map(|field| field.load(Ordering::SeqCst));
+        let fields = [target, actual, lock(&self.hinting).host_command, poison];
+        fields.into_iter().flat_map(u32::to_le_bytes).collect()
     }
 
     fn write(&self, offset: usize, value: u32) {
@@ -167,11 +237,31 @@ impl BalloonHandle {
             ram >> 20
         );
         self.0.target.store((bytes / PAGE) as u32, Ordering::SeqCst);
-        let driver = lock(&self.0.driver);
-        if let Some(interrupt) = driver.as_ref().and_then(|driver| driver.interrupt.upgrade()) {
-            interrupt.config_changed();
-        }
+        self.0.show();
         Ok(())
+    }
+
+    /// Asks the guest to name its free pages, which it holds until the run's end: that of [`Self::stop_hinting`], or its
+    /// own, once it has named all, with `ends_itself`. An error if its driver does not do it.
+    ///
+    /// Linux may take a page back that it has named, when memory is short, and the page becomes zero after that: what a
+    /// guest had in it is lost. Free page reporting, which waits for the host, has no such gap.
+    pub fn start_hinting(&self, ends_itself: bool) -> Result<()> {
+        self.0.command_hints(|hinting| {
+            // Never that of the run before, nor one of the two that are none.
+            let next = hinting.last.checked_add(1).unwrap_or(0).max(HINT_DONE + 1);
+            (hinting.last, hinting.host_command, hinting.ends_itself) = (next, next, ends_itself);
+        })
+    }
+
+    /// Has the guest take back the pages that it holds.
+    pub fn stop_hinting(&self) -> Result<()> {
+        self.0.command_hints(|hinting| hinting.host_command = HINT_DONE)
+    }
+
+    /// The present run.
+    pub fn hinting(&self) -> Hinting {
+        *lock(&self.0.hinting)
     }
 
     /// The balloon's target, in bytes.

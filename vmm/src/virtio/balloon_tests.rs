@@ -1,5 +1,7 @@
 //! The balloon gives back the guest's pages within RAM, and nothing else.
 
+mod hints;
+
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION};

@@ -40,7 +40,7 @@ use super::rng::Rng;
 use super::test_driver::{DATA, Driver, RAM_SIZE};
 use super::vsock::Vsock;
 use super::vsock::host::{CALL, Host};
-use crate::config::{DiskConfig, Mac};
+use crate::config::{BalloonFeatures, DiskConfig, Mac};
 use crate::disk_image;
 use crate::memory::hotplug::{Hotplug, Slots};
 use crate::memory::{self, GuestRam, RamRegion, of_ranges};
@@ -60,7 +60,7 @@ pub struct DeviceCase {
 }
 
 /// All devices. A new device is a new line, which has it tested and fuzzed.
-pub const DEVICE_CASES: [DeviceCase; 8] = [
+pub const DEVICE_CASES: [DeviceCase; 9] = [
     disks("disk", || disk("")),
     disks("read-only disk", || disk(",readonly")),
     disks("overlay", || disk(",overlay")),
@@ -77,6 +77,15 @@ pub const DEVICE_CASES: [DeviceCase; 8] = [
     DeviceCase {
         name: "balloon",
         make: || Box::new(Balloon::new(RAM_SIZE, 0, Default::default()).unwrap()),
+        request: &[0xff, 0, 0, 0],
+        room: 513,
+        written: 0,
+        late: &[2],
+        main: 0,
+    },
+    DeviceCase {
+        name: "balloon that asks for hints",
+        make: || Box::new(hinting_balloon()),
         request: &[0xff, 0, 0, 0],
         room: 513,
         written: 0,
@@ -114,6 +123,12 @@ pub const DEVICE_CASES: [DeviceCase; 8] = [
         main: 0,
     },
 ];
+
+/// A balloon with all features.
+fn hinting_balloon() -> Balloon {
+    let features = BalloonFeatures { hinting: true, ..Default::default() };
+    Balloon::new(RAM_SIZE, 0, features).unwrap()
+}
 
 /// Address, number and size of pluggable blocks.
 pub const HOTPLUG_START: u64 = 0x1_0010_0000;

@@ -236,7 +236,7 @@ pub struct BalloonBody {
     /// Statistics are on unless this is 0.
     #[serde(default, deserialize_with = "or_default")]
     pub stats_polling_interval_s: u16,
-    /// Refused unless false.
+    /// The guest names free pages when it is asked to.
     #[serde(default, deserialize_with = "or_default")]
     pub free_page_hinting: bool,
     /// The guest reports free pages, which go back to the host.
@@ -250,6 +250,14 @@ pub struct BalloonBody {
 pub struct BalloonUpdate {
     /// Target size, in MiB.
     pub amount_mib: u64,
+}
+
+/// PATCH /balloon/hinting/start
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HintingStart {
+    /// The run ends when the guest has named all of its free pages, which is so unless this is false.
+    pub acknowledge_on_stop: Option<bool>,
 }
 
 /// PATCH /balloon/statistics

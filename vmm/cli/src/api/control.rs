@@ -30,7 +30,7 @@ use tinyvmm::machine::{Handles, LiveMachine, Machine};
 use tinyvmm::memory::GuestRam;
 use tinyvmm::memory::saved::Extent;
 use tinyvmm::rate::Limiter;
-use tinyvmm::virtio::balloon_handle::BalloonHandle;
+use tinyvmm::virtio::balloon_handle::{BalloonHandle, Hinting};
 
 /// The start of Firecracker's words for errors of a machine that a file describes.
 const OF_FILE: &str = "Failed to build MicroVM from Json";
@@ -232,6 +232,10 @@ impl Api {
             ControlCommand::PollBalloon(update) => {
                 self.setup.poll_balloon(update.stats_polling_interval_s)
             }
+            ControlCommand::StartHinting(ends_itself) => {
+                self.hinting(machine)?.start_hinting(*ends_itself)
+            }
+            ControlCommand::StopHinting => self.hinting(machine)?.stop_hinting(),
             ControlCommand::ResizeMemory(update) => {
                 self.resize_memory(update.requested_size_mib, machine)
             }
@@ -275,7 +279,10 @@ impl Api {
             Resource::All => self.setup.all()?,
             Resource::SnapshotNames => json!(snapshot::names(&self.config().machine.0)),
             Resource::BootReport => json!({ "marks": self.record.marks() }),
-            Resource::BalloonStatistics | Resource::Memory | Resource::Stats => {
+            Resource::BalloonStatistics
+            | Resource::Hinting
+            | Resource::Memory
+            | Resource::Stats => {
                 bail!(NOT_BEFORE_START)
             }
         })
@@ -294,6 +301,11 @@ impl Api {
                     "statistics are off: stats_polling_interval_s of PUT /balloon turns them on"
                 );
                 balloon_statistics(balloon(machine)?)
+            }
+            Resource::Hinting => {
+                let hinting = self.hinting(machine)?.hinting();
+                let Hinting { host_command, guest_command, .. } = hinting;
+                Ok(json!({ "host_cmd": host_command, "guest_cmd": guest_command }))
             }
             Resource::Memory => {
                 let memory = self.setup.memory();
@@ -327,6 +339,13 @@ impl Api {
             disks: disks.collect(),
             cpu_ms: stats::cpu_ms(machine.cpu_times()),
         })?)
+    }
+
+    /// The balloon, of which hints can be had.
+    fn hinting<'a>(&self, machine: &'a LiveMachine) -> Result<&'a BalloonHandle> {
+        let is_on = self.config().machine.0.balloon_features.hinting;
+        ensure!(is_on, "hinting is off: free_page_hinting of PUT /balloon turns it on");
+        balloon(machine)
     }
 
     fn resize(&mut self, mib: u64, machine: &LiveMachine) -> Result<()> {

@@ -58,6 +58,8 @@ pub enum Resource {
     Balloon,
     /// GET /balloon/statistics
     BalloonStatistics,
+    /// GET /balloon/hinting/status
+    Hinting,
     /// GET /hotplug/memory
     Memory,
     /// GET /tinyvmm/stats
@@ -104,6 +106,10 @@ pub enum ControlCommand {
     ResizeBalloon(BalloonUpdate),
     /// PATCH /balloon/statistics
     PollBalloon(BalloonStatisticsUpdate),
+    /// PATCH /balloon/hinting/start; whether the run ends itself
+    StartHinting(bool),
+    /// PATCH /balloon/hinting/stop
+    StopHinting,
     /// PATCH /hotplug/memory
     ResizeMemory(MemoryUpdate),
     /// PUT /tinyvmm/stop
@@ -124,10 +130,13 @@ pub fn request(method: Method, path: &str, body: &[u8]) -> Result<ApiRequest, St
     // Slashes at the ends are ignored, as in Firecracker.
     let parts: Vec<&str> = place.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
-        (_, ["pmem", _] | ["balloon", "hinting", _]) => Err(of("not supported yet".into())),
+        (_, ["pmem", _]) => Err(of("not supported yet".into())),
         (_, ["mmds"] | ["mmds", "config"]) => {
             Err(of("not supported yet: it takes a TCP of tinyvmm's own, use boot_args or a drive"
                 .into()))
+        }
+        (Method::Patch, ["balloon", "hinting", what]) => {
+            hinting(what, body).ok_or_else(|| nothing("PATCH", &parts))?.map(ApiRequest::Control)
         }
         (Method::Put | Method::Patch, [first, ..]) if body.is_empty() && *first != "tinyvmm" => {
             Err(empty_request(method))
@@ -174,6 +183,7 @@ fn resource(parts: &[&str]) -> Option<Resource> {
         ["vm", "config"] => Resource::All,
         ["balloon"] => Resource::Balloon,
         ["balloon", "statistics"] => Resource::BalloonStatistics,
+        ["balloon", "hinting", "status"] => Resource::Hinting,
         ["hotplug", "memory"] => Resource::Memory,
         ["tinyvmm", "stats"] => Resource::Stats,
         ["tinyvmm", "boot-report"] => Resource::BootReport,
@@ -239,6 +249,18 @@ fn patch(parts: &[&str], body: &[u8]) -> Option<Result<ApiRequest, String>> {
         _ => return None,
     };
     Some(command.map(ApiRequest::Control))
+}
+
+/// A body can be left out of these.
+fn hinting(what: &str, body: &[u8]) -> Option<Result<ControlCommand, String>> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    match what {
+        "start" => Some(json(body).map(|start: HintingStart| {
+            ControlCommand::StartHinting(start.acknowledge_on_stop.unwrap_or(true))
+        })),
+        "stop" => Some(nearly_empty(body).map(|()| ControlCommand::StopHinting)),
+        _ => None,
+    }
 }
 
 fn action(action: ActionBody) -> ApiRequest {

@@ -272,7 +272,6 @@ impl Setup {
     }
 
     fn set_balloon(&mut self, balloon: &BalloonBody) -> Result<()> {
-        ensure!(!balloon.free_page_hinting, "free_page_hinting: not supported yet, leave it out");
         self.set_balloon_size(balloon.amount_mib)?;
         self.interval = balloon.stats_polling_interval_s;
         self.has_balloon = true;
@@ -280,6 +279,7 @@ impl Setup {
             deflate_on_oom: balloon.deflate_on_oom,
             statistics: self.interval != 0,
             reporting: balloon.free_page_reporting,
+            hinting: balloon.free_page_hinting,
         };
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Setup {
             amount_mib: target / layout::MIB,
             deflate_on_oom: features.deflate_on_oom,
             stats_polling_interval_s: self.interval,
-            free_page_hinting: false,
+            free_page_hinting: features.hinting,
             free_page_reporting: features.reporting,
         })
     }
