@@ -130,6 +130,11 @@ fn what_cannot_be_changed_is_refused_by_name() {
         (r#"{"kvm_capabilities":["!56"]}"#.into(), "kvm_capabilities: not supported"),
         (r#"{"reg_modifiers":[{}]}"#.into(), "reg_modifiers: not supported"),
         (r#"{"cpuid_modifiers":[{}]}"#.into(), "missing field `leaf`"),
+        (
+            r#"{"cpuid_modifiers":[{"leaf":"0x1","subleaf":"0x0","flags":0,"modifiers":[]}]}"#
+                .into(),
+            "modifiers: a leaf has none",
+        ),
     ] {
         client.refuses("PUT", "/cpu-config", &body, &[words]);
     }

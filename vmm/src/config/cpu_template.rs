@@ -4,49 +4,35 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::text;
-
-/// Changes of CPUID and of MSRs, in the order in which they are made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Changes of CPUID and of MSRs, in the order in which they are made. As text, which takes less of a program than a
+/// structure in each format, a word for each: `0x1.0x0/0:ecx=0b1x0` of a leaf with its flags, `0x10a=0b1x` of an MSR.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuTemplate {
     /// What the CPUID instruction says.
-    pub cpuid_modifiers: Vec<LeafModifier>,
+    pub cpuid: Vec<CpuidChange>,
     /// The values with which MSRs start.
-    pub msr_modifiers: Vec<MsrModifier>,
+    pub msrs: Vec<MsrChange>,
 }
 
-/// Changes of one leaf.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LeafModifier {
+/// A change of what the instruction writes to a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuidChange {
     /// EAX of the instruction.
-    #[serde(with = "text")]
     pub leaf: Number,
     /// Its ECX.
-    #[serde(with = "text")]
     pub subleaf: Number,
     /// KVM's flags of the leaf (KVM_CPUID_FLAG_SIGNIFCANT_INDEX: ECX counts).
     pub flags: u32,
-    /// The changes.
-    pub modifiers: Vec<RegisterModifier>,
-}
-
-/// Changes of a register that the instruction writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegisterModifier {
     /// The register.
     pub register: CpuidRegister,
     /// Its new bits.
-    #[serde(with = "text")]
     pub bitmap: Bitmap<32>,
 }
 
 /// The registers that CPUID writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "registers by name")]
 pub enum CpuidRegister {
@@ -56,16 +42,60 @@ pub enum CpuidRegister {
     Edx,
 }
 
-/// Changes of an MSR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MsrModifier {
+impl CpuidRegister {
+    const NAMES: [(Self, &str); 4] =
+        [(Self::Eax, "eax"), (Self::Ebx, "ebx"), (Self::Ecx, "ecx"), (Self::Edx, "edx")];
+}
+
+/// A change of an MSR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrChange {
     /// Its number.
-    #[serde(with = "text")]
     pub addr: Number,
     /// Its new bits.
-    #[serde(with = "text")]
     pub bitmap: Bitmap<64>,
+}
+
+impl FromStr for CpuTemplate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut template = Self::default();
+        for word in text.split_whitespace() {
+            let (place, bits) =
+                word.split_once('=').ok_or_else(|| format!("'{word}' has no bits"))?;
+            match place.split_once(':') {
+                Some((place, register)) => {
+                    template.cpuid.push(cpuid_change(place, register, bits)?)
+                }
+                None => {
+                    template.msrs.push(MsrChange { addr: place.parse()?, bitmap: bits.parse()? })
+                }
+            }
+        }
+        Ok(template)
+    }
+}
+
+fn cpuid_change(place: &str, register: &str, bits: &str) -> Result<CpuidChange, String> {
+    let wrong = || format!("'{place}:{register}': say a leaf and a register as in 0x1.0x0/0:ecx");
+    let (leaf, rest) = place.split_once('.').ok_or_else(wrong)?;
+    let (subleaf, flags) = rest.split_once('/').ok_or_else(wrong)?;
+    let flags = flags.parse().map_err(|_| wrong())?;
+    let mut names = CpuidRegister::NAMES.iter();
+    let (register, _) = names.find(|(_, name)| *name == register).ok_or_else(wrong)?;
+    let (leaf, subleaf, bitmap) = (leaf.parse()?, subleaf.parse()?, bits.parse()?);
+    Ok(CpuidChange { leaf, subleaf, flags, register: *register, bitmap })
+}
+
+impl fmt::Display for CpuTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for CpuidChange { leaf, subleaf, flags, register, bitmap } in &self.cpuid {
+            let (_, name) = CpuidRegister::NAMES[*register as usize];
+            write!(f, "{leaf}.{subleaf}/{flags}:{name}={bitmap} ")?;
+        }
+        self.msrs.iter().try_for_each(|MsrChange { addr, bitmap }| write!(f, "{addr}={bitmap} "))
+    }
 }
 
 /// A number with its base: `0x1f` or `0b11`.
@@ -146,18 +176,25 @@ mod tests {
 
     #[test]
     fn a_template_is_read_as_it_is_written() {
-        let json = r#"{"cpuid_modifiers":[{"leaf":"0x80000001","subleaf":"0b1","flags":1,"modifiers":
-            [{"register":"ecx","bitmap":"0b1x_0"}]}],"msr_modifiers":[{"addr":"0x10a","bitmap":"0"}]}"#;
-        let template: CpuTemplate = serde_json::from_str(json).unwrap();
-        let leaf = &template.cpuid_modifiers[0];
-        assert_eq!((leaf.leaf, leaf.subleaf, leaf.flags), (Number(0x8000_0001), Number(1), 1));
-        assert_eq!(leaf.modifiers[0].register, CpuidRegister::Ecx);
-        assert_eq!(leaf.modifiers[0].bitmap.applied_to(0b1011), 0b1110);
-        assert_eq!(template.msr_modifiers[0].addr, Number(0x10a));
-        assert_eq!(template.msr_modifiers[0].bitmap.applied_to(u64::MAX), u64::MAX - 1);
-        let text = serde_json::to_string(&template).unwrap();
+        let text = "0x80000001.0b1/1:ecx=0b1x_0 0x10a=0 0x1.0x0/0:edx=";
+        let template: CpuTemplate = text.parse().unwrap();
+        let [change, none] = template.cpuid[..] else { panic!("{template:?}") };
+        assert_eq!(
+            (change.leaf, change.subleaf, change.flags),
+            (Number(0x8000_0001), Number(1), 1)
+        );
+        assert_eq!((change.register, none.register), (CpuidRegister::Ecx, CpuidRegister::Edx));
+        assert_eq!(change.bitmap.applied_to(0b1011), 0b1110);
+        assert_eq!(none.bitmap.applied_to(7), 7);
+        assert_eq!(template.msrs[0].addr, Number(0x10a));
+        assert_eq!(template.msrs[0].bitmap.applied_to(u64::MAX), u64::MAX - 1);
+        let text = template.to_string();
         assert!(text.contains(&format!("0b{}1x0", "x".repeat(29))), "{text}");
-        assert_eq!(serde_json::from_str::<CpuTemplate>(&text).unwrap(), template);
+        assert_eq!(text.parse::<CpuTemplate>().unwrap(), template);
+        for wrong in ["x", "0x1:ecx=0", "0x1.0x0:ecx=0", "0x1.0x0/x:ecx=0", "0x1.0x0/0:ecy=0", "=0"]
+        {
+            wrong.parse::<CpuTemplate>().unwrap_err();
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use balloon::{BalloonConfig, BalloonFeatures};
-pub use cpu_template::{CpuTemplate, CpuidRegister, LeafModifier, MsrModifier};
+pub use cpu_template::{Bitmap, CpuTemplate, CpuidChange, CpuidRegister, MsrChange, Number};
 pub use cpus::Cpus;
 pub use disk::{Aio, DiskConfig, Overlay};
 pub use mem::Mem;
@@ -39,7 +39,7 @@ pub struct MachineConfig {
     #[serde(with = "text")]
     pub cpus: Cpus,
     /// What is changed of what the CPUs are.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(with = "text", skip_serializing_if = "is_default")]
     pub cpu_template: CpuTemplate,
     /// Memory, from 16 MiB, and how much more can be plugged. 256 MiB unless given.
     #[serde(with = "text")]

@@ -2,6 +2,7 @@
 //!
 //! Fields that are not supported are here, too, so that they are refused by name and not as misspelt.
 
+mod cpu;
 mod interface;
 mod shown;
 mod snapshot;
@@ -13,10 +14,11 @@ use anyhow::{Result, bail};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::cpu::CpuConfig;
 pub use self::interface::{NetworkInterface, PartialNetworkInterface};
 pub use self::snapshot::{SnapshotCreate, SnapshotLoad};
 pub use self::vsock::VsockBody;
-use tinyvmm::config::{Aio, Bucket, CpuTemplate, DiskConfig, LeafModifier, MsrModifier, RateLimit};
+use tinyvmm::config::{Aio, Bucket, DiskConfig, RateLimit};
 
 /// PUT /actions
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -337,36 +339,6 @@ impl Logger {
 pub struct MetricsBody {
     /// The file for metrics.
     pub metrics_path: PathBuf,
-}
-
-/// PUT /cpu-config
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CpuConfig {
-    #[serde(default, deserialize_with = "or_default")]
-    kvm_capabilities: Vec<IgnoredAny>,
-    #[serde(default, deserialize_with = "or_default")]
-    cpuid_modifiers: Vec<LeafModifier>,
-    #[serde(default, deserialize_with = "or_default")]
-    msr_modifiers: Vec<MsrModifier>,
-    #[serde(default, deserialize_with = "or_default")]
-    reg_modifiers: Vec<IgnoredAny>,
-    #[serde(default, deserialize_with = "or_default")]
-    vcpu_features: Vec<IgnoredAny>,
-}
-
-impl CpuConfig {
-    /// The template. Refuses other fields that are not empty.
-    pub fn template(self) -> Result<CpuTemplate> {
-        let field = |list: &Vec<IgnoredAny>| list.first().copied();
-        refuse(&[
-            ("kvm_capabilities", &field(&self.kvm_capabilities)),
-            ("reg_modifiers", &field(&self.reg_modifiers)),
-            ("vcpu_features", &field(&self.vcpu_features)),
-        ])?;
-        let Self { cpuid_modifiers, msr_modifiers, .. } = self;
-        Ok(CpuTemplate { cpuid_modifiers, msr_modifiers })
-    }
 }
 
 /// Reads a field that can be left out: `null` leaves it out.

@@ -1,7 +1,7 @@
 //! `--config-file`: the bodies of Firecracker's API in one file.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -47,7 +47,7 @@ struct File {
     serial: Option<Serial>,
     logger: Option<Logger>,
     metrics: Option<MetricsBody>,
-    cpu_config: Option<CpuSource>,
+    cpu_config: Option<Value>,
     #[serde(default, deserialize_with = "or_default")]
     network_interfaces: Vec<NetworkInterface>,
     #[serde(default, deserialize_with = "or_default")]
@@ -57,25 +57,16 @@ struct File {
     memory_hotplug: Option<MemoryHotplug>,
 }
 
-/// A CPU template, or the file that has it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum CpuSource {
-    Path(PathBuf),
-    Here(Value),
-}
-
-impl CpuSource {
-    fn read(self) -> Result<CpuConfig> {
-        match self {
-            Self::Here(value) => serde_json::from_value(value).context("cpu-config"),
-            Self::Path(path) => {
-                let named = || format!("cpu-config {}", path.display());
-                let text = cli::read_text(&path, MAX_BYTES).with_context(named)?;
-                serde_json::from_str(&text).with_context(named)
-            }
+/// The CPU template that `source` is, or whose file it names.
+fn cpu_config(source: Value) -> Result<CpuConfig> {
+    let (name, text) = match source {
+        Value::String(path) => {
+            let name = format!("cpu-config {path}");
+            (name.clone(), cli::read_text(Path::new(&path), MAX_BYTES).context(name)?)
         }
-    }
+        here => ("cpu-config".to_owned(), here.to_string()),
+    };
+    serde_json::from_slice(text.as_bytes()).context(name)
 }
 
 /// The configuration in the file at `path`, in the order in which it is applied.
@@ -95,7 +86,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Configure>> {
     steps.extend(file.logger.map(Configure::Logger));
     steps.extend(file.metrics.map(Configure::Metrics));
     steps.extend(file.machine_config.map(Configure::Machine));
-    steps.extend(file.cpu_config.map(CpuSource::read).transpose()?.map(Configure::Cpu));
+    steps.extend(file.cpu_config.map(cpu_config).transpose()?.map(Configure::Cpu));
     steps.push(Configure::BootSource(file.boot_source));
     steps.extend(file.drives.into_iter().map(Configure::Drive));
     steps.extend(file.network_interfaces.into_iter().map(Configure::Interface));

@@ -154,22 +154,20 @@ impl CpuidTemplate {
 
 /// Makes the changes that `template` has.
 fn change(entries: &mut [kvm_cpuid_entry2], template: &CpuTemplate) -> Result<()> {
-    for of in &template.cpuid_modifiers {
+    for of in &template.cpuid {
         let found = entries.iter_mut().find(|e| (e.function, e.index) == (of.leaf.0, of.subleaf.0));
         let entry = found.with_context(|| {
             let place = format!("leaf {}, subleaf {}", of.leaf, of.subleaf);
             format!("cpuid_modifiers: {place}: there is nothing that can be changed on this host")
         })?;
         entry.flags = of.flags;
-        for change in &of.modifiers {
-            let register = match change.register {
-                CpuidRegister::Eax => &mut entry.eax,
-                CpuidRegister::Ebx => &mut entry.ebx,
-                CpuidRegister::Ecx => &mut entry.ecx,
-                CpuidRegister::Edx => &mut entry.edx,
-            };
-            *register = change.bitmap.applied_to((*register).into()) as u32;
-        }
+        let register = match of.register {
+            CpuidRegister::Eax => &mut entry.eax,
+            CpuidRegister::Ebx => &mut entry.ebx,
+            CpuidRegister::Ecx => &mut entry.ecx,
+            CpuidRegister::Edx => &mut entry.edx,
+        };
+        *register = of.bitmap.applied_to((*register).into()) as u32;
         let nested = match entry.function {
             1 => LEAF1_ECX_VMX,
             0x8000_0001 => EXT1_ECX_SVM,

@@ -10,7 +10,7 @@ use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref};
 
 use super::cpuid;
 use super::hex;
-use crate::config::{CpuTemplate, MsrModifier};
+use crate::config::{CpuTemplate, MsrChange};
 
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -249,11 +249,11 @@ fn get_msrs(fd: &VcpuFd, wanted: &[u32]) -> Result<Vec<kvm_msr_entry>> {
 
 /// Makes the changes that `template` has of the MSRs of a new vCPU.
 pub(super) fn change_msrs(fd: &VcpuFd, template: &CpuTemplate) -> Result<()> {
-    let mut wanted: Vec<_> = template.msr_modifiers.iter().map(|msr| msr.addr.0).collect();
+    let mut wanted: Vec<_> = template.msrs.iter().map(|msr| msr.addr.0).collect();
     wanted.sort_unstable();
     wanted.dedup();
     let mut msrs = get_msrs(fd, &wanted)?;
-    for MsrModifier { addr, bitmap } in &template.msr_modifiers {
+    for MsrChange { addr, bitmap } in &template.msrs {
         let found = msrs.iter_mut().find(|msr| msr.index == addr.0);
         let msr = found.with_context(|| format!("msr_modifiers: KVM has no MSR {addr} here"))?;
         msr.data = bitmap.applied_to(msr.data);
