@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::process::Command;
 
-use super::{Client, read_answer, waiting};
+use super::{Client, listening, read_answer, vmm, waiting};
+use crate::fixture::{Dir, Running};
 use crate::guests;
 
 const START: &str = r#"{"action_type":"InstanceStart"}"#;
@@ -45,6 +46,29 @@ fn curl_is_understood_as_firecrackers_guide_has_it() {
     assert_eq!(both.matches("}200").count(), 2, "{both}");
     assert_eq!(put("/actions", START, &["-H", "Content-Type: text/plain"]), "204");
     running.wait().exits(0).prints("hello");
+}
+
+#[test]
+fn the_python_client_describes_a_machine_and_makes_a_copy_of_it() {
+    let snapshot = Dir::new();
+    let [socket, copy] = [(); 2].map(|()| waiting_with(guests::obedient, &snapshot));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/client/python.py");
+    let mut python = Command::new("python3");
+    let python = python.arg(script).args([&socket.1.0, &copy.1.0]).arg(snapshot.path("."));
+    let Ok(output) = python.output() else { return eprintln!("SKIPPED: no python3") };
+    if output.status.code() == Some(77) {
+        return eprintln!("SKIPPED: no firecracker-python, see scripts/check");
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (running, _) in [socket, copy] {
+        running.wait().exits(0).prints("button").silently();
+    }
+}
+
+/// One that waits, and may make snapshots in this folder.
+fn waiting_with(code: fn() -> Vec<u8>, snapshots: &Dir) -> (Running, Client) {
+    let vmm = vmm().file("vmlinux", guests::elf(&code())).sparse_file("disk", 1 << 20);
+    listening(vmm.args(["--snapshots".into(), snapshots.path(".")]).start())
 }
 
 #[test]
