@@ -6,7 +6,7 @@ use super::read;
 
 #[test]
 fn dependencies_are_from_the_registry_and_locked() {
-    let locks: [(&str, &[&str]); 3] = [
+    let locks: [(&str, &[&str]); 4] = [
         (
             "Cargo.lock",
             &[
@@ -24,6 +24,7 @@ fn dependencies_are_from_the_registry_and_locked() {
         ),
         ("guest-images/hostile/Cargo.lock", &["hostile"]),
         ("tests/client/Cargo.lock", &["client"]),
+        ("tests/client/others/Cargo.lock", &["others"]),
     ];
     // All crates are of one registry; .deny.toml allows only cargo's own.
     let mut registries = HashSet::new();
