@@ -10,10 +10,15 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use tinyvmm::config::{Publish, User};
 
 /// Most bytes of a packet on its wire, by passt(1): fewer frames cost less.
 pub const MTU: u16 = 65520;
+
+/// Bytes of frames that may be on their way to the guest. passt copies as much as the guest would take, several MiB, sends
+/// what there is room for, and copies the rest again the next time.
+const ON_THE_WAY: usize = 1 << 20;
 
 /// A process that starts.
 pub struct Passt(Child);
@@ -24,6 +29,9 @@ impl Passt {
         user.publish.iter().try_for_each(ensure_free)?;
         let (ours, its) = UnixStream::pair()?;
         fcntl_setfd(&its, FdFlags::empty())?; // inherited
+        // Others than root get as much as net.core.wmem_max allows, which is less, and no error: socket(7).
+        set_socket_send_buffer_size_force(&its, ON_THE_WAY)
+            .or_else(|_| set_socket_send_buffer_size(&its, ON_THE_WAY))?;
         let mut command = Command::new("passt");
         command.args(["--quiet", "--fd", &its.as_raw_fd().to_string()]);
         command.args(["--mtu", &mtu.unwrap_or(MTU).to_string()]);
