@@ -150,6 +150,12 @@ impl Wire {
         Ok(HEADER + len)
     }
 
+    /// Whether a frame has come in part, so that the rest comes without anything else having to happen.
+    pub fn is_amid(&self) -> bool {
+        let framing = lock(&self.framing);
+        framing.of_length > 0 || framing.received > 0
+    }
+
     /// The next frame is not for the driver.
     pub fn skip(&self) {
         lock(&self.framing).skips = true;

@@ -35,6 +35,8 @@ pub mod contract;
 #[cfg(test)]
 mod mem_tests;
 #[cfg(test)]
+mod net_interrupt_tests;
+#[cfg(test)]
 mod net_tests;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -18,19 +18,19 @@ const SENDS: usize = 1;
 /// Where frames to be sent are; below it buffers for what comes.
 const OUT: u64 = DATA + 0x4_0000;
 
-struct Cable {
-    driver: Driver,
-    other: UnixStream,
+pub(super) struct Cable {
+    pub driver: Driver,
+    pub other: UnixStream,
 }
 
-fn card() -> (Net, UnixStream) {
+pub(super) fn card() -> (Net, UnixStream) {
     let (other, end) = UnixStream::pair().unwrap();
     other.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let wire = Wire::stream(end.into()).unwrap();
     (Net::new(wire, 0, Mac([2, 0, 0, 0, 0, 1]), Some(65520)), other)
 }
 
-fn cable() -> Cable {
+pub(super) fn cable() -> Cable {
     let (net, other) = card();
     let mut driver = Driver::new(Box::new(net));
     driver.init();
@@ -38,17 +38,17 @@ fn cable() -> Cable {
 }
 
 /// `len` bytes that tell their places.
-fn frame(len: usize) -> Vec<u8> {
+pub(super) fn frame(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
 }
 
 impl Cable {
-    fn sends(&mut self, frame: &[u8]) {
+    pub fn sends(&mut self, frame: &[u8]) {
         self.other.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
         self.other.write_all(frame).unwrap();
     }
 
-    fn receives(&mut self) -> Vec<u8> {
+    pub fn receives(&mut self) -> Vec<u8> {
         let mut len = [0; 4];
         self.other.read_exact(&mut len).unwrap();
         let mut frame = vec![0; u32::from_be_bytes(len) as usize];
@@ -57,14 +57,14 @@ impl Cable {
     }
 
     /// Offers `count` buffers of `len` bytes for what comes.
-    fn offers(&mut self, count: u64, len: u32) {
+    pub fn offers(&mut self, count: u64, len: u32) {
         for index in 0..count {
             self.driver.add(RECEIVES, &[(DATA + index * u64::from(len), len, true)]);
         }
         self.driver.kick(RECEIVES);
     }
 
-    fn driver_sends(&mut self, frame: &[u8]) {
+    pub fn driver_sends(&mut self, frame: &[u8]) {
         self.driver.write(OUT, &[0; HEADER]);
         self.driver.write(OUT + HEADER as u64, frame);
         let len = (HEADER + frame.len()) as u32;
