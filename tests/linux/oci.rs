@@ -33,7 +33,7 @@ impl Engine {
         )
         .unwrap();
         let podman = format!(
-            "#!/bin/sh\nexport XDG_CONFIG_HOME={dir} HOME={dir}\nexec podman --root {dir}/root --runroot {dir}/run \
+            "#!/bin/sh\nexport XDG_CONFIG_HOME={dir} HOME={dir} PATH=${{PATH#*:}}\nexec podman --root {dir}/root --runroot {dir}/run \
              --storage-driver vfs --cgroup-manager cgroupfs --events-backend file --runtime {dir}/runtime \"$@\"\n",
             dir = this.dir.0.display()
         );
