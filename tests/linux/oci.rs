@@ -140,8 +140,8 @@ fn podman_runs_a_machine_as_it_runs_a_container() {
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn podman_reaches_into_a_machine_and_ends_it() {
     let engine = Engine::new();
-    let script = r#"podman run -d --name one --network none bb:1 sh -c '
-            trap "echo asked; exit 3" TERM; echo up; while :; do sleep 0.1; done' >/dev/null
+    let script = r#"id=$(podman run -d --name one --network none bb:1 sh -c '
+            trap "echo asked; exit 3" TERM; echo up; while :; do sleep 0.1; done')
         until podman logs one | grep -q up; do sleep 1; done
         podman exec one sh -c 'exit 5'; echo $?
         echo typed | podman exec -i --user 7 -e Q=r one sh -c 'echo $Q; id -u; cat'
@@ -151,7 +151,7 @@ fn podman_reaches_into_a_machine_and_ends_it() {
         podman top one | awk 'NR == 2 { print $2 }'; podman top one | grep -c bash
         podman stop -t 60 one >/dev/null; podman logs one
         podman inspect one --format '{{.State.ExitCode}} {{.State.Status}}'; podman diff one | grep tinyvmm
-        podman rm one >/dev/null; ls /run/tinyvmm-oci | wc -l; pgrep -c virtiofsd"#;
+        podman rm one >/dev/null; ls /run/tinyvmm-oci | grep -c $id; pgrep -fc virtiofsd.*$id"#;
     fs::create_dir_all(engine.dir.path("srv")).unwrap();
     engine.prints(
         script,
