@@ -1,5 +1,7 @@
 //! A container's description as steps that the agent takes in the guest (guest-images/agent/src/container.rs).
 
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,8 +16,8 @@ const AGENT: [&str; 2] = ["/proc/self/exe", "--contained"];
 const SHARED: &str = "/tinyvmm/shared";
 /// What every guest of ours has its own of.
 const OWN_MOUNTS: [&str; 4] = ["proc", "sysfs", "devpts", "devtmpfs"];
-/// Where the devices of a guest are, and its kernel's files.
-const OWN_FOLDERS: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// Where engines mount what every guest has, too.
+const OWN_PLACES: [&str; 5] = ["/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/proc"];
 
 /// Is not limited (getrlimit(2), RLIM_INFINITY).
 const UNLIMITED: u64 = u64::MAX;
@@ -51,18 +53,17 @@ pub fn way(mount: &Mount) -> Result<Way<'_>> {
     let kind = mount.typ().as_deref().unwrap_or(if binds { "bind" } else { "none" });
     ensure!(place.is_absolute(), "mount {}: its place has to be an absolute path", place.display());
     if binds || kind == "bind" {
-        let is_own = OWN_FOLDERS.iter().any(|folder| place.starts_with(folder));
-        let is_usual = ["/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/proc"];
-        if is_own {
-            ensure!(
-                is_usual.iter().any(|usual| place == Path::new(usual)),
-                "mount {}: a guest has devices and kernel files of its own, leave it out",
-                place.display()
-            );
+        if OWN_PLACES.iter().any(|usual| place == Path::new(usual)) {
             return Ok(Way::Given);
         }
         let source = mount.source().as_deref();
         let source = source.with_context(|| format!("mount {}: no source", place.display()))?;
+        let kind = fs::metadata(source).map(|found| found.file_type());
+        ensure!(
+            !kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device()),
+            "mount {}: a guest has devices of its own, leave it out",
+            place.display()
+        );
         return Ok(Way::Bind(source));
     }
     match kind {
@@ -299,7 +300,7 @@ mod tests {
     fn what_a_guest_cannot_have_is_refused_by_name() {
         let refused = |more| format!("{:#}", of_container(&spec(more), &[]).unwrap_err());
         let mount = |mount: Value| refused(json!({"mounts": [mount]}));
-        let device = json!({"destination": "/dev/fuse", "type": "bind", "source": "/dev/fuse", "options": ["bind"]});
+        let device = json!({"destination": "/dev/fuse", "type": "bind", "source": "/dev/null", "options": ["bind"]});
         assert!(mount(device).contains("/dev/fuse: a guest has devices"));
         assert!(
             mount(json!({"destination": "/x", "type": "nfs", "source": "h:/x"}))
