@@ -81,7 +81,8 @@ fn what_cannot_be_shared_is_refused_with_a_line() {
         (&["--vhost-user", &gone], "kind=blk: cannot connect to it: No such file"),
         (&["--modules", "/x"], "--modules: it is for --root-dir DIR and --image"),
         (&["--root-dir", "/", "--initrd", "/dev/null"], "--root-dir and --initrd: leave one out"),
-        (&["--root-dir", "/,ro"], "say DIR or DIR,rw"),
+        (&["--root-dir", "/,ro"], "say DIR, DIR,rw or DIR,rw,container"),
+        (&["--root-dir", "/,rw,container"], "say what a container is to run: -- COMMAND"),
         (&["--root-dir", "/", "--modules", "/var/empty-of-modules"], "it has no modules"),
         (&["--root-dir", "/", "--detach"], "nobody is at its shell"),
     ] {

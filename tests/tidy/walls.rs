@@ -7,7 +7,7 @@ use super::{code, has_word, production_lines, read, test_lines};
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 8] = [
     ("vmm/src/", 11680),
-    ("vmm/cli/src/", 14095),
+    ("vmm/cli/src/", 14110),
     ("vmm/agent-wire/src/", 300),
     ("vmm/archive/src/", 280),
     ("vmm/boot-test/src/", 1800),
