@@ -7,12 +7,12 @@ use super::{code, has_word, production_lines, read, test_lines};
 /// Most lines of code in each crate, without blanks, comments and tests.
 const BUDGETS: [(&str, usize); 8] = [
     ("vmm/src/", 11680),
-    ("vmm/cli/src/", 14110),
+    ("vmm/cli/src/", 14115),
     ("vmm/agent-wire/src/", 300),
     ("vmm/archive/src/", 280),
     ("vmm/boot-test/src/", 1800),
     ("vmm/image/src/", 1460),
-    ("vmm/oci/src/", 1640),
+    ("vmm/oci/src/", 1710),
     ("vmm/unpack/src/", 300),
 ];
 

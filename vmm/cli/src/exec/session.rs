@@ -235,7 +235,7 @@ impl Session {
     /// Passes on signals; returns the end if the user has asked for it often enough.
     fn pass_on_signals(&mut self) -> Option<End> {
         for number in self.signals.take() {
-            if i32::from(number) == libc::SIGWINCH {
+            if i32::from(number) == libc::SIGWINCH && self.signals.has_terminal {
                 self.send_size();
                 continue;
             }

@@ -16,7 +16,7 @@ static PENDING: AtomicU64 = AtomicU64::new(0);
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 
 /// What programs have a meaning of their own for. They end neither this process nor, unasked, the command.
-const OTHERS: [i32; 3] = [libc::SIGALRM, libc::SIGUSR1, libc::SIGUSR2];
+const OTHERS: [i32; 4] = [libc::SIGALRM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 
 extern "C" fn on_signal(number: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     PENDING.fetch_or(1 << number, Ordering::SeqCst);
@@ -26,28 +26,31 @@ extern "C" fn on_signal(number: i32, _: *mut libc::siginfo_t, _: *mut libc::c_vo
 }
 
 /// The signals that are passed on to the command.
-pub struct Signals(&'static EventFd);
+pub struct Signals {
+    wake: &'static EventFd,
+    /// SIGWINCH is a change of the terminal's size; without one it is a signal like the others.
+    pub has_terminal: bool,
+}
 
 impl Signals {
-    /// Takes them over; with a terminal, also changes of its size.
-    pub fn new(with_terminal: bool) -> Result<Self> {
+    /// Takes them over.
+    pub fn new(has_terminal: bool) -> Result<Self> {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let wake = WAKE.get_or_init(|| event);
-        let others = OTHERS.into_iter().chain(with_terminal.then_some(libc::SIGWINCH));
-        for signal in stop_signals().chain(others) {
+        for signal in stop_signals().chain(OTHERS) {
             register_signal_handler(signal, on_signal).context("cannot handle signals")?;
         }
-        Ok(Self(wake))
+        Ok(Self { wake, has_terminal })
     }
 
     /// Readable when there are some.
     pub fn wake(&self) -> BorrowedFd<'_> {
-        borrow(self.0)
+        borrow(self.wake)
     }
 
     /// The numbers of those that have come.
     pub fn take(&self) -> impl Iterator<Item = u8> + use<> {
-        let _ = self.0.read();
+        let _ = self.wake.read();
         let pending = PENDING.swap(0, Ordering::SeqCst);
         (1..64).filter(move |number| pending & 1 << number != 0)
     }

@@ -29,11 +29,18 @@ pub struct StopOptions {
     /// How long the guest may take to power off before it is ended: `30s`, `2m`
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s")]
     timeout: Duration,
+
+    /// Only remove what a machine that has ended has left
+    #[arg(long)]
+    ended: bool,
 }
 
 /// Ends the machine, and removes what is left of it.
 pub fn stop(options: &StopOptions) -> Result<ExitCode> {
     let known = names::find(&options.machine)?;
+    if known.lives && options.ended {
+        return Ok(ExitCode::SUCCESS);
+    }
     if known.lives {
         end(&known, options.timeout).with_context(|| known.name.clone())?;
     }
