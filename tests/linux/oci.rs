@@ -44,7 +44,7 @@ impl Engine {
         fs::create_dir(this.dir.path("containers")).unwrap();
         fs::copy(this.dir.path("policy.json"), this.dir.path("containers/policy.json")).unwrap();
         let script = format!(
-            "mkdir -p image/bin && cd image && mkdir etc proc sys dev tmp srv && cp {} bin && \
+            "mkdir -p image/bin && cd image && mkdir etc proc sys dev tmp srv && ln -s ../../../../../../etc esc && cp {} bin && \
              for name in $(bin/busybox --list); do [ $name = busybox ] || ln -s busybox bin/$name; done && \
              tar -c . | podman import - bb:1",
             image("compare").join("root/usr/bin/busybox").display()
@@ -113,9 +113,9 @@ fn podman_runs_a_machine_as_it_runs_a_container() {
     // Environment, user, folder, limits, a volume that is only read, input.
     fs::write(engine.dir.path("file"), "of the host\n").unwrap();
     let script = "echo typed | podman run --rm -i --network none -e A=b --user 5:6 -w /srv --memory 200m --cpus 1 \
-        --cap-drop all -v $PWD/file:/data/file:ro bb:1 sh -c '
+        --cap-drop all -v $PWD/file:/data/file:ro -v $PWD/file:/esc/of-a-test bb:1 sh -c '
             echo $A; id -u; id -g; pwd; cat /data/file; (echo x >/data/file) 2>/dev/null || echo kept; nproc
-            awk \"/MemTotal/ {print (\\$2 > 150000) (\\$2 < 204800)}\" /proc/meminfo; grep CapEff /proc/self/status; cat'";
+            awk \"/MemTotal/ {print (\\$2 > 150000) (\\$2 < 204800)}\" /proc/meminfo; grep CapEff /proc/self/status; cat /etc/of-a-test; cat'; ls /etc/of-a-test 2>/dev/null";
     engine.prints(
         script,
         &[
@@ -128,6 +128,7 @@ fn podman_runs_a_machine_as_it_runs_a_container() {
             "1",
             "11",
             "CapEff:\t0000000000000000",
+            "of the host",
             "typed",
         ],
     );
@@ -140,19 +141,20 @@ fn podman_runs_a_machine_as_it_runs_a_container() {
 #[ignore = "boots Linux: scripts/check runs it in the KVM box"]
 fn podman_reaches_into_a_machine_and_ends_it() {
     let engine = Engine::new();
-    let script = r#"id=$(podman run -d --name one --network none bb:1 sh -c '
+    let script = r#"id=$(podman run -d --name one --network none -v $PWD/kept:/data/kept bb:1 sh -c '
             trap "echo asked; exit 3" TERM; echo up; while :; do sleep 0.1; done')
         until podman logs one | grep -q up; do sleep 1; done
         podman exec one sh -c 'exit 5'; echo $?
         echo typed | podman exec -i --user 7 -e Q=r one sh -c 'echo $Q; id -u; cat'
         echo of the host >file; podman cp file one:/srv/file; podman exec one cat /srv/file
         podman exec one sh -c 'mkdir -p /srv; echo of the guest >/srv/g'; podman cp one:/srv/g g; cat g
+        podman cp file one:/data/kept/copied; cat kept/copied
         podman pause one >/dev/null; podman inspect one --format '{{.State.Status}}'; podman unpause one >/dev/null
         podman top one | awk 'NR == 2 { print $2 }'; podman top one | grep -c bash
         podman stop -t 60 one >/dev/null; podman logs one
         podman inspect one --format '{{.State.ExitCode}} {{.State.Status}}'; podman diff one | grep tinyvmm
         podman rm one >/dev/null; ls /run/tinyvmm-oci | grep -c $id; pgrep -fc virtiofsd.*$id"#;
-    fs::create_dir_all(engine.dir.path("srv")).unwrap();
+    fs::create_dir(engine.dir.path("kept")).unwrap();
     engine.prints(
         script,
         &[
@@ -162,6 +164,7 @@ fn podman_reaches_into_a_machine_and_ends_it() {
             "typed",
             "of the host",
             "of the guest",
+            "of the host",
             "paused",
             "1",
             "0",

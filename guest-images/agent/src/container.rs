@@ -11,6 +11,7 @@
 //! | `readonly` | a file or folder that cannot be changed there; it need not be there |
 //! | `hide` | a file or folder that is to be empty; it need not be there |
 //! | `write` | a file in /proc, what is written into it |
+//! | `mark`, `await` | a file that is made, and waited for |
 //! | `card`, `address`, `route` | of network.rs |
 //! | `limit` | number of a resource (getrlimit(2)), soft and hard limit, either may be `-`: none |
 //! | `locked` | none: programs give no more rights (PR_SET_NO_NEW_PRIVS) |
@@ -39,11 +40,13 @@ use rustix::thread::{
 use crate::program::{PATH, find_and_execute, said};
 use crate::sys::{Texts, Words, standard};
 use crate::user::User;
-use crate::{make_folders, network, say};
+use crate::{make_folders, network, say, wait};
 
 /// Exit codes as docker's: what is asked for cannot be had; there is no such program.
 const CANNOT: i32 = 126;
 const NO_PROGRAM: i32 = 127;
+/// How often a mark is looked for, every 10 ms.
+const TRIES: u32 = 3000;
 /// Numbers of resources (include/uapi/asm-generic/resource.h).
 const RESOURCES: [Resource; 16] = [
     Resource::Cpu,
@@ -122,6 +125,19 @@ fn take(name: &[u8], values: &[u8]) -> Result<(), Errno> {
         b"write" => {
             let file = open(next()?, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::write(&file, next()?).map(drop)
+        }
+        b"mark" => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+            open(next()?, flags, Mode::from_raw_mode(0o644)).map(drop)
+        }
+        b"await" => {
+            let path = next()?;
+            let mut tries = 0;
+            while tries < TRIES && stat(path).is_err() {
+                wait(10);
+                tries += 1;
+            }
+            stat(path).map(drop)
         }
         b"card" => network::raise(next()?, number(next()?)?),
         b"address" => network::add_address(next()?, next()?, number(next()?)?),

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::container::{self, Container, Status};
-use crate::{cgroup, hooks, machine, rootfs, words};
+use crate::{cgroup, hooks, machine, rootfs, supervisor, words};
 
 /// The version of the specification that config.json may have, and that we write.
 const VERSION: &str = "1.2.0";
@@ -139,8 +139,10 @@ pub fn kill(root: &Path, options: &Kill) -> Result<()> {
     }
     // The machine passes it on to the guest's process, or ends with it.
     let Some(signal) = Signal::from_named_raw(signal) else {
-        bail!("signal {signal}: a machine passes on none that are numbered from RTMIN on")
+        bail!("signal {signal}: a machine does not pass it on")
     };
+    let passes = signal == Signal::KILL || supervisor::SIGNALS.contains(&signal);
+    ensure!(passes, "signal {}: a machine does not pass it on", options.signal);
     kill_process(pid, signal).context("cannot send it")
 }
 
@@ -177,7 +179,7 @@ pub fn remove(container: &Container) -> Result<()> {
     // What a machine that was killed has left; there is nothing otherwise.
     let mut clear = tinyvmm(container);
     let _ = clear
-        .args(["stop", &container.machine()])
+        .args(["stop", "--ended", &container.machine()])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
@@ -202,7 +204,12 @@ pub fn remove(container: &Container) -> Result<()> {
 /// Prints the processes of a container.
 pub fn ps(root: &Path, options: &Ps) -> Result<()> {
     let container = Container::find(root, &options.id)?;
-    let pids: Vec<_> = container.pid().map(Pid::as_raw_pid).into_iter().collect();
+    let group = |folder: &PathBuf| fs::read_to_string(folder.join("cgroup.procs")).ok();
+    let group = container.saved.cgroups.iter().find_map(group).unwrap_or_default();
+    let mut pids: Vec<i32> = group.lines().filter_map(|line| line.parse().ok()).collect();
+    if pids.is_empty() {
+        pids.extend(container.pid().map(Pid::as_raw_pid));
+    }
     match options.format {
         Format::Json => println!("{}", json!(pids)),
         Format::Table => {
@@ -219,6 +226,7 @@ pub fn pause(root: &Path, id: &str, stands: bool) -> Result<()> {
     let (from, word) = if stands { (Status::Running, "pause") } else { (Status::Paused, "resume") };
     let status = container.status();
     ensure!(status == from, "container {id} is {}: it has to be {}", status.name(), from.name());
+    await_machine(&container)?;
     let mut command = tinyvmm(&container);
     command.args(["ctl", &container.machine(), word]).stdout(Stdio::null());
     ensure!(command.status()?.success(), "container {id}: cannot {word} its machine");
@@ -228,6 +236,21 @@ pub fn pause(root: &Path, id: &str, stands: bool) -> Result<()> {
         false => fs::remove_file(path)?,
     }
     Ok(())
+}
+
+/// Waits until `tinyvmm` knows the machine: a container runs from its start on.
+pub fn await_machine(container: &Container) -> Result<()> {
+    for _ in 0..TRIES {
+        ensure!(container.pid().is_some(), "container {} has ended", container.id);
+        let known = tinyvmm(container).args(["ps", "--json"]).stderr(Stdio::null()).output();
+        let known: Value = serde_json::from_slice(&known.context("cannot start tinyvmm")?.stdout)?;
+        let name = container.machine();
+        if known.as_array().is_some_and(|all| all.iter().any(|one| one["name"] == *name)) {
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+    }
+    bail!("container {}: its machine does not start", container.id)
 }
 
 /// `tinyvmm`, which finds the container's machine.
@@ -270,7 +293,7 @@ pub fn features() -> Result<()> {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": VERSION,
         "hooks": ["prestart", "createRuntime", "poststart", "poststop"],
-        "mountOptions": ["bind", "rbind", "ro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "strictatime", "sync"],
+        "mountOptions": ["bind", "rbind", "ro", "rro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime", "strictatime", "sync"],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
             "capabilities": words::all_capabilities(),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,8 +27,6 @@ pub struct Saved {
     pub runtime_dir: Option<PathBuf>,
     /// Its control group's folders.
     pub cgroups: Vec<PathBuf>,
-    /// When it was created, in seconds since 1970.
-    pub created_s: u64,
 }
 
 /// A container.
@@ -86,6 +84,14 @@ pub fn root(given: Option<&Path>) -> Result<PathBuf> {
         .mode(0o700)
         .create(&root)
         .with_context(|| format!("folder {}", root.display()))?;
+    let found = fs::symlink_metadata(&root)?;
+    let is_ours = found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0;
+    // Where another user could make it first.
+    ensure!(
+        given.is_some() || is_ours,
+        "folder {}: not ours alone, say --root DIR",
+        root.display()
+    );
     Ok(fs::canonicalize(root)?)
 }
 
@@ -206,7 +212,7 @@ mod tests {
     use super::*;
 
     fn saved(process: Option<(i32, u64)>) -> Saved {
-        Saved { bundle: "/b".into(), process, runtime_dir: None, cgroups: vec![], created_s: 1 }
+        Saved { bundle: "/b".into(), process, runtime_dir: None, cgroups: vec![] }
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::io::{PipeReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -32,6 +31,14 @@ pub struct Options {
     /// Socket that gets the container's terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+
+    /// Of `run`: do not wait for the end
+    #[arg(long, short)]
+    detach: bool,
+
+    /// Of `run`: do not delete it at its end
+    #[arg(long)]
+    keep: bool,
 
     /// Accepted, for engines say it: a machine has a root of its own in any case
     #[arg(long)]
@@ -75,19 +82,21 @@ fn check(spec: &Spec, bundle: &Path, options: &Options) -> Result<()> {
 
 /// Creates a container.
 pub fn create(root: &Path, systemd: bool, options: &Options) -> Result<()> {
-    let process = options.prepare(root, systemd, true)?;
-    if let Some(path) = &options.pid_file {
-        fs::write(path, process.id().to_string()).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    options.prepare(root, systemd, true).map(drop)
 }
 
 /// Creates a container, runs it to its end, and deletes it.
 pub fn run(root: &Path, systemd: bool, options: &Options) -> Result<ExitCode> {
-    let mut process = options.prepare(root, systemd, options.console_socket.is_some())?;
+    let is_apart = options.detach || options.console_socket.is_some();
+    let mut process = options.prepare(root, systemd, is_apart)?;
     commands::start(root, &options.id)?;
+    if options.detach {
+        return Ok(ExitCode::SUCCESS);
+    }
     let status = process.wait()?;
-    commands::remove(&Container::find(root, &options.id)?)?;
+    if !options.keep {
+        commands::remove(&Container::find(root, &options.id)?)?;
+    }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(137))) // ended by us or another, with SIGKILL
 }
@@ -99,13 +108,11 @@ impl Options {
             .with_context(|| format!("--bundle {}", self.bundle.display()))?;
         let spec = container::spec(&bundle)?;
         check(&spec, &bundle, self)?;
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let saved = Saved {
             bundle,
             process: None,
             runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
             cgroups: Vec::new(),
-            created_s: since.as_secs(),
         };
         let mut container = Container::new(root, &self.id, saved)?;
         let made = self.make(&mut container, root, &spec, systemd, is_apart);
@@ -132,11 +139,12 @@ impl Options {
         let socket = self.console_socket.as_deref();
         let terminal = socket.map(|socket| console::open(process, socket)).transpose()?;
         let (mut child, news) = spawn(root, &container.id, terminal, is_apart)?;
-        let ready = await_ready(news).and_then(|()| {
-            let pid = child.id() as i32;
-            let started = started_at(pid).context("the container's process has ended")?;
-            container.saved.process = Some((pid, started));
-            container.save()?;
+        let pid = child.id() as i32;
+        container.saved.process = started_at(pid).map(|started| (pid, started));
+        let ready = container.save().and_then(|()| await_ready(news)).and_then(|()| {
+            if let Some(path) = &self.pid_file {
+                fs::write(path, pid.to_string()).with_context(|| path.display().to_string())?;
+            }
             let state = commands::described(container).to_string();
             let hooks = spec.hooks().as_ref();
             hooks::run(hooks.and_then(|hooks| prestart(hooks)), &state)?;
@@ -169,7 +177,8 @@ fn spawn(
     fcntl_setfd(&report, FdFlags::empty())?; // inherited
     let mut command = Command::new("/proc/self/exe");
     command.arg("--root").arg(root).args(["init", "--report"]);
-    command.arg(report.as_raw_fd().to_string()).args(is_apart.then_some("--apart")).arg(id);
+    command.arg(report.as_raw_fd().to_string()).args(is_apart.then_some("--apart"));
+    command.args(terminal.is_some().then_some("--terminal")).arg(id);
     if let Some(terminal) = terminal {
         command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?);
         command.stderr(Stdio::from(terminal));

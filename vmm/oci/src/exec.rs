@@ -106,12 +106,13 @@ pub fn exec(root: &Path, options: &Options) -> Result<ExitCode> {
     ensure!(options.preserve_fds == 0, "--preserve-fds: a guest has no descriptors of the host");
     let container = Container::find(root, &options.id)?;
     container.ensure_runs()?;
+    commands::await_machine(&container)?;
     let process = options.wanted(&container.spec()?)?;
     let is_terminal = process.terminal() == Some(true) || options.tty;
     let mut command = commands::tinyvmm(&container);
     command.args(["exec", "--interactive"]).args(is_terminal.then_some("--tty"));
     command.arg(container.machine()).arg("--");
-    command.args(steps::command(steps::of_process(&process)?, &process)?);
+    command.args(steps::command(steps::of_further_process(&process)?, &process)?);
     if let Some(socket) = options.console_socket.as_deref().filter(|_| is_terminal) {
         let terminal = console::open(&process, socket)?;
         command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?);

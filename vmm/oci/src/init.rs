@@ -1,7 +1,7 @@
 //! A container's process: it prepares what the machine is made of, waits for the start, and has `tinyvmm` run it.
 
 use std::fs::File;
-use std::io::{IsTerminal, PipeWriter, Read, Write, stdin};
+use std::io::{PipeWriter, Read, Write, stdin};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -13,6 +13,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{ioctl_tiocsctty, setsid};
 
 use crate::container::Container;
+use crate::network::Wanted;
 use crate::{cgroup, machine, network, rootfs, steps, supervisor};
 
 /// What is reported once it is ready.
@@ -24,9 +25,12 @@ pub struct Options {
     /// Descriptor for how it is
     #[arg(long)]
     report: i32,
-    /// Be the first of a session, and have its terminal
+    /// Be the first of a session
     #[arg(long)]
     apart: bool,
+    /// Standard input is the session's terminal
+    #[arg(long)]
+    terminal: bool,
     /// The container's ID
     id: String,
 }
@@ -37,7 +41,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let report = unsafe { OwnedFd::from_raw_fd(options.report) };
     let _ = fcntl_setfd(&report, FdFlags::CLOEXEC);
     let mut report = PipeWriter::from(report);
-    let (container, spec, shared) = match prepare(root, options) {
+    let Prepared { container, spec, shared, network, mut start } = match prepare(root, options) {
         Ok(prepared) => prepared,
         Err(error) => {
             let _ = write!(report, "{error:#}");
@@ -46,16 +50,28 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     };
     report.write_all(READY.as_bytes())?;
     drop(report);
-    // Opening it waits for who writes, and nobody else does than `start`.
-    File::open(container.start_file())?.read_exact(&mut [0])?;
-    supervisor::run(machine(&container, &spec, &shared)?, &spec, &shared)
+    // Nobody writes there but `start`.
+    start.read_exact(&mut [0])?;
+    drop(start);
+    supervisor::run(machine(&container, &spec, &shared, &network)?, &spec, &shared)
+}
+
+/// What a container's process has when it is ready for the start.
+struct Prepared {
+    container: Container,
+    spec: Spec,
+    /// What the guest sees of the host.
+    shared: PathBuf,
+    network: Wanted,
+    /// Has a byte once it is to start.
+    start: File,
 }
 
 /// Enters where the container's processes are to be.
-fn prepare(root: &Path, options: &Options) -> Result<(Container, Spec, PathBuf)> {
+fn prepare(root: &Path, options: &Options) -> Result<Prepared> {
     if options.apart {
         setsid()?;
-        if stdin().is_terminal() {
+        if options.terminal {
             ioctl_tiocsctty(stdin()).context("cannot take the terminal")?;
         }
     }
@@ -63,13 +79,16 @@ fn prepare(root: &Path, options: &Options) -> Result<(Container, Spec, PathBuf)>
     let spec = container.spec()?;
     cgroup::enter(&container.saved.cgroups)?;
     let shared = rootfs::enter(&spec, &container.saved.bundle, &container.folder)?;
-    network::enter(&spec)?;
-    Ok((container, spec, shared))
+    let network = network::enter(&spec)?;
+    supervisor::handle_signals()?;
+    // Also for writing, so that opening it waits for nobody; `start` finds a reader from here on.
+    let start = File::options().read(true).write(true).open(container.start_file())?;
+    Ok(Prepared { container, spec, shared, network, start })
 }
 
 /// The machine's command.
-fn machine(container: &Container, spec: &Spec, shared: &Path) -> Result<Command> {
-    let network = network::connect(spec)?;
+fn machine(container: &Container, spec: &Spec, shared: &Path, wanted: &Wanted) -> Result<Command> {
+    let network = network::connect(wanted)?;
     let process = spec.process().as_ref().context("config.json: no process")?;
     let steps = steps::of_container(spec, network::steps_of(&network))?;
     let mut command = Command::new(machine::program());

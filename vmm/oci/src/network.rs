@@ -3,14 +3,15 @@
 //! engine publishes lead to the guest, and what it forbids is forbidden. Without a namespace it has passt's network, in which
 //! a guest has the addresses and the gateway of the host.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use serde_json::Value;
 
 use crate::steps::step;
@@ -33,11 +34,13 @@ pub enum Network {
 }
 
 /// Where the description wants the network to be.
-enum Wanted {
+pub enum Wanted {
+    /// Where we are.
     Host,
-    /// A namespace of its own, in which nothing is.
-    Empty,
-    Namespace(PathBuf),
+    /// A namespace of its own, into which the engine may put a card before the start.
+    Own,
+    /// One that the engine has made.
+    Given(PathBuf),
 }
 
 fn wanted(spec: &Spec) -> Wanted {
@@ -45,22 +48,44 @@ fn wanted(spec: &Spec) -> Wanted {
     let network = all.into_iter().flatten().find(|one| one.typ() == LinuxNamespaceType::Network);
     match network.map(|network| network.path().clone()) {
         None => Wanted::Host,
-        Some(None) => Wanted::Empty,
-        Some(Some(path)) => Wanted::Namespace(path),
+        Some(None) => Wanted::Own,
+        Some(Some(path)) => Wanted::Given(path),
     }
 }
 
-/// Enters the namespace of the container's network, if it has one.
-pub fn enter(spec: &Spec) -> Result<()> {
-    let Wanted::Namespace(path) = wanted(spec) else { return Ok(()) };
-    let named = || format!("network namespace {}", path.display());
-    let file = File::open(&path).with_context(named)?;
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).with_context(named)
+/// Enters the namespace of the container's network, if it has one; returns where that is.
+pub fn enter(spec: &Spec) -> Result<Wanted> {
+    let wanted = wanted(spec);
+    match &wanted {
+        Wanted::Host => {}
+        // SAFETY: this process has one thread.
+        Wanted::Own => unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+            .context("cannot make a namespace of networks")?,
+        Wanted::Given(path) => {
+            let named = || format!("network namespace {}", path.display());
+            let file = File::open(path).with_context(named)?;
+            let (given, ours) = (file.metadata()?, fs::metadata("/proc/self/ns/net")?);
+            // Engines may name the host's, whose card is not a container's to take.
+            if (given.dev(), given.ino()) == (ours.dev(), ours.ino()) {
+                return Ok(Wanted::Host);
+            }
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(file.as_fd(), kind).with_context(named)?;
+        }
+    }
+    Ok(wanted)
+}
+
+/// Whether this namespace has more than its loopback.
+fn has_cards() -> bool {
+    let table = fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    // Two lines are titles.
+    table.lines().skip(2).any(|line| !line.trim_start().starts_with("lo:"))
 }
 
 /// Makes the network, once the engine has done its part.
-pub fn connect(spec: &Spec) -> Result<Network> {
-    match wanted(spec) {
+pub fn connect(wanted: &Wanted) -> Result<Network> {
+    match wanted {
         Wanted::Host => {
             let routes = json(&["-4", "route", "show", "default"])?;
             let card = routes.iter().find_map(|route| route["dev"].as_str());
@@ -68,8 +93,8 @@ pub fn connect(spec: &Spec) -> Result<Network> {
                 card.context("network host: passt needs a default route, this host has none")?;
             Ok(Network::User { steps: steps(card, "0")? })
         }
-        Wanted::Empty => Ok(Network::None),
-        Wanted::Namespace(_) => {
+        Wanted::Own | Wanted::Given(_) if !has_cards() => Ok(Network::None),
+        Wanted::Own | Wanted::Given(_) => {
             let cards = json(&["addr", "show"])?;
             let card = cards.iter().find(|card| card["link_type"] == "ether" && is_up(card));
             let Some(card) = card else { return Ok(Network::None) };

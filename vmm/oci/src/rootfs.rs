@@ -3,14 +3,15 @@
 //! one virtiofsd serves them all. Nothing in the container's root is looked at here: places within it are the guest's to
 //! make.
 
+use std::ffi::CString;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::{io, mem, ptr};
 
 use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Spec;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change, mount_remount,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::steps::{Way, way};
@@ -66,10 +67,23 @@ fn bind(source: &Path, place: &Path, flags: MountFlags) -> Result<()> {
     }
     mount_bind_recursive(source, place)?;
     if flags.contains(MountFlags::RDONLY) {
-        // Whatever the guest does, it is not written.
-        mount_remount(place, MountFlags::BIND | flags, "")?;
+        // Whatever the guest does, it is not written, nor what is mounted below it.
+        lock(place).context("cannot make it read only")?;
     }
     Ok(())
+}
+
+/// Makes all mounts from `place` on read only (Linux 5.12).
+fn lock(place: &Path) -> Result<()> {
+    let path = CString::new(place.as_os_str().as_bytes())?;
+    // SAFETY: it has numbers only, which may be zero.
+    let mut all: libc::mount_attr = unsafe { mem::zeroed() };
+    all.attr_set = libc::MOUNT_ATTR_RDONLY;
+    let (len, flags) = (mem::size_of::<libc::mount_attr>(), libc::AT_RECURSIVE);
+    let (folder, path, all) = (libc::AT_FDCWD, path.as_ptr(), ptr::from_ref(&all));
+    // SAFETY: the call reads a path that ends with a zero byte, and `len` bytes of attributes.
+    let done = unsafe { libc::syscall(libc::SYS_mount_setattr, folder, path, flags, all, len) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error().into()) }
 }
 
 /// Removes what the guest has made in the container's root for itself.

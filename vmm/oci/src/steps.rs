@@ -14,6 +14,8 @@ use crate::words::{self, mount_options};
 const AGENT: [&str; 2] = ["/proc/self/exe", "--contained"];
 /// Where the agent has what rootfs.rs has put beside the container's root.
 const SHARED: &str = "/tinyvmm/shared";
+/// Is there once the container's mounts and addresses are.
+const MADE: &str = "/tinyvmm/made";
 /// What every guest of ours has its own of.
 const OWN_MOUNTS: [&str; 4] = ["proc", "sysfs", "devpts", "devtmpfs"];
 /// Where engines mount what every guest has, too.
@@ -56,6 +58,8 @@ pub fn way(mount: &Mount) -> Result<Way<'_>> {
         if OWN_PLACES.iter().any(|usual| place == Path::new(usual)) {
             return Ok(Way::Given);
         }
+        let (_, rest) = mount_options(options);
+        ensure!(rest.is_empty(), "mount {}: option {rest} is not for a guest", place.display());
         let source = mount.source().as_deref();
         let source = source.with_context(|| format!("mount {}: no source", place.display()))?;
         let kind = fs::metadata(source).map(|found| found.file_type());
@@ -91,8 +95,14 @@ pub fn of_container(spec: &Spec, network: &[String]) -> Result<Vec<String>> {
         steps.push(step("readonly", &["/"])?);
     }
     let process = spec.process().as_ref().context("config.json: no process")?;
+    steps.push(step("mark", &[MADE])?);
     steps.extend(of_process(process)?);
     Ok(steps)
+}
+
+/// The steps of another process in the container, which begins once that is made.
+pub fn of_further_process(process: &Process) -> Result<Vec<String>> {
+    Ok([vec![step("await", &[MADE])?], of_process(process)?].concat())
 }
 
 fn text(path: &Path) -> Result<&str> {
@@ -154,7 +164,7 @@ fn add_kernel_steps(steps: &mut Vec<String>, linux: &Linux) -> Result<()> {
 }
 
 /// The steps of a process: what it may do, who it is, its environment.
-pub fn of_process(process: &Process) -> Result<Vec<String>> {
+fn of_process(process: &Process) -> Result<Vec<String>> {
     let mut steps = Vec::new();
     if let Some(adjustment) = process.oom_score_adj() {
         steps.push(step("write", &["/proc/self/oom_score_adj", &adjustment.to_string()])?);

@@ -3,18 +3,17 @@
 //! there. It passes signals on to the machine, and ends as the machine ends.
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::{Context, Result};
 use oci_spec::runtime::Spec;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
-    unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
+    mount_change, move_mount, open_tree, unmount,
 };
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, chdir, kill_process, pivot_root, wait,
@@ -25,12 +24,12 @@ use vmm_sys_util::signal::register_signal_handler;
 use crate::rootfs;
 use crate::steps::{Way, way};
 
-/// The machine's process.
+/// The machine's process, and a signal that has come before there was one.
 static MACHINE: AtomicI32 = AtomicI32::new(0);
+static EARLY: AtomicI32 = AtomicI32::new(0);
 
-/// Those that are passed on: whatever ends a process or means something to one, but for those that cannot be handled, and
-/// those of the terminal's jobs.
-const SIGNALS: [Signal; 9] = [
+/// Those that are passed on, as `tinyvmm` does.
+pub const SIGNALS: [Signal; 8] = [
     Signal::HUP,
     Signal::INT,
     Signal::QUIT,
@@ -39,26 +38,35 @@ const SIGNALS: [Signal; 9] = [
     Signal::ALARM,
     Signal::TERM,
     Signal::WINCH,
-    Signal::CONT,
 ];
 
 extern "C" fn pass_on(number: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let machine = Pid::from_raw(MACHINE.load(Ordering::SeqCst));
-    if let (Some(machine), Some(signal)) = (machine, Signal::from_named_raw(number)) {
-        let _ = kill_process(machine, signal); // kill(2), which a handler may call
+    match (Pid::from_raw(MACHINE.load(Ordering::SeqCst)), Signal::from_named_raw(number)) {
+        // kill(2), which a handler may call
+        (Some(machine), Some(signal)) => _ = kill_process(machine, signal),
+        _ => EARLY.store(number, Ordering::SeqCst),
     }
+}
+
+/// Has signals wait for the machine: the first process of a namespace gets none that it does not handle.
+pub fn handle_signals() -> Result<()> {
+    for signal in SIGNALS {
+        register_signal_handler(signal.as_raw(), pass_on).context("cannot handle signals")?;
+    }
+    Ok(())
 }
 
 /// Starts the machine, and waits for its end; returns its exit code. `shared` is what rootfs.rs has made.
 pub fn run(mut machine: Command, spec: &Spec, shared: &Path) -> Result<ExitCode> {
-    for signal in SIGNALS {
-        register_signal_handler(signal.as_raw(), pass_on).context("cannot handle signals")?;
-    }
     let child = machine.spawn();
     let child =
         child.with_context(|| format!("cannot start {}", machine.get_program().display()))?;
     let pid = child.id() as i32;
     MACHINE.store(pid, Ordering::SeqCst);
+    let early = EARLY.swap(0, Ordering::SeqCst);
+    if early != 0 {
+        pass_on(early, std::ptr::null_mut(), std::ptr::null_mut());
+    }
     move_in(spec, shared)?;
     loop {
         // Also for processes that the machine's have left to us.
@@ -81,33 +89,31 @@ fn code_of(status: WaitStatus) -> u8 {
 
 /// Makes the container's root ours, with what is mounted there.
 fn move_in(spec: &Spec, shared: &Path) -> Result<()> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let open = |name: &str| openat(CWD, shared.join(name), flags, Mode::empty());
-    let mut binds = Vec::<(OwnedFd, PathBuf, bool)>::new();
-    for mount in spec.mounts().iter().flatten() {
-        let Way::Bind(_) = way(mount)? else { continue };
-        let name = binds.len().to_string();
-        let is_folder = shared.join(&name).is_dir();
-        binds.push((open(&name)?, mount.destination().clone(), is_folder));
-    }
     // SAFETY: this process has one thread, and no other shares its mounts by a call that it has made.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("cannot make a namespace of mounts")?;
     let apart = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", apart).context("cannot keep mounts apart")?;
+    let mut binds = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        let Way::Bind(_) = way(mount)? else { continue };
+        let source = shared.join(binds.len().to_string());
+        let copy = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, &source, copy | OpenTreeFlags::AT_RECURSIVE);
+        binds.push((tree.context("cannot copy a mount")?, mount.destination(), source.is_dir()));
+    }
     chdir(shared.join(rootfs::ROOT))?;
     pivot_root(".", ".").context("cannot change the root")?;
-    // From here on every absolute path is one of the container's. What is not possible is missing for engines, not for the
-    // guest. The host's root is still there: what is bound has to be of mounts that are.
+    unmount(".", UnmountFlags::DETACH).context("cannot leave the host's root")?;
+    chdir("/")?;
+    // Only from here on no path leads to the host's files. What is not possible is missing for engines, not for the guest.
     let harmless = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let _ = fs::create_dir("/proc");
-    if mount("proc", "/proc", "proc", harmless, None).is_ok() {
-        for (fd, place, is_folder) in &binds {
-            let _ = make(place, *is_folder);
-            let _ = mount_bind_recursive(format!("/proc/self/fd/{}", fd.as_raw_fd()), place);
-        }
+    let _ = mount("proc", "/proc", "proc", harmless, None);
+    for (tree, place, is_folder) in binds {
+        let _ = make(place, is_folder);
+        let _ = move_mount(tree, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
     }
-    unmount(".", UnmountFlags::DETACH).context("cannot leave the host's root")?;
-    Ok(chdir("/")?)
+    Ok(())
 }
 
 /// Makes a folder or file where nothing is, and the folders that it is in.

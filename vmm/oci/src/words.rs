@@ -59,7 +59,7 @@ pub fn mount_options(options: &[String]) -> (MountFlags, String) {
     let mut rest = Vec::new();
     for option in options {
         match option.as_str() {
-            "ro" => flags |= MountFlags::RDONLY,
+            "ro" | "rro" => flags |= MountFlags::RDONLY,
             "rw" => flags -= MountFlags::RDONLY,
             "nosuid" => flags |= MountFlags::NOSUID,
             "nodev" => flags |= MountFlags::NODEV,
@@ -69,6 +69,9 @@ pub fn mount_options(options: &[String]) -> (MountFlags, String) {
             "strictatime" => flags |= MountFlags::STRICTATIME,
             "sync" => flags |= MountFlags::SYNCHRONOUS,
             "suid" | "dev" | "exec" | "atime" | "async" | "defaults" | "bind" | "rbind" => {}
+            // When times are written is up to each file system.
+            "diratime" | "nodiratime" | "norelatime" | "nostrictatime" | "lazytime"
+            | "nolazytime" => {}
             // How mounts spread, and what podman's tmpfs do besides: a guest has one tree.
             "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
             | "runbindable" | "tmpcopyup" | "notmpcopyup" | "copy" | "nocopy" | "z" | "Z" | "U" => {
