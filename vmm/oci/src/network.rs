@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -162,7 +162,8 @@ fn json(words: &[&str]) -> Result<Vec<Value>> {
 
 /// Makes the tap, and has all that one of the two receives sent by the other.
 fn take_over(card: &str, mtu: &str) -> Result<()> {
-    if Path::new("/sys/class/net").join(TAP).exists() || run("ip", &["link", "show", TAP]).is_ok() {
+    // Of a container that had this namespace before. /sys may show another's cards.
+    if run("ip", &["link", "show", TAP]).is_ok() {
         run("ip", &["link", "delete", TAP])?;
     }
     run("ip", &["tuntap", "add", TAP, "mode", "tap", "vnet_hdr"])?;
